@@ -1,0 +1,39 @@
+# Nothing here needs an activated virtual environment. ARGS goes to the command: make test ARGS="-k gate".
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint format bench clean
+BIN := .venv/bin
+TESTS ?= tests
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## make .venv with everything in it, and fetch Kafka for development
+	@bash deploy/setup.sh
+
+demo: setup ## run a line end to end on drawn parts
+	@$(BIN)/goldline demo $(ARGS)
+
+test: setup ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint ## what CI runs: format, lint, types, tests (TESTS= leaves the tests out)
+ifneq ($(strip $(TESTS)),)
+	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
+endif
+
+lint: setup ## format, lint and types, changing nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: setup ## format, and mend what can be mended by itself
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup ## measure this machine
+	@$(BIN)/goldline bench $(ARGS)
+
+clean: ## remove what the tools left behind; .venv and the broker's data stay
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache build dist
+	@find . -path ./.venv -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

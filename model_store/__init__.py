@@ -1,0 +1,41 @@
+"""Models that last: stored by content, promoted one at a time, checked on every load. Knows no method.
+
+::
+
+    store = open_store("file:///srv/goldline/models")
+    key = ModelKey("line-1/top", "default")
+    version = store.put(key, artifact, lineage={"created_by": "ana"})
+    store.promote(key, version, expected=store.current(key), who="ana", why="first shift")
+"""
+
+from model_store.base import (
+    Lineage,
+    ModelInfo,
+    ModelKey,
+    ModelStore,
+    Promotion,
+    Version,
+    is_version,
+    open_store,
+    resolve_version,
+    rollback,
+    short,
+)
+from model_store.codec import decode, encode, version_of
+
+__all__ = [
+    "Lineage",
+    "ModelInfo",
+    "ModelKey",
+    "ModelStore",
+    "Promotion",
+    "Version",
+    "decode",
+    "encode",
+    "is_version",
+    "open_store",
+    "resolve_version",
+    "rollback",
+    "short",
+    "version_of",
+]

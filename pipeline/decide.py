@@ -1,0 +1,253 @@
+"""The walk's fourth step: scores to verdicts, by thresholds learnt from good parts alone.
+
+With k chosen so that P(Binomial(n, rate) <= k) <= 1 - confidence, the (k+1)-th largest of n calibration scores is a
+threshold whose false-reject rate is at most `rate`, given this calibration set, with that confidence (a one-sided
+tolerance limit; Wilks 1941). Where n is too small for k = 0 a generalised Pareto tail is fitted (probability-weighted
+moments; Hosking and Wallis 1987) and nothing is promised.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage, stats
+from torch import Tensor
+
+from pipeline.data import Decision, Failure, Reason, Region, Scores, Verdict
+from pipeline.decode import Decoded, Placement
+from pipeline.errors import ArtifactError, FitError
+
+CONFIDENCE = 0.95
+REGIONS_MAX = 20
+_TAIL_SHARE = 0.2
+_TAIL_MIN = 10
+_GOODS_MIN = 5
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarantee:
+    """What can be promised about false rejects.
+
+    Attributes:
+        holds: the rate is proved, given this calibration set, with `confidence`.
+        rate: the share of good parts that may be rejected.
+        goods: calibration goods it rests on.
+        allowed: how many of them lie above the threshold (k).
+        goods_needed: fewest goods for which `rate` can be proved.
+    """
+
+    holds: bool
+    rate: float
+    confidence: float
+    goods: int
+    allowed: int
+    goods_needed: int
+
+    def __str__(self) -> str:
+        wanted = f"{self.rate:.3g} false rejects at {self.confidence:.0%} confidence"
+        if self.holds:
+            return f"at most {wanted}, given {self.goods} calibration goods ({self.allowed} of them above)"
+        return f"no guarantee: {self.goods} calibration goods, {self.goods_needed} are needed for {wanted}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """Where a model version draws the line.
+
+    Attributes:
+        image: a frame is rejected when its score is strictly above.
+        pixel: regions are where the map is strictly above.
+        goods: (n,) float32, the calibration scores in ascending order; p-values come from them.
+        guarantee: what `image` promises.
+    """
+
+    image: float
+    pixel: float
+    goods: NDArray[np.float32]
+    guarantee: Guarantee
+
+    def p_value(self, score: float) -> float:
+        """(1 + #{calibration score >= score}) / (n + 1): conformal, in (0, 1]."""
+        n = len(self.goods)
+        at_least = n - int(np.searchsorted(self.goods, np.float32(score), side="left"))
+        return (1 + at_least) / (n + 1)
+
+    def to_meta(self) -> dict[str, Any]:
+        """Everything but the calibration scores, as JSON."""
+        g = self.guarantee
+        return {
+            "image": self.image,
+            "pixel": self.pixel,
+            "guarantee": {
+                "holds": g.holds,
+                "rate": g.rate,
+                "confidence": g.confidence,
+                "goods": g.goods,
+                "allowed": g.allowed,
+                "goods_needed": g.goods_needed,
+            },
+        }
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], goods: Tensor) -> "Threshold":
+        """The threshold that `to_meta` described.
+
+        Raises:
+            ArtifactError: a value is missing, of the wrong kind, or not finite.
+        """
+        try:
+            threshold = cls(
+                image=float(meta["image"]),
+                pixel=float(meta["pixel"]),
+                goods=np.sort(goods.to(torch.float32).numpy()),
+                guarantee=Guarantee(**meta["guarantee"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"the model's threshold cannot be read: {error!r}") from error
+        if not (math.isfinite(threshold.image) and math.isfinite(threshold.pixel) and goods.ndim == 1 and len(goods)):
+            raise ArtifactError(
+                f"the model's threshold is not usable: image {threshold.image}, pixel {threshold.pixel}"
+            )
+        return threshold
+
+
+def calibrate(scores: Scores, *, rate: float, confidence: float = CONFIDENCE) -> Threshold:
+    """Thresholds from held-out good parts.
+
+    Args:
+        scores: of good frames that the model was not fitted on.
+        rate: the share of good parts that may be rejected, in (0, 0.5).
+        confidence: probability, over calibration sets, with which the rate holds.
+
+    Raises:
+        FitError: fewer than 5 goods, or a score that is not finite.
+    """
+    goods = np.sort(scores.image.detach().cpu().numpy().astype(np.float32))
+    peaks = scores.map.detach().flatten(1).amax(dim=1).cpu().numpy().astype(np.float32)
+    n = len(goods)
+    if n < _GOODS_MIN:
+        raise FitError(
+            f"{n} calibration goods; at least {_GOODS_MIN} are needed, {needed(rate, confidence)} to promise"
+        )
+    if not (np.isfinite(goods).all() and np.isfinite(peaks).all()):
+        raise FitError("a calibration score is not finite: the model cannot be trusted")
+    k = allowed(n, rate, confidence)
+    guarantee = Guarantee(
+        holds=k is not None,
+        rate=rate,
+        confidence=confidence,
+        goods=n,
+        allowed=k or 0,
+        goods_needed=needed(rate, confidence),
+    )
+    image, pixel = (_cut(values, k, rate) for values in (goods, np.sort(peaks)))
+    return Threshold(image=image, pixel=pixel, goods=goods, guarantee=guarantee)
+
+
+def allowed(n: int, rate: float, confidence: float = CONFIDENCE) -> int | None:
+    """Largest k with P(Binomial(n, rate) <= k) <= 1 - confidence; None where even k = 0 is too many."""
+    k = int(stats.binom.ppf(1 - confidence, n, rate))
+    while k >= 0 and stats.binom.cdf(k, n, rate) > 1 - confidence:
+        k -= 1
+    return k if k >= 0 else None
+
+
+def needed(rate: float, confidence: float = CONFIDENCE) -> int:
+    """Fewest goods for which `rate` can be proved at all: (1 - rate)^n <= 1 - confidence."""
+    return math.ceil(math.log(1 - confidence) / math.log1p(-rate))
+
+
+def decide(decoded: Decoded, scores: Scores, threshold: Threshold) -> tuple[list[Verdict], list[Failure]]:
+    """A verdict for every decoded frame, in order; a score that is not finite is a failure, never a pass."""
+    verdicts, failures = [], []
+    maps = scores.map.detach().cpu().numpy()
+    for i, (frame_id, score) in enumerate(zip(decoded.frame_ids, scores.image.tolist(), strict=True)):
+        if not math.isfinite(score):
+            failures.append(Failure(frame_id=frame_id, reason=Reason.ERROR, detail=f"the score is {score}"))
+            continue
+        verdicts.append(
+            Verdict(
+                frame_id=frame_id,
+                decision=Decision.REJECT if score > threshold.image else Decision.PASS,
+                score=score,
+                threshold=threshold.image,
+                p_value=threshold.p_value(score),
+                regions=regions(maps[i], threshold.pixel, decoded.placements[i]),
+            )
+        )
+    return verdicts, failures
+
+
+def regions(scores: NDArray[np.float32], threshold: float, placement: Placement) -> tuple[Region, ...]:
+    """Connected areas of a map (H, W) strictly above a threshold, the highest peak first, at most 20."""
+    above = scores > threshold
+    if not above.any():
+        return ()
+    labels, _ = ndimage.label(above, structure=_EIGHT_NEIGHBOURS)
+    found = []
+    for label, where in enumerate(ndimage.find_objects(labels), start=1):
+        inside = labels[where] == label
+        values = np.where(inside, scores[where], -np.inf)
+        row, column = np.unravel_index(int(values.argmax()), values.shape)
+        rows, columns = where
+        found.append(
+            (
+                float(values[row, column]),
+                Region(
+                    box=(
+                        *_to_image(columns.start, rows.start, placement),
+                        *_to_image(columns.stop, rows.stop, placement, up=True),
+                    ),
+                    peak=_to_image(columns.start + int(column) + 0.5, rows.start + int(row) + 0.5, placement),
+                    area_px=max(1, round(int(inside.sum()) * placement.step_x * placement.step_y)),
+                ),
+            )
+        )
+    found.sort(key=lambda pair: -pair[0])
+    return tuple(region for _, region in found[:REGIONS_MAX])
+
+
+def _to_image(x: float, y: float, placement: Placement, *, up: bool = False) -> tuple[int, int]:
+    """A point of the map in whole image pixels, inside the picture."""
+    height, width = placement.image_size
+    whole = math.ceil if up else math.floor
+    spare = 0 if up else 1
+    image_x = whole(placement.x0 + x * placement.step_x)
+    image_y = whole(placement.y0 + y * placement.step_y)
+    return min(max(image_x, 0), width - spare), min(max(image_y, 0), height - spare)
+
+
+def _cut(ascending: NDArray[np.float32], k: int | None, rate: float) -> float:
+    """The (k+1)-th largest score, or the fitted tail's quantile where no k will do."""
+    if k is not None:
+        return float(ascending[-(k + 1)])
+    return tail_quantile(ascending.astype(np.float64), rate)
+
+
+def tail_quantile(ascending: NDArray[np.float64], rate: float) -> float:
+    """Score exceeded with probability `rate`, by a generalised Pareto tail: no guarantee.
+
+    The shape is kept in [0, 0.5]: a bounded tail (shape < 0) fitted to a dozen scores would promise that no good part
+    ever scores higher, which a dozen cannot show.
+    """
+    n = len(ascending)
+    tail = min(n - 1, max(_TAIL_MIN, math.ceil(_TAIL_SHARE * n)))
+    if rate * n >= tail:
+        return float(np.quantile(ascending, 1 - rate))
+    start = float(ascending[n - tail - 1])
+    excess = ascending[n - tail :] - start
+    mean = float(excess.mean())
+    if mean <= 0:
+        return float(ascending[-1])
+    ranks = (np.arange(1, tail + 1) - 0.35) / tail
+    weighted = float(((1 - ranks) * excess).mean())
+    shape = min(max(2 - mean / (mean - 2 * weighted), 0.0), 0.5) if mean > 2 * weighted else 0.5
+    scale = mean * (1 - shape)
+    ratio = rate * n / tail
+    rise = -math.log(ratio) if shape < 1e-6 else (ratio**-shape - 1) / shape
+    return start + scale * rise

@@ -1,0 +1,164 @@
+"""The walk's first step: encoded frames to one batch of pixels. What cannot be read becomes a `Failure`.
+
+Bytes from a camera topic are not trusted: the format is on a list, the size is read from the header and checked
+before a pixel is decoded, and whatever a decoder raises is that one frame's failure.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pipeline.data import Failure, Frame, Images, Reason, Size
+from pipeline.errors import ConfigError, DecodeError
+
+# Our own limit is checked on each header, before decoding, and is a setting; Pillow's would only warn.
+Image.MAX_IMAGE_PIXELS = None
+
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNED = {5, 6, 7, 8}  # orientations that swap width and height
+SHORT_SIDE_RATIO = 256 / 224  # the papers resize the short side to 256 and crop the centre 224
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a picture may be. `max_pixels` counts width x height of the encoded picture."""
+
+    max_pixels: int = 50_000_000
+    formats: tuple[str, ...] = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Which part of a picture a model sees, and how large.
+
+    Attributes:
+        size: (H, W) given to the model.
+        crop: the papers' centre crop, instead of the whole frame. What lies outside the crop is not inspected.
+    """
+
+    size: Size = (224, 224)
+    crop: bool = False
+
+    def __post_init__(self) -> None:
+        if not all(32 <= side <= 4096 for side in self.size):
+            raise ConfigError(f"a view is 32 to 4096 pixels a side, not {self.size[0]}x{self.size[1]}")
+
+    def box(self, size: Size) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) of what is seen of a picture of (H, W) pixels."""
+        height, width = size
+        if not self.crop:
+            return 0.0, 0.0, float(width), float(height)
+        scale = min(height / self.size[0], width / self.size[1]) / SHORT_SIDE_RATIO
+        seen_h, seen_w = self.size[0] * scale, self.size[1] * scale
+        x0, y0 = (width - seen_w) / 2, (height - seen_h) / 2
+        return x0, y0, x0 + seen_w, y0 + seen_h
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model's pixels lie in the picture: x_image = x0 + (x + 0.5) * step_x, likewise y."""
+
+    image_size: Size
+    x0: float
+    y0: float
+    step_x: float
+    step_y: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """What `decode` made of a batch.
+
+    Attributes:
+        images: (B, 3, H, W) of the readable frames, in their order; B may be 0.
+        frame_ids: (B) their ids.
+        placements: (B) where their pixels lie in the pictures.
+        failures: the unreadable ones.
+    """
+
+    images: Images
+    frame_ids: tuple[str, ...]
+    placements: tuple[Placement, ...]
+    failures: tuple[Failure, ...]
+
+
+def decode(frames: Sequence[Frame], view: View, limits: Limits) -> Decoded:
+    """Decode a batch, keeping the order of what is readable."""
+    pixels, ids, placements, failures = [], [], [], []
+    for frame in frames:
+        try:
+            picture, placement = decode_one(frame.image, view, limits)
+        except DecodeError as error:
+            failures.append(Failure(frame_id=frame.frame_id, reason=Reason.BAD_FRAME, detail=str(error)))
+            continue
+        pixels.append(picture)
+        ids.append(frame.frame_id)
+        placements.append(placement)
+    batch = np.stack(pixels) if pixels else np.empty((0, *view.size, 3), np.uint8)
+    images = Images(torch.from_numpy(batch).permute(0, 3, 1, 2))
+    return Decoded(images=images, frame_ids=tuple(ids), placements=tuple(placements), failures=tuple(failures))
+
+
+def decode_one(image: bytes, view: View, limits: Limits) -> tuple[NDArray[np.uint8], Placement]:
+    """One encoded picture as (H, W, 3) uint8 of `view`, upright.
+
+    Raises:
+        DecodeError: it is empty, truncated, of a format not listed, too large, or several pictures in one.
+    """
+    if not image:
+        raise DecodeError("the frame is empty: 0 bytes where a picture is needed")
+    try:
+        with Image.open(io.BytesIO(image), formats=limits.formats) as picture:
+            _check_header(picture, limits)
+            return _read(picture, view)
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(f"not a readable picture ({len(image)} bytes): {_plain(error)}") from error
+
+
+def _check_header(picture: Image.Image, limits: Limits) -> None:
+    width, height = picture.size
+    if width * height > limits.max_pixels:
+        raise DecodeError(f"the picture is {width}x{height} pixels; at most {limits.max_pixels} are allowed")
+    pictures = getattr(picture, "n_frames", 1)
+    if pictures != 1:
+        raise DecodeError(f"the frame holds {pictures} pictures (animated or multi-page); 1 is needed")
+
+
+def _read(picture: Image.Image, view: View) -> tuple[NDArray[np.uint8], Placement]:
+    long_side = 2 * max(view.size)
+    turned = picture.getexif().get(_ORIENTATION) in _TURNED
+    image_size: Size = picture.size if turned else (picture.height, picture.width)
+    picture.draft(None, (long_side, long_side))  # JPEG only: the inverse DCT at a smaller scale, never below this
+    ImageOps.exif_transpose(picture, in_place=True)
+    colour = _to_rgb(picture)
+    x0, y0, x1, y1 = view.box(image_size)
+    shrink_x, shrink_y = colour.width / image_size[1], colour.height / image_size[0]
+    box = (x0 * shrink_x, y0 * shrink_y, min(x1 * shrink_x, colour.width), min(y1 * shrink_y, colour.height))
+    height, width = view.size
+    resized = colour.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    placement = Placement(image_size, x0, y0, (x1 - x0) / width, (y1 - y0) / height)
+    return np.array(resized, dtype=np.uint8), placement
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """RGB of any mode. 16 bits keep their upper 8; transparency is dropped, as a camera's has no meaning."""
+    if picture.mode in {"I;16", "I;16L", "I;16B", "I;16N", "I"}:
+        values = np.asarray(picture).astype(np.int64)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise DecodeError(f"32-bit picture with values up to {values.max()}; at most 16 bits are understood")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise DecodeError("floating-point picture: it has no agreed range; send 8 or 16 bits")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _plain(error: Exception) -> str:
+    """An error's words without addresses of objects, which would differ at each repeat."""
+    return str(error).partition(" <_io.")[0][:200] or type(error).__name__

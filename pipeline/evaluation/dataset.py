@@ -1,0 +1,70 @@
+"""Image folders in MVTec AD layout.
+
+`train/good`, `test/good`, `test/<defect>`, and `ground_truth/<defect>/NAME_mask.png`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+GOOD = "good"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One test picture.
+
+    Attributes:
+        defect: None for a good part.
+        mask: where the defect is; None when the part is good or nobody drew it.
+    """
+
+    path: Path
+    defect: str | None
+    mask: Path | None = None
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Every picture below a folder, sorted.
+
+    Raises:
+        ConfigError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"no such folder: {folder}")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise ConfigError(f"no pictures in {folder} (looked for {', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def goods(folder: Path) -> list[Path]:
+    """The good pictures to learn from: `train/good` in MVTec layout, else every picture in the folder.
+
+    Raises:
+        ConfigError: there are none, or the folder looks like a test set.
+    """
+    train = folder / "train" / GOOD
+    if train.is_dir():
+        return pictures(train)
+    if (folder / "test").is_dir() or (folder / "ground_truth").is_dir():
+        raise ConfigError(f"{folder} has a test set but no train/good; name the folder that holds only good pictures")
+    return pictures(folder)
+
+
+def tests(folder: Path) -> list[Sample]:
+    """The test pictures of a folder in MVTec layout, goods first.
+
+    Raises:
+        ConfigError: there is no `test` folder with pictures.
+    """
+    root = folder / "test"
+    found = []
+    for path in pictures(root):
+        kind = path.relative_to(root).parts[0]
+        mask = folder / "ground_truth" / kind / f"{path.stem}_mask.png"
+        defect = None if kind == GOOD else kind
+        found.append(Sample(path, defect, mask if defect and mask.is_file() else None))
+    return sorted(found, key=lambda s: (s.defect is not None, s.path))

@@ -1,0 +1,120 @@
+"""THE WALK: a frame's way from encoded bytes to a verdict, in four steps.
+
+The fifth, publishing, is in `workers/inspect.py`.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline import methods
+from pipeline.backbone import Backbone, BackboneSpec
+from pipeline.data import Artifact, Failure, Frame, Verdict
+from pipeline.decide import Threshold, decide
+from pipeline.decode import Decoded, Limits, Placement, View, decode
+from pipeline.errors import ArtifactError
+from pipeline.methods.base import Detector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """What became of a batch: every frame is in `verdicts` or in `failures`, never in both.
+
+    Attributes:
+        maps: frame id -> (H, W) float32 map on the CPU, of every frame that was scored.
+        placements: frame id -> where its map lies in the picture.
+        seconds: wall time of decode, embed and score, for the batch as a whole.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    failures: tuple[Failure, ...]
+    maps: Mapping[str, Tensor]
+    placements: Mapping[str, Placement]
+    seconds: Mapping[str, float]
+
+
+class Inspector:
+    """A detector, its threshold and its view: all that turns frames into verdicts. It never changes."""
+
+    def __init__(self, detector: Detector, threshold: Threshold, view: View, limits: Limits) -> None:
+        self.detector = detector
+        self.threshold = threshold
+        self.view = view
+        self.limits = limits
+
+    def inspect(self, frames: Sequence[Frame]) -> Inspected:
+        """Decide about a batch; thread-safe, and the same for a batch of one as for a batch of many."""
+        started = time.perf_counter()
+        decoded = decode(frames, self.view, self.limits)
+        at_decoded = time.perf_counter()
+        if not decoded.frame_ids:
+            return _inspected(decoded, [], [], None, {"decode": at_decoded - started, "embed": 0.0, "score": 0.0})
+        features = self.detector.embed(decoded.images.pixels)
+        at_embedded = time.perf_counter()
+        scores = self.detector.score(features)
+        verdicts, failures = decide(decoded, scores, self.threshold)
+        seconds = {
+            "decode": at_decoded - started,
+            "embed": at_embedded - at_decoded,
+            "score": time.perf_counter() - at_embedded,
+        }
+        return _inspected(decoded, verdicts, failures, scores.map.cpu(), seconds)
+
+    def save(self) -> Artifact:
+        """The whole inspector as one artifact."""
+        inner = self.detector.save()
+        return Artifact(
+            method=inner.method,
+            tensors={**inner.tensors, "calibration": torch.from_numpy(self.threshold.goods)},
+            meta={
+                **inner.meta,
+                "threshold": self.threshold.to_meta(),
+                "view": {"size": list(self.view.size), "crop": self.view.crop},
+            },
+        )
+
+    @classmethod
+    def load(
+        cls, artifact: Artifact, *, open_backbone: Callable[[BackboneSpec], Backbone], limits: Limits
+    ) -> "Inspector":
+        """The inspector that `save` described.
+
+        Args:
+            artifact: as it came from a store.
+            open_backbone: finds the backbone that the artifact names, if it is permitted here.
+            limits: what this line accepts as a picture.
+
+        Raises:
+            ArtifactError: it is incomplete, does not fit together, or names a backbone that differs or is not
+                permitted here.
+        """
+        try:
+            view = View(
+                size=(artifact.meta["view"]["size"][0], artifact.meta["view"]["size"][1]),
+                crop=bool(artifact.meta["view"]["crop"]),
+            )
+            spec = BackboneSpec.from_meta(artifact.meta["backbone"])
+            threshold = Threshold.from_meta(artifact.meta["threshold"], artifact.tensors["calibration"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise ArtifactError(f"the model lacks what scoring needs: {error!r}") from error
+        detector = methods.load(artifact, backbone=open_backbone(spec))
+        return cls(detector, threshold, view, limits)
+
+
+def _inspected(
+    decoded: Decoded,
+    verdicts: list[Verdict],
+    failures: list[Failure],
+    maps: Tensor | None,
+    seconds: dict[str, float],
+) -> Inspected:
+    return Inspected(
+        verdicts=tuple(verdicts),
+        failures=(*decoded.failures, *failures),
+        maps={} if maps is None else dict(zip(decoded.frame_ids, maps, strict=True)),
+        placements=dict(zip(decoded.frame_ids, decoded.placements, strict=True)),
+        seconds=seconds,
+    )

@@ -1,0 +1,47 @@
+"""Anomaly maps: from a feature grid to the picture's size, and smoothed."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.data import Size
+
+
+def upsample(grid: Tensor, size: Size) -> Tensor:
+    """Bilinear (align_corners=False): (B, h, w) -> (B, H, W)."""
+    return functional.interpolate(grid.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def smooth(score_map: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur, equal to `scipy.ndimage.gaussian_filter` with its defaults (reflected edges, 4 sigma).
+
+    Args:
+        score_map: (B, H, W) float32; left as it is.
+        sigma: standard deviation in pixels of the map; 0 leaves everything as it is.
+
+    Returns:
+        (B, H, W) float32.
+    """
+    if sigma <= 0:
+        return score_map
+    taps = torch.tensor(_gaussian(sigma), dtype=score_map.dtype, device=score_map.device)
+    radius = taps.numel() // 2
+    x = score_map.unsqueeze(1)
+    x = functional.conv2d(_reflect(x, 2, radius), taps.view(1, 1, -1, 1))
+    return functional.conv2d(_reflect(x, 3, radius), taps.view(1, 1, 1, -1)).squeeze(1)
+
+
+def _reflect(x: Tensor, dim: int, radius: int) -> Tensor:
+    """Pad both ends of an axis by (d c b a | a b c d | d c b a); torch's own mode leaves the edge out."""
+    n = x.shape[dim]
+    at = torch.arange(-radius, n + radius, device=x.device).remainder_(2 * n)
+    return x.index_select(dim, torch.minimum(at, 2 * n - 1 - at))
+
+
+@lru_cache(maxsize=16)
+def _gaussian(sigma: float) -> tuple[float, ...]:
+    offsets = torch.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    return tuple((weights / weights.sum()).tolist())

@@ -1,0 +1,100 @@
+"""The methods there are, by name. Adding one is a file beside this and a line in METHODS."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+
+from pipeline.backbone import Backbone
+from pipeline.data import Artifact, Images
+from pipeline.errors import ArtifactError, ConfigError
+from pipeline.methods.base import Detector, Method, Progress, silent
+from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
+
+__all__ = ["METHODS", "MethodEntry", "fit", "load", "make_config"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodEntry:
+    """A method and the class of its settings."""
+
+    method: Method[Any]
+    config: type[Any]
+
+
+METHODS: dict[str, MethodEntry] = {
+    "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),
+}
+
+
+def fit(
+    method_name: str,
+    images: Images,
+    config: object,
+    *,
+    backbone: Backbone,
+    seed: int,
+    progress: Progress = silent,
+) -> Detector:
+    """A detector of that method that knows what these good pictures look like.
+
+    Args:
+        method_name: a key of METHODS.
+        images: good pictures, (N, 3, H, W).
+        config: of the method's class of settings, see `make_config`.
+        backbone: what sees the pictures.
+        seed: the same seed gives the same detector.
+        progress: called as `progress(stage, done, total)`.
+
+    Raises:
+        ConfigError: no such method, or the settings are another method's.
+        FitError: the pictures are too few or unfit.
+    """
+    entry = _entry(method_name)
+    if not isinstance(config, entry.config):
+        raise ConfigError(f"{method_name} needs a {entry.config.__name__}, not {type(config).__name__}")
+    return entry.method.fit(images, config, backbone=backbone, seed=seed, progress=progress)
+
+
+def load(artifact: Artifact, *, backbone: Backbone) -> Detector:
+    """The detector that an artifact describes.
+
+    Raises:
+        ArtifactError: an unknown method, or the artifact is damaged or was made with another backbone.
+    """
+    if artifact.method not in METHODS:
+        raise ArtifactError(f"the model's method is {artifact.method!r}; known are {', '.join(METHODS)}")
+    return METHODS[artifact.method].method.load(artifact, backbone=backbone)
+
+
+def make_config(method_name: str, settings: Mapping[str, Any]) -> Any:
+    """The method's settings; texts, as from `--set key=value`, are read as the field's type.
+
+    Args:
+        method_name: a key of METHODS.
+        settings: by field; what is absent has the paper's value.
+
+    Raises:
+        ConfigError: an unknown method or setting (the nearest known one is named), or an unfit value.
+    """
+    config = _entry(method_name).config
+    known = [entry.name for entry in fields(config)]
+    for key in settings:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; nearest: {near[0]}" if near else ""
+            raise ConfigError(f"{method_name} has no setting {key!r}{hint}. It has: {', '.join(known)}")
+    try:
+        return msgspec.convert(dict(settings), config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{method_name}: {error}") from error
+
+
+def _entry(method_name: str) -> MethodEntry:
+    if method_name not in METHODS:
+        near = get_close_matches(method_name, METHODS, n=1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise ConfigError(f"no method {method_name!r}{hint}. There are: {', '.join(METHODS)}")
+    return METHODS[method_name]

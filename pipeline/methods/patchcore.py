@@ -1,0 +1,248 @@
+"""PatchCore: "Towards Total Recall in Industrial Anomaly Detection", Roth et al., CVPR 2022.
+
+fit: a coreset of the good pictures' patch features, chosen by greedy k-centre selection, is the bank.
+score: a patch's distance to the nearest row of the bank; the picture's is its worst patch's, re-weighted.
+
+Departures, and why:
+
+* The reference unfolds 3x3 patches and pools their values twice. Both poolings are linear, so one grouped
+  convolution a layer gives the same numbers without the ninefold memory; pooling comes before upsampling,
+  which is linear too, because deeper maps are smaller.
+* Where the layers together have fewer than `dim` channels, each channel's 3x3 mean is taken as it is (D = sum
+  of channels): pooling up to `dim` would repeat values and add no information.
+* Re-weighting is on, as in the paper (equation 7), and distances are Euclidean. The released code leaves
+  re-weighting out and uses squared distances: `reweight=False, squared=True`.
+* The backbone is whichever is given; the paper's is Wide ResNet-50-2, layers 2 and 3.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from pipeline.backbone import Backbone, BackboneSpec
+from pipeline.coreset import select
+from pipeline.data import Artifact, Features, Images, Scores, Size
+from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
+from pipeline.maps import smooth, upsample
+from pipeline.methods.base import Progress, silent
+from pipeline.neighbours import nearest, squared_norms
+from pipeline.patches import Pooling, feature_dim
+
+NAME = "patchcore"
+_FIT_BATCH = 8
+_FEWEST_IMAGES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchCoreConfig:
+    """Settings; the defaults are the paper's.
+
+    Attributes:
+        coreset: share of patch features kept, 0 to 1; the paper reports 0.01, 0.1 and 0.25.
+        dim: dimension that the layers are pooled to, where they have as many channels.
+        neighbours: b of the re-weighting, at least 2.
+        reweight: whether the picture's score is re-weighted by how crowded the bank is around its match.
+        squared: report squared distances, in the map and in the picture's score; weights stay Euclidean.
+        sigma: Gaussian smoothing of the map, in picture pixels; 0 for none.
+    """
+
+    coreset: float = 0.01
+    dim: int = 1024
+    neighbours: int = 9
+    reweight: bool = True
+    squared: bool = False
+    sigma: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coreset <= 1:
+            raise ConfigError(f"coreset must be above 0 and at most 1, not {self.coreset}")
+        if self.dim < 1:
+            raise ConfigError(f"dim must be at least 1, not {self.dim}")
+        if self.neighbours < 2:
+            raise ConfigError(f"neighbours must be at least 2 (with 1 every score is 0), not {self.neighbours}")
+        if not 0 <= self.sigma <= 100:
+            raise ConfigError(f"sigma must be 0 to 100 px, not {self.sigma}")
+
+
+class PatchCoreDetector:
+    """A bank of good patch features, able to score; never changed by scoring."""
+
+    def __init__(self, bank: Tensor, config: PatchCoreConfig, image_size: Size, backbone: Backbone) -> None:
+        self.bank = bank.to(backbone.device, torch.float32).contiguous()
+        self.config = config
+        self.image_size = image_size
+        self._backbone = backbone
+        self._pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
+        self._norms = squared_norms(self.bank)
+
+    def embed(self, images: Tensor) -> Features:
+        """Locally aware patch features.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB, of the size it was fitted at.
+
+        Returns:
+            "patch": (B, D, h, w) float32, at the first layer's h and w.
+
+        Raises:
+            ShapeError: another size, or not RGB.
+        """
+        return _embed(images, self.image_size, self._backbone, self._pooling)
+
+    @torch.inference_mode()
+    def score(self, features: Features) -> Scores:
+        """Distance of each patch to the nearest row of the bank.
+
+        Args:
+            features: from `embed`; "patch" is (B, D, h, w) float32.
+
+        Returns:
+            Distances in feature space, Euclidean unless `squared`: image (B,), of unsmoothed patches, and
+            map (B, H, W).
+
+        Raises:
+            ShapeError: D differs from the bank's.
+        """
+        patches = features.maps["patch"]
+        b, d, h, w = patches.shape
+        if d != self.bank.shape[1]:
+            raise ShapeError(f"patch features have {d} dimensions, the bank needs {self.bank.shape[1]}")
+        rows = patches.permute(0, 2, 3, 1).reshape(b * h * w, d)
+        distances, found = nearest(rows, self.bank, bank_norms=self._norms)
+        squares = distances.view(b, h * w)
+        grid = (squares if self.config.squared else squares.sqrt()).view(b, h, w)
+        if b == 0:
+            return Scores(image=grid.new_zeros(0), map=grid.new_zeros(0, *features.image_size))
+        worst_square, worst = squares.max(dim=1)
+        image = worst_square if self.config.squared else worst_square.sqrt()
+        if self.config.reweight:
+            at = torch.arange(b, device=worst.device) * (h * w) + worst
+            image = image * self._weights(rows[at], found.view(-1)[at], worst_square.sqrt())
+        return Scores(image=image, map=smooth(upsample(grid, features.image_size), self.config.sigma))
+
+    def save(self) -> Artifact:
+        """The bank, the settings and the backbone's description."""
+        meta = {
+            "config": asdict(self.config),
+            "backbone": self._backbone.spec.to_meta(),
+            "image_size": list(self.image_size),
+        }
+        return Artifact(method=NAME, tensors={"bank": self.bank.cpu().clone()}, meta=meta)
+
+    def _weights(self, worst: Tensor, found: Tensor, distance: Tensor) -> Tensor:
+        """1 - exp(s*) / sum over m in N_b(m*) of exp ||m_test* - m||, without overflow.
+
+        Args:
+            worst: (B, D), m_test*, each picture's patch with the largest nearest distance.
+            found: (B,), the row m* of the bank nearest to it.
+            distance: (B,), s*, between the two.
+
+        Returns:
+            (B,) within 0 to 1.
+        """
+        _, around = nearest(self.bank[found], self.bank, self.config.neighbours, bank_norms=self._norms)
+        others = (self.bank[around] - worst.unsqueeze(1)).square_().sum(dim=2).sqrt_()
+        largest = torch.maximum(others.amax(dim=1), distance)
+        share = torch.exp(distance - largest) / torch.exp(others - largest.unsqueeze(1)).sum(dim=1)
+        return (1 - share).clamp_(0, 1)
+
+
+class PatchCore:
+    """The method: `fit` and `load` are the only ways to a detector."""
+
+    def fit(
+        self,
+        images: Images,
+        config: PatchCoreConfig,
+        *,
+        backbone: Backbone,
+        seed: int,
+        progress: Progress = silent,
+    ) -> PatchCoreDetector:
+        """A bank of these good pictures. Memory: all patch features, N * D float32, and their coreset's.
+
+        Raises:
+            FitError: too few pictures, or too small a coreset; the message says how much is needed.
+        """
+        if len(images) < _FEWEST_IMAGES:
+            raise FitError(f"patchcore needs at least {_FEWEST_IMAGES} good pictures, not {len(images)}")
+        features = self._features(images, config, backbone, progress)
+        count = max(1, int(features.shape[0] * config.coreset))
+        if config.reweight and count < config.neighbours:
+            share = math.ceil(1e4 * config.neighbours / features.shape[0]) / 1e4
+            raise FitError(
+                f"a bank of {count} rows is smaller than neighbours = {config.neighbours}: give more "
+                f"pictures, or a coreset of at least {share} instead of {config.coreset}"
+            )
+        if not bool(features.isfinite().all()):
+            raise FitError(f"the features of {backbone.spec.name} are not finite: are these the right weights?")
+        if count < features.shape[0]:
+            features = features[select(features, count, seed=seed, progress=progress)]
+        return PatchCoreDetector(features, config, images.size, backbone)
+
+    def load(self, artifact: Artifact, *, backbone: Backbone) -> PatchCoreDetector:
+        """The detector that `save` described.
+
+        Raises:
+            ArtifactError: a tensor or a setting is missing or does not fit, or another backbone made it.
+        """
+        if artifact.method != NAME:
+            raise ArtifactError(f"this is a model of {artifact.method!r}, not of {NAME}")
+        config, size = _read_meta(artifact.meta)
+        spec = BackboneSpec.from_meta(artifact.meta.get("backbone"))
+        if not spec.same_features(backbone.spec):
+            raise ArtifactError(f"the model was fitted on {spec}, and cannot run on {backbone.spec}")
+        bank = artifact.tensors.get("bank")
+        dim = feature_dim(tuple(backbone.channels.values()), config.dim)
+        fewest = config.neighbours if config.reweight else 1
+        if bank is None or set(artifact.tensors) != {"bank"}:
+            raise ArtifactError(f"patchcore needs one tensor, bank, not {sorted(artifact.tensors)}")
+        if bank.dtype != torch.float32 or bank.dim() != 2 or bank.shape[1] != dim or bank.shape[0] < fewest:
+            seen = f"{tuple(bank.shape)} {bank.dtype}"
+            raise ArtifactError(f"bank must be (M >= {fewest}, {dim}) float32, not {seen}")
+        if not bool(bank.isfinite().all()):
+            raise ArtifactError("bank holds values that are not finite")
+        return PatchCoreDetector(bank, config, size, backbone)
+
+    @staticmethod
+    def _features(images: Images, config: PatchCoreConfig, backbone: Backbone, progress: Progress) -> Tensor:
+        """Patch features of all pictures as rows, (N, D)."""
+        pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
+        rows = torch.empty(0, pooling.dim, device=backbone.device)
+        for start in range(0, len(images), _FIT_BATCH):
+            batch = images.pixels[start : start + _FIT_BATCH]
+            patches = _embed(batch, images.size, backbone, pooling).maps["patch"].permute(0, 2, 3, 1)
+            each = patches.shape[1] * patches.shape[2]
+            if start == 0:
+                rows = torch.empty(len(images) * each, pooling.dim, device=backbone.device)
+            end = start + batch.shape[0]
+            rows[start * each : end * each] = patches.reshape(-1, pooling.dim)
+            progress("features", end, len(images))
+        return rows
+
+
+@torch.inference_mode()
+def _embed(images: Tensor, size: Size, backbone: Backbone, pooling: Pooling) -> Features:
+    if images.dim() != 4 or tuple(images.shape[1:]) != (3, *size):
+        raise ShapeError(f"images are {tuple(images.shape)}; the model needs (B, 3, {size[0]}, {size[1]})")
+    return Features(maps={"patch": pooling(list(backbone(images).values()))}, image_size=size)
+
+
+def _read_meta(meta: Mapping[str, Any]) -> tuple[PatchCoreConfig, Size]:
+    known = set(asdict(PatchCoreConfig()))
+    config, size = meta.get("config"), meta.get("image_size")
+    if not isinstance(config, Mapping) or set(config) != known:
+        raise ArtifactError(f"config needs exactly {', '.join(sorted(known))}, not {config!r:.200}")
+    try:
+        read = msgspec.convert(dict(config), PatchCoreConfig)
+        height, width = msgspec.convert(size, Size)
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise ArtifactError(f"patchcore: {error}") from error
+    if min(height, width) < 1:
+        raise ArtifactError(f"image_size must be positive, not {size}")
+    return read, (height, width)

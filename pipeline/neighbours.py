@@ -1,0 +1,115 @@
+"""Exact nearest neighbours: a matrix product makes the shortlist, direct differences settle it.
+
+||q||^2 + ||b||^2 - 2 q.b is fast but loses the digits of near neighbours by cancellation. So it only proposes
+a few candidates a query, whose distances are then computed as sum (q - b)^2. Where rounding could have kept a
+true neighbour off the shortlist, that query is proposed anew in float64.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ShapeError
+
+_SPARE = 3  # candidates beyond k: near ties are settled directly, without the float64 pass
+_BLOCK_BYTES = 64 << 20
+_UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+
+
+def nearest(
+    queries: Tensor,
+    bank: Tensor,
+    k: int = 1,
+    *,
+    bank_norms: Tensor | None = None,
+    block: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k rows of the bank nearest to each query, nearest first.
+
+    Memory beyond inputs and outputs: `block` times (M + 2 (k + 3) D) numbers; by default about 64 MiB.
+
+    Args:
+        queries: (N, D) float32.
+        bank: (M, D) float32, on the same device.
+        k: how many, at most M.
+        bank_norms: (M,) float32, squared norms of the bank's rows, where the caller keeps them.
+        block: queries handled at once.
+
+    Returns:
+        Squared Euclidean distances (N, k) float32, >= 0, relative error about 1e-6, and indices (N, k) int64.
+
+    Raises:
+        ShapeError: D differs, or the bank has fewer than k rows.
+    """
+    if queries.dim() != 2 or bank.dim() != 2 or queries.shape[1] != bank.shape[1]:
+        raise ShapeError(f"queries {tuple(queries.shape)} and bank {tuple(bank.shape)} must be (N, D) and (M, D)")
+    if not 1 <= k <= bank.shape[0]:
+        raise ShapeError(f"{k} neighbours asked of a bank of {bank.shape[0]} rows")
+    norms = squared_norms(bank) if bank_norms is None else bank_norms
+    rows = block or max(1, _BLOCK_BYTES // (4 * (bank.shape[0] + 2 * (k + _SPARE) * bank.shape[1])))
+    distances = torch.empty(queries.shape[0], k, dtype=torch.float32, device=queries.device)
+    indices = torch.empty(queries.shape[0], k, dtype=torch.int64, device=queries.device)
+    largest = norms.max()
+    for start in range(0, queries.shape[0], rows):
+        part = queries[start : start + rows]
+        found, safe = _search(part, bank, norms, largest, k)
+        if not bool(safe.all()):
+            unsafe = (~safe).nonzero().squeeze(1)
+            for few in torch.split(unsafe, max(1, rows // 4)):
+                again = _search_in_double(part[few], bank, k)
+                found[0][few], found[1][few] = again
+        distances[start : start + rows], indices[start : start + rows] = found
+    return distances, indices
+
+
+def squared_norms(rows: Tensor) -> Tensor:
+    """Squared Euclidean norm of each row: (M, D) -> (M,)."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.square_()
+
+
+def _search(
+    queries: Tensor, bank: Tensor, norms: Tensor, largest: Tensor, k: int
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Nearest of one block, and per query whether rounding cannot have hidden a nearer row."""
+    # ||q||^2 is the same for all rows of the bank, so that it cannot change their order.
+    partial = torch.addmm(norms.unsqueeze(0), queries, bank.T, alpha=-2)
+    wide = min(k + _SPARE, bank.shape[0])
+    proposed, candidates = partial.topk(wide, dim=1, largest=False)
+    settled = _settle(queries, bank, candidates, k)
+    if wide == bank.shape[0]:
+        return settled, torch.ones(queries.shape[0], dtype=torch.bool, device=queries.device)
+    slack = _tolerance(bank.shape[1]) * (squared_norms(queries) + largest)
+    return settled, proposed[:, -1] - proposed[:, k - 1] > 2 * slack
+
+
+def _tolerance(dimension: int) -> float:
+    """Rounding error of a distance from the matrix product, in units of ||q||^2 + ||b||^2."""
+    if torch.get_float32_matmul_precision() != "highest":  # TF32 or bfloat16 products
+        return 2.0**-8
+    return (2 * math.sqrt(dimension) + 4) * _UNIT_ROUNDOFF[torch.float32]
+
+
+def _settle(queries: Tensor, bank: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest of each query's candidates, by direct differences."""
+    gathered = bank[candidates.reshape(-1)].view(*candidates.shape, -1)
+    exact = gathered.sub_(queries.unsqueeze(1)).square_().sum(dim=2)
+    best, order = exact.topk(k, dim=1, largest=False)
+    return best, candidates.gather(1, order)
+
+
+def _search_in_double(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `_search`, with sums in float64; the bank is converted piece by piece."""
+    wanted = queries.double()
+    best = torch.empty(queries.shape[0], 0, dtype=torch.float64, device=queries.device)
+    rows = torch.empty(queries.shape[0], 0, dtype=torch.int64, device=queries.device)
+    step = max(k, _BLOCK_BYTES // (16 * (bank.shape[1] + queries.shape[0])))
+    for start in range(0, bank.shape[0], step):
+        piece = bank[start : start + step].double()
+        partial = torch.addmm(piece.square().sum(dim=1).unsqueeze(0), wanted, piece.T, alpha=-2)
+        values, here = partial.topk(min(k + _SPARE, piece.shape[0]), dim=1, largest=False)
+        best, rows = torch.cat([best, values], dim=1), torch.cat([rows, here + start], dim=1)
+        best, order = best.topk(min(k + _SPARE, best.shape[1]), dim=1, largest=False)
+        rows = rows.gather(1, order)
+    return _settle(queries, bank, rows, k)

@@ -1,0 +1,288 @@
+"""One typed model of `line.toml`: what may be set, its default, its range.
+
+`read(path)` gives `Settings` or a `ConfigError` that lists every wrong value with its path. Environment variables
+override the file: `GOLDLINE_WORKER__DEVICE=cpu` is `[worker] device = "cpu"`.
+"""
+
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from pipeline.errors import ConfigError
+
+Positive = Annotated[int, Meta(ge=1)]
+Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
+Rate = Annotated[float, Meta(gt=0.0, lt=0.5)]
+Default = Literal["reject", "pass"]
+Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9._-]{1,100}$")]
+RECIPE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}$"
+Recipe = Annotated[str, Meta(pattern=RECIPE_PATTERN)]
+STATION_PATTERN = r"^[a-z0-9-]{1,60}/[a-z0-9-]{1,60}$"
+StationName = Annotated[str, Meta(pattern=STATION_PATTERN)]
+ENVIRONMENT_PREFIX = "GOLDLINE_"
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of line.toml."""
+
+
+class Tls(Section):
+    """TLS to the brokers. Files are PEM."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
+class Sasl(Section):
+    """SASL to the brokers. The password comes from a file, never from here."""
+
+    username: str
+    password_file: str
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+
+
+class Kafka(Section):
+    """Where the brokers are and what our topics and group are called."""
+
+    brokers: tuple[str, ...] = ("127.0.0.1:9092",)
+    prefix: Name = "goldline"
+    group: Name = "goldline"
+    tls: Tls | None = None
+    sasl: Sasl | None = None
+
+
+class Store(Section):
+    """Where models are kept."""
+
+    url: str = "file:///srv/goldline/models"
+    poll_s: Annotated[float, Meta(gt=0.0, le=3600.0)] = 2.0
+
+
+class Worker(Section):
+    """How a worker batches and when it gives up."""
+
+    device: str = "auto"
+    batch_max: Annotated[int, Meta(ge=1, le=1024)] = 16
+    wait_ms: Annotated[float, Meta(ge=0.0, le=1000.0)] = 5.0
+    threads: Annotated[int, Meta(ge=0)] = 0
+    window: Annotated[int, Meta(ge=0)] = 0
+    heatmaps: Literal["all", "reject", "none"] = "reject"
+    drain_s: Annotated[float, Meta(gt=0.0, le=60.0)] = 8.0
+    stuck_s: Annotated[float, Meta(ge=5.0)] = 60.0
+    remember: Annotated[int, Meta(ge=1000)] = 100_000
+
+
+class Frames(Section):
+    """What a frame may be at most."""
+
+    inline_max_bytes: Annotated[int, Meta(ge=1024)] = 900_000
+    max_pixels: Positive = 50_000_000
+    formats: tuple[Literal["JPEG", "PNG", "BMP", "TIFF", "WEBP"], ...] = (
+        "JPEG",
+        "PNG",
+        "BMP",
+        "TIFF",
+        "WEBP",
+    )
+    deadline_max_ms: Milliseconds = 60_000
+
+
+class Gate(Section):
+    """What the reject gate does. Commands are argv lists and never pass through a shell; hooks get JSON."""
+
+    on_pass: tuple[str, ...] = ()
+    on_reject: tuple[str, ...] = ()
+    pass_url: str | None = None
+    reject_url: str | None = None
+    hook_timeout_s: Annotated[float, Meta(gt=0.0, le=60.0)] = 2.0
+    stop_after: Annotated[int, Meta(ge=0)] = 0
+    on_stop: tuple[str, ...] = ()
+    silence_s: Annotated[float, Meta(gt=0.0)] = 10.0
+
+
+class Known(Section):
+    """A backbone that models may name: an artifact never causes an import that is not permitted here."""
+
+    weights: str | None = None
+
+
+class Defaults(Section):
+    """What a station without a value of its own takes."""
+
+    deadline_ms: Milliseconds = 300
+    on_no_decision: Default = "reject"
+    false_reject_rate: Rate = 0.005
+
+
+class Station(Section):
+    """One camera viewpoint on one line."""
+
+    recipes: tuple[Recipe, ...] = ("default",)
+    partition: Annotated[int, Meta(ge=0, le=9999)] | None = None
+    deadline_ms: Milliseconds | None = None
+    on_no_decision: Default | None = None
+    false_reject_rate: Rate | None = None
+
+
+class Settings(Section):
+    """All of line.toml."""
+
+    kafka: Kafka = Kafka()
+    store: Store = Store()
+    worker: Worker = Worker()
+    frames: Frames = Frames()
+    gate: Gate = Gate()
+    backbones: dict[str, Known] = {}
+    defaults: Defaults = Defaults()
+    stations: dict[StationName, Station] = {}
+
+    def partitions(self) -> dict[str, int]:
+        """Partition of each station: its own, else the lowest that is free, in the order of the file."""
+        chosen = {name: s.partition for name, s in self.stations.items() if s.partition is not None}
+        free = (p for p in range(10_000) if p not in set(chosen.values()))
+        return {name: chosen[name] if name in chosen else next(free) for name in self.stations}
+
+    def partition_count(self) -> int:
+        """How many partitions the topics of frames and results need."""
+        return max(self.partitions().values(), default=0) + 1
+
+    def deadline_ms(self, station: str) -> int:
+        """Milliseconds from capture to the gate at this station."""
+        own = self.stations[station].deadline_ms if station in self.stations else None
+        return own or self.defaults.deadline_ms
+
+    def on_no_decision(self, station: str) -> Default:
+        """What the gate does with a part of this station when there is no verdict in time."""
+        own = self.stations[station].on_no_decision if station in self.stations else None
+        return own or self.defaults.on_no_decision
+
+    def false_reject_rate(self, station: str) -> float:
+        """The share of good parts that this station may reject."""
+        own = self.stations[station].false_reject_rate if station in self.stations else None
+        return own or self.defaults.false_reject_rate
+
+    def weights_files(self) -> dict[str, Path | None]:
+        """Permitted backbones and their weights files."""
+        return {name: Path(known.weights) if known.weights else None for name, known in self.backbones.items()}
+
+
+def read(path: Path, environment: Mapping[str, str] | None = None) -> Settings:
+    """Read and check a `line.toml`.
+
+    Args:
+        path: the file.
+        environment: where overrides are looked for; the process's own by default.
+
+    Raises:
+        ConfigError: the file cannot be read, or a value is wrong; every wrong value is listed with its path.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read settings {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    return build(tree, source=str(path), environment=os.environ if environment is None else environment)
+
+
+def build(tree: dict[str, Any], *, source: str = "settings", environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from a parsed tree plus overrides.
+
+    Raises:
+        ConfigError: as `read`.
+    """
+    problems = list(_override(tree, environment or {}))
+    problems += _problems(tree, Settings, "")
+    if not problems:
+        settings = msgspec.convert(tree, Settings, strict=True)
+        problems += _contradictions(settings)
+    if problems:
+        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+    return settings
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """What is wrong between values that are right alone."""
+    seen: dict[int, str] = {}
+    for name, station in settings.stations.items():
+        if station.partition is None:
+            continue
+        if station.partition in seen:
+            yield f"stations.{name}.partition: {station.partition} is {seen[station.partition]}'s already"
+        seen[station.partition] = name
+    if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
+        yield "kafka.tls: cert_file and key_file go together"
+
+
+def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
+    """Lay `GOLDLINE_SECTION__KEY` over the tree, in the type that the key has."""
+    for variable, text in sorted(environment.items()):
+        section, found, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not found:
+            continue
+        kind = _fields(Settings).get(section)
+        if not (isinstance(kind, type) and issubclass(kind, Section)) or key not in _fields(kind):
+            yield f"environment {variable}: no setting [{section}] {key}"
+            continue
+        wanted = _fields(kind)[key]
+        values: object = [v.strip() for v in text.split(",")] if typing.get_origin(wanted) is tuple else text
+        try:
+            value = msgspec.to_builtins(msgspec.convert(values, wanted, strict=False))
+        except msgspec.ValidationError as error:
+            yield f"environment {variable}: {error} (saw {text!r})"
+            continue
+        tree.setdefault(section, {})[key] = value
+
+
+def _fields(kind: type[Struct]) -> dict[str, Any]:
+    return {f.name: f.type for f in msgspec.structs.fields(kind)}
+
+
+def _section_of(kind: object) -> type[Section] | None:
+    for option in (kind, *typing.get_args(kind)):
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
+
+
+def _problems(value: object, kind: Any, path: str) -> list[str]:
+    """Every wrong value under `path`, walking the tables so that one error does not hide the next."""
+    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        key_kind, item_kind = typing.get_args(kind)
+        found = []
+        for key, item in value.items():
+            found += _leaf(key, key_kind, f"{path}.{key}")
+            found += _problems(item, item_kind, f"{path}.{key}")
+        return found
+    section = _section_of(kind)
+    if section is None or not isinstance(value, dict):
+        return _leaf(value, kind, path)
+    known, found = _fields(section), []
+    required = {f.name for f in msgspec.structs.fields(section) if f.required}
+    for key in sorted(required - value.keys()):
+        found.append(f"{path}.{key}: is missing".lstrip("."))
+    for key, item in value.items():
+        where = f"{path}.{key}".lstrip(".")
+        if key in known:
+            found += _problems(item, known[key], where)
+        else:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+            found.append(f"{where}: unknown setting; {hint}")
+    return found
+
+
+def _leaf(value: object, kind: Any, path: str) -> list[str]:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        return [f"{path.lstrip('.')}: {error} (saw {value!r})"]
+    return []

@@ -1,0 +1,67 @@
+"""What tests share: a real Kafka broker, real data where there is some, topics of one's own."""
+
+import os
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+
+with warnings.catch_warnings():
+    # kafka-python reads its schemas with a call that Python 3.11 deprecates.
+    warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
+    import kafka.admin
+
+    from workers import dev_broker, kafka_jars
+
+assert kafka.admin
+
+
+def missing(what: str) -> None:
+    """Without a service a test is skipped on a laptop and fails in CI, where it must not go unnoticed."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def jars() -> Path:
+    """Kafka's jars, with a Java to run them."""
+    try:
+        kafka_jars.java()
+        return kafka_jars.fetch()
+    except ConfigError as error:
+        missing(str(error))
+        raise
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """HOST:PORT of a real broker: the one GOLDLINE_BROKER names, or one of our own for this session."""
+    if address := os.environ.get("GOLDLINE_BROKER"):
+        yield address
+        return
+    request.getfixturevalue("jars")
+    directory = tmp_path_factory.mktemp("kafka")
+    try:
+        yield dev_broker.start(directory, port=0).address
+    finally:
+        dev_broker.stop(directory, erase=True)
+
+
+@pytest.fixture
+def topics_prefix() -> str:
+    """A prefix that no other test uses."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real images and weights, where GOLDLINE_DATA says."""
+    named = os.environ.get("GOLDLINE_DATA")
+    if not named:
+        pytest.skip("GOLDLINE_DATA is not set: no real images or weights")
+    return Path(named)

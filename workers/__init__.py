@@ -1,0 +1,1 @@
+"""Where frames meet Kafka: the worker, the camera, the gate and the command line."""

@@ -1,0 +1,5 @@
+"""`python -m workers` is `goldline`."""
+
+from workers.cli import main
+
+main()

@@ -1,0 +1,97 @@
+"""Builds the faust.App: one agent on the topic of frames, settings that keep its known traps shut."""
+
+import tempfile
+from collections.abc import Awaitable
+from typing import Any
+
+import faust
+from faust.transport.drivers import aiokafka as driver
+
+from pipeline.settings import Settings
+from workers import clients, topics
+from workers.inspect import Lanes, frame_max_bytes
+from workers.wire import Headers
+
+
+class _Producer(driver.Producer):
+    """Faust turns idempotence on only with transactions, which we do not use."""
+
+    def _settings_extra(self) -> dict[str, Any]:
+        return {"acks": "all", "enable_idempotence": True}
+
+
+class _Transport(driver.Transport):
+    Producer = _Producer
+
+
+class _App(faust.App):
+    def _new_producer_transport(self) -> _Transport:
+        return _Transport(self.conf.broker_producer, self)
+
+
+def build(settings: Settings) -> faust.App:
+    """The app without its agent: see `attach`."""
+    kafka = settings.kafka
+    window = settings.worker.window or 2 * settings.worker.batch_max
+    return _App(
+        kafka.group,
+        broker=[f"kafka://{address}" for address in kafka.brokers],
+        broker_credentials=clients.faust_credentials(kafka),
+        datadir=tempfile.gettempdir() + f"/goldline-{kafka.group}",
+        store="memory://",
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=max(1_048_576, 4 * frame_max_bytes(settings)),
+        producer_max_request_size=frame_max_bytes(settings) + 1024 * 1024,
+        producer_linger_ms=0,
+        stream_buffer_maxsize=window,
+        stream_wait_empty=False,
+        broker_max_poll_records=window,
+        broker_commit_interval=0.5,
+        broker_session_timeout=15.0,
+        broker_heartbeat_interval=3.0,
+        worker_redirect_stdouts=False,
+        autodiscover=False,
+    )
+
+
+def attach(app: faust.App, settings: Settings, lanes: Lanes) -> None:
+    """Let the lanes inspect the topic of frames: one actor for each partition."""
+    frames = app.topic(
+        topics.name(settings.kafka.prefix, "frames"),
+        key_type=bytes,
+        value_type=bytes,
+        key_serializer="raw",
+        value_serializer="raw",
+        internal=False,
+    )
+
+    async def inspect(stream: Any) -> None:
+        await lanes.inspect(stream)
+
+    app.agent(frames, name="inspect", isolated_partitions=True)(inspect)
+
+    async def assigned(_: Any, partitions: Any, **__: Any) -> None:
+        lanes.assigned({tp.partition for tp in partitions if tp.topic == frames.get_topic_name()})
+
+    async def revoked(_: Any, partitions: Any, **__: Any) -> None:
+        await lanes.drain({tp.partition for tp in partitions}, within_s=settings.worker.drain_s)
+
+    app.on_partitions_assigned.connect(assigned, weak=False)
+    app.on_partitions_revoked.connect(revoked, weak=False)
+
+
+class Sender:
+    """Sends through the app's producer: `send` schedules, what it returns is awaited for delivery."""
+
+    def __init__(self, app: faust.App) -> None:
+        self._app = app
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int | None, headers: Headers
+    ) -> Awaitable[Any]:
+        """Hand one message to the producer."""
+        delivered: Awaitable[Any] = await self._app.producer.send(topic, key, value, partition, None, headers)
+        return delivered

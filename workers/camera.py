@@ -1,0 +1,203 @@
+"""The frame producer: pictures of a folder, a video file or a camera, onto the topic of frames."""
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.evaluation.dataset import pictures
+from pipeline.settings import Settings
+from workers import clients, logs, topics, wire
+from workers.inspect import frame_max_bytes
+
+log = logs.get(__name__)
+
+_CONTENT_TYPES = {
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".bmp": "image/bmp",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+    ".webp": "image/webp",
+}
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shot:
+    """One picture to send. `name` says where it comes from."""
+
+    name: str
+    image: bytes
+    content_type: str
+
+
+@dataclass(slots=True)
+class Sent:
+    """What became of the shots; `accepted` are confirmed by the broker."""
+
+    sent: int = 0
+    accepted: int = 0
+    failed: int = 0
+    too_large: int = 0
+
+
+def shots(source: str, *, loop: bool = False, shuffle: bool = False, seed: int = 0) -> Iterator[Shot]:
+    """The pictures of a folder, a single picture, a video file, or a camera device.
+
+    Args:
+        source: folder, picture, video file or `/dev/videoN`.
+        loop: start again at the end.
+        shuffle: a folder's pictures in random order, another in each round.
+        seed: of the order.
+
+    Raises:
+        ConfigError: nothing to read there, or reading it needs an extra that is not installed.
+    """
+    path = Path(source)
+    if source.startswith("/dev/video") or path.suffix.lower() in VIDEO_SUFFIXES:
+        yield from _video(source, loop=loop)
+        return
+    found = [path] if path.is_file() else pictures(path)
+    order = random.Random(seed)  # noqa: S311 - an order of pictures, not a secret
+    while True:
+        if shuffle:
+            order.shuffle(found)
+        for picture in found:
+            kind = _CONTENT_TYPES.get(picture.suffix.lower(), "application/octet-stream")
+            yield Shot(name=str(picture), image=picture.read_bytes(), content_type=kind)
+        if not loop:
+            return
+
+
+class Camera:
+    """Sends shots of one station, confirming each."""
+
+    def __init__(self, settings: Settings, station: str, *, recipe: str = "default", deadline_ms: int | None = None):
+        if station not in settings.stations:
+            known = ", ".join(settings.stations) or "none"
+            raise ConfigError(f"no station {station} in the settings (there: {known})")
+        self._settings = settings
+        self._station = station
+        self._recipe = recipe
+        self._deadline_ms = deadline_ms or settings.deadline_ms(station)
+        self._partition = settings.partitions()[station]
+        self._topic = topics.name(settings.kafka.prefix, "frames")
+        self._producer = clients.producer(settings.kafka, request_max_bytes=frame_max_bytes(settings))
+        self._run = uuid.uuid4().hex[:8]
+        self.sent = Sent()
+
+    def send(self, shot: Shot) -> str | None:
+        """Send one shot; it is confirmed later, see `close`.
+
+        Returns:
+            The frame id, or None where the picture is over the inline limit and was not sent.
+        """
+        number = self.sent.sent + self.sent.too_large
+        if len(shot.image) > self._settings.frames.inline_max_bytes:
+            self.sent.too_large += 1
+            log.error(
+                "not sent: over the inline limit ([frames] inline_max_bytes)",
+                picture=shot.name,
+                bytes=len(shot.image),
+                limit=self._settings.frames.inline_max_bytes,
+            )
+            return None
+        frame_id = f"{self._station.replace('/', '-')}-{self._run}-{number:06d}"
+        headers = wire.frame_headers(
+            frame_id=frame_id,
+            part_id=f"{self._run}-{number:06d}",
+            source=f"camera/{self._station}",
+            captured_at=datetime.now(UTC),
+            content_type=shot.content_type,
+            recipe=self._recipe,
+            deadline_ms=self._deadline_ms,
+        )
+        future = self._producer.send(
+            self._topic,
+            value=shot.image,
+            key=self._station.encode(),
+            headers=headers,
+            partition=self._partition,
+        )
+        self.sent.sent += 1
+        future.add_callback(self._accepted)
+        future.add_errback(self._failed)
+        return frame_id
+
+    def play(
+        self,
+        source: Iterator[Shot],
+        *,
+        rate: float,
+        count: int | None = None,
+        on_shot: Callable[[Shot, str | None], Any] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Send shots at a steady rate: late ones are not dropped, and catch up.
+
+        Args:
+            source: the shots.
+            rate: frames a second; 0 is as fast as it goes.
+            count: at most this many.
+            on_shot: told of each shot and its frame id.
+            stopped: asked before each shot.
+        """
+        started = time.monotonic()
+        for i, shot in enumerate(source):
+            if (count is not None and i >= count) or stopped():
+                return
+            due = started + i / rate if rate else 0.0
+            while (left := due - time.monotonic()) > 0 and not stopped():
+                time.sleep(min(left, 0.1))
+            frame_id = self.send(shot)
+            if on_shot:
+                on_shot(shot, frame_id)
+
+    def close(self, timeout_s: float = 120.0) -> Sent:
+        """Wait until the broker has confirmed or refused every frame."""
+        try:
+            self._producer.flush(timeout=timeout_s)
+        except Exception as error:  # noqa: BLE001 - the counts tell what was not confirmed
+            log.error("not every frame was confirmed", error=str(error))
+        self._producer.close(timeout=5)
+        return self.sent
+
+    def _accepted(self, _: object) -> None:
+        self.sent.accepted += 1
+
+    def _failed(self, error: BaseException) -> None:
+        self.sent.failed += 1
+        log.error("the broker did not take a frame", error=f"{type(error).__name__}: {error}")
+
+
+def _video(source: str, *, loop: bool) -> Iterator[Shot]:
+    try:
+        import cv2  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise ConfigError(f"reading {source} needs OpenCV: pip install 'goldline[video]'") from error
+    number = 0
+    while True:
+        capture = cv2.VideoCapture(source)
+        if not capture.isOpened():
+            raise ConfigError(f"cannot open {source} as a video or a camera")
+        first = number
+        while True:
+            ok, picture = capture.read()
+            if not ok:
+                break
+            encoded, image = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            if encoded:
+                yield Shot(name=f"{source}#{number}", image=image.tobytes(), content_type="image/jpeg")
+            number += 1
+        capture.release()
+        if number == first:
+            raise ConfigError(f"{source} has no pictures")
+        if not loop:
+            return

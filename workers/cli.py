@@ -1,0 +1,73 @@
+"""The command `goldline`: one group, one file for each command in `workers/commands`."""
+
+import importlib
+import sys
+
+import click
+
+from pipeline.errors import GoldlineError
+
+# name -> module, one line each; a command's imports cost nothing until it is used.
+COMMANDS = {
+    "demo": "the whole line on this machine: broker, cameras, worker, gate, and a report",
+    "fit": "learn a station's good parts from a folder of pictures",
+    "score": "verdicts for pictures, without Kafka",
+    "check": "validate a line.toml",
+    "models": "list, show, promote and roll back model versions",
+    "worker": "inspect frames: the process that runs on line servers",
+    "camera": "send pictures as frames",
+    "gate": "act as the reject gate",
+    "results": "follow the verdicts",
+    "dead-letters": "list, show and replay frames that could not be read",
+    "topics": "create and check the topics",
+    "kafka": "run a development broker on this machine",
+    "bench": "measure",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"workers.commands.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="goldline")
+def cli() -> None:
+    """Inspect parts on a running production line, learning from good parts alone.
+
+    \b
+    Begin here:
+      goldline demo                                             see it all work
+      goldline fit GOOD_PICTURES --station line-1/top --store file://$PWD/models
+      goldline score line-1/top PICTURES --store file://$PWD/models
+    """
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one clear line and exit status 2."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GoldlineError as error:
+        click.echo(f"goldline: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    sys.exit(status if isinstance(status, int) else 0)

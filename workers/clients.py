@@ -1,0 +1,164 @@
+"""Options of the Kafka clients, made from settings once: brokers, TLS, SASL."""
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import faust
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
+
+from pipeline.errors import ConfigError
+from pipeline.settings import Kafka
+from workers.wire import Record
+
+
+_RECONNECT_MS = 1000  # a line waits for its broker: the default's 30 s would outlast the outage
+
+
+def ssl_context(kafka: Kafka) -> ssl.SSLContext | None:
+    """The TLS context, or None where TLS is not asked for.
+
+    Raises:
+        ConfigError: a certificate or key cannot be read.
+    """
+    if kafka.tls is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=kafka.tls.ca_file)
+        if kafka.tls.cert_file:
+            context.load_cert_chain(kafka.tls.cert_file, kafka.tls.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"kafka.tls: cannot read the certificates: {error}") from error
+    return context
+
+
+def password(kafka: Kafka) -> str | None:
+    """The SASL password from its file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if kafka.sasl is None:
+        return None
+    try:
+        return Path(kafka.sasl.password_file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"kafka.sasl.password_file: cannot read {kafka.sasl.password_file}") from error
+
+
+def client_options(kafka: Kafka) -> dict[str, Any]:
+    """Security options for any kafka-python client."""
+    options: dict[str, Any] = {}
+    context = ssl_context(kafka)
+    options["security_protocol"] = ("SASL_" if kafka.sasl else "") + ("SSL" if context else "PLAINTEXT")
+    if context:
+        options["ssl_context"] = context
+    if kafka.sasl:
+        options |= {
+            "sasl_mechanism": kafka.sasl.mechanism,
+            "sasl_plain_username": kafka.sasl.username,
+            "sasl_plain_password": password(kafka),
+        }
+    return options
+
+
+def faust_credentials(kafka: Kafka) -> Any:
+    """Credentials for the Faust app; None for plain text."""
+    context = ssl_context(kafka)
+    if kafka.sasl:
+        return faust.SASLCredentials(
+            mechanism=kafka.sasl.mechanism,
+            username=kafka.sasl.username,
+            password=password(kafka),
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context else None
+
+
+def producer(kafka: Kafka, *, request_max_bytes: int = 1_048_576, outage_s: float = 120.0) -> KafkaProducer:
+    """An idempotent producer that confirms delivery and rides out a broker's absence of `outage_s` seconds.
+
+    Raises:
+        ConfigError: no broker answers.
+    """
+    return _connected(
+        kafka,
+        lambda: KafkaProducer(
+            bootstrap_servers=list(kafka.brokers),
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            delivery_timeout_ms=round(outage_s * 1000),
+            request_timeout_ms=min(30_000, round(outage_s * 1000)),
+            max_block_ms=round(outage_s * 1000),
+            max_request_size=request_max_bytes,
+            reconnect_backoff_max_ms=_RECONNECT_MS,
+            **client_options(kafka),
+        ),
+    )
+
+
+def consumer(kafka: Kafka, *, fetch_max_bytes: int = 1_048_576, **options: Any) -> KafkaConsumer:
+    """A consumer that commits nothing by itself.
+
+    Raises:
+        ConfigError: no broker answers.
+    """
+    return _connected(
+        kafka,
+        lambda: KafkaConsumer(
+            bootstrap_servers=list(kafka.brokers),
+            enable_auto_commit=False,
+            max_partition_fetch_bytes=fetch_max_bytes,
+            fetch_max_wait_ms=50,
+            reconnect_backoff_max_ms=_RECONNECT_MS,
+            **client_options(kafka),
+            **options,
+        ),
+    )
+
+
+def tail(kafka: Kafka, topic: str, *, from_start: bool = False, fetch_max_bytes: int = 1_048_576) -> KafkaConsumer:
+    """A consumer of every partition of a topic, from its start or from now on, in no group.
+
+    Raises:
+        ConfigError: no broker answers, or there is no such topic.
+    """
+    client = consumer(kafka, fetch_max_bytes=fetch_max_bytes)
+    partitions = client.partitions_for_topic(topic)
+    if not partitions:
+        client.close()
+        raise ConfigError(f"there is no topic {topic}; make it with: goldline topics create --config line.toml")
+    assigned = [TopicPartition(topic, p) for p in sorted(partitions)]
+    client.assign(assigned)
+    (client.seek_to_beginning if from_start else client.seek_to_end)(*assigned)
+    for partition in assigned:
+        client.position(partition)
+    return client
+
+
+def records(client: KafkaConsumer, *, timeout_ms: int = 100, at_most: int = 500) -> Iterator[Record]:
+    """What one poll brings."""
+    for batch in client.poll(timeout_ms=timeout_ms, max_records=at_most).values():
+        for r in batch:
+            yield Record(
+                topic=r.topic,
+                partition=r.partition,
+                offset=r.offset,
+                timestamp_ms=r.timestamp,
+                key=r.key,
+                value=r.value,
+                headers=r.headers or [],
+            )
+
+
+def _connected(kafka: Kafka, make: Any) -> Any:
+    try:
+        return make()
+    except (KafkaError, OSError) as error:
+        raise ConfigError(
+            f"no Kafka broker answers at {', '.join(kafka.brokers)} ({type(error).__name__}); start one with "
+            "`goldline kafka start`, or name yours in line.toml ([kafka] brokers)"
+        ) from error

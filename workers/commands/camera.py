@@ -1,0 +1,67 @@
+"""`goldline camera`."""
+
+import json
+import signal
+import threading
+from dataclasses import asdict
+
+import click
+
+from pipeline.settings import Settings
+from workers import logs
+from workers.commands import options
+
+
+@click.command("camera")
+@click.argument("source")
+@options.config
+@click.option("--station", required=True, help="Which station this camera is, as in line-1/top.")
+@click.option("--recipe", default="default", show_default=True, help="The product being made.")
+@click.option("--rate", default=10.0, show_default=True, help="Frames a second; 0 is as fast as it goes.")
+@click.option("--count", type=int, help="Stop after this many frames.")
+@click.option("--deadline-ms", type=click.IntRange(min=1), help="From capture to gate; the station's unless given.")
+@click.option("--loop", is_flag=True, help="Begin again at the end.")
+@click.option("--shuffle", is_flag=True, help="A folder's pictures in random order.")
+@click.option("--seed", default=0, show_default=True, help="Of the order.")
+@options.as_json
+@click.pass_context
+def command(
+    ctx: click.Context,
+    source: str,
+    settings: Settings,
+    station: str,
+    recipe: str,
+    rate: float,
+    count: int | None,
+    deadline_ms: int | None,
+    loop: bool,
+    shuffle: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Send SOURCE as frames of a station: a folder, a picture, a video file, or /dev/videoN.
+
+    Delivery is confirmed: the count at the end is what the broker accepted. Ctrl-C ends it in order. Video files and
+    cameras need the extra `goldline[video]`.
+
+    \b
+    Example:
+      goldline camera photos/ --station line-1/top --rate 5 --loop --shuffle
+    """
+    logs.set_up("info", process="camera", station=station)
+    from workers.camera import Camera, shots  # noqa: PLC0415
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    camera = Camera(settings, station, recipe=recipe, deadline_ms=deadline_ms)
+    camera.play(shots(source, loop=loop, shuffle=shuffle, seed=seed), rate=rate, count=count, stopped=stop.is_set)
+    sent = camera.close()
+    if as_json:
+        click.echo(json.dumps(asdict(sent)))
+    else:
+        click.echo(
+            f"{sent.accepted} of {sent.sent} frames accepted by the broker, "
+            f"{sent.failed} failed, {sent.too_large} too large"
+        )
+    ctx.exit(0 if sent.failed == 0 and sent.too_large == 0 else 1)

@@ -1,0 +1,175 @@
+"""`goldline fit`."""
+
+import getpass
+import hashlib
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from model_store import ModelKey, open_store, short
+from pipeline import commissioning, methods
+from pipeline.backbone import default_layers, resolve
+from pipeline.commissioning import Commissioned
+from pipeline.data import Frame
+from pipeline.decode import Limits, View
+from pipeline.evaluation import dataset
+from workers.commands import options
+
+DEFAULT_BACKBONE = "resnet18"
+
+
+@click.command("fit")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--station", required=True, help="The camera viewpoint, as in line-1/top.")
+@click.option("--recipe", default="default", show_default=True, help="The product being made.")
+@click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
+@click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
+@click.option("--crop", is_flag=True, help="See the papers' centre crop. What lies outside is not inspected.")
+@click.option("--false-reject-rate", "rate", default=0.005, show_default=True, help="Good parts that may be rejected.")
+@click.option("--seed", default=0, show_default=True, help="Of the split, the coreset and random weights.")
+@click.option("--promote", is_flag=True, help="Put it in service even if another model is. (The first one is anyway.)")
+@options.backbone
+@options.store
+@options.as_json
+def command(
+    folder: Path,
+    station: str,
+    recipe: str,
+    method: str,
+    settings: tuple[str, ...],
+    size: int,
+    crop: bool,
+    rate: float,
+    seed: int,
+    promote: bool,
+    backbone: str | None,
+    layers: str | None,
+    weights: Path | None,
+    device: str,
+    store_url: str,
+    as_json: bool,
+) -> None:
+    """Learn the good parts of a station from FOLDER and store one model version.
+
+    FOLDER holds pictures of good parts, or is a dataset in MVTec layout (then its train/good is used). Some of the
+    pictures are held out to calibrate the threshold; what can be promised about false rejects is printed.
+
+    \b
+    Examples:
+      goldline fit photos/good --station line-1/top --store file://$PWD/models
+      goldline fit bottle --station line-1/top --backbone resnet50 --weights resnet50.safetensors --set coreset=0.1
+    """
+    if not 0 < rate < 0.5:
+        raise click.BadParameter(f"{rate} is not between 0 and 0.5", param_hint="--false-reject-rate")
+    key = ModelKey(station, recipe)
+    store = open_store(store_url)
+    paths = dataset.goods(folder)
+    chosen = backbone or DEFAULT_BACKBONE
+    net = resolve(
+        chosen,
+        tuple(layers.split(",")) if layers else default_layers(chosen),
+        weights=weights,
+        factories=[chosen],
+        device=device,
+        seed=seed,
+    )
+    console = Console(stderr=True)
+    if weights is None:
+        console.print(
+            f"[yellow]{chosen} has random weights[/]: it finds coarse defects only. Name a file with --weights."
+        )
+    made = _commission(paths, method, settings, net, View(size=(size, size), crop=crop), rate, seed, console)
+    artifact = made.inspector.save()
+    lineage = {
+        "created_at": datetime.now(UTC).isoformat(),
+        "created_by": getpass.getuser(),
+        "dataset": _digest(paths),
+        "frames": made.frames,
+    }
+    version = store.put(key, artifact, lineage=lineage)
+    current = store.current(key)
+    promoted = promote or current is None
+    if promoted and current != version:
+        store.promote(key, version, expected=current, who=getpass.getuser(), why="fit")
+    if as_json:
+        click.echo(json.dumps(_body(made, version, method, net.spec.to_meta(), promoted=promoted)))
+        return
+    _tell(made, key, version, promoted=promoted)
+
+
+def _commission(
+    paths: list[Path],
+    method: str,
+    settings: tuple[str, ...],
+    net: Any,
+    view: View,
+    rate: float,
+    seed: int,
+    console: Console,
+) -> Commissioned:
+    config = methods.make_config(method, options.pairs(settings))
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bars:
+        shown: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                shown[stage] = bars.add_task(stage, total=total)
+            bars.update(shown[stage], completed=done, total=total)
+
+        return commissioning.commission(
+            [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths],
+            method=method,
+            config=config,
+            backbone=net,
+            view=view,
+            limits=Limits(),
+            rate=rate,
+            seed=seed,
+            progress=progress,
+        )
+
+
+def _body(made: Commissioned, version: str, method: str, backbone: dict[str, Any], *, promoted: bool) -> dict[str, Any]:
+    threshold = made.inspector.threshold
+    return {
+        "version": version,
+        "promoted": promoted,
+        "method": method,
+        "backbone": backbone,
+        "threshold": threshold.image,
+        "guarantee": {**threshold.to_meta()["guarantee"], "text": str(threshold.guarantee)},
+        "frames": made.frames,
+        "unreadable": list(made.unreadable),
+        "fit_s": round(made.fit_s, 3),
+    }
+
+
+def _tell(made: Commissioned, key: ModelKey, version: str, *, promoted: bool) -> None:
+    threshold, frames = made.inspector.threshold, made.frames
+    click.echo(f"model      {short(version)} of {key}" + ("  (in service)" if promoted else "  (stored, not promoted)"))
+    click.echo(f"fitted on  {frames['fit']} goods in {made.fit_s:.1f} s, calibrated on {frames['calibrate']}")
+    click.echo(f"threshold  {threshold.image:.4g}")
+    click.echo(f"promise    {threshold.guarantee}")
+    if made.unreadable:
+        click.echo(f"unreadable {len(made.unreadable)}: {', '.join(made.unreadable[:5])}")
+    if not promoted:
+        click.echo(f"to use it  goldline models promote {key.station} {short(version)} --recipe {key.recipe}")
+
+
+def _digest(paths: list[Path]) -> str:
+    """sha256 of the pictures, in order of their content's own digests: names and order do not matter."""
+    each = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    return hashlib.sha256("\n".join(each).encode()).hexdigest()

@@ -1,0 +1,75 @@
+"""Options that several commands share, and what they mean."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pipeline import settings
+from pipeline.errors import ConfigError
+from pipeline.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def config(command: F) -> F:
+    """`--config line.toml`, read and checked."""
+    return click.option(
+        "--config",
+        "settings",
+        default="line.toml",
+        show_default=True,
+        callback=lambda _ctx, _param, value: settings.read(Path(value)),
+        help="Settings of the line.",
+    )(command)
+
+
+def store(command: F) -> F:
+    """`--store URL`."""
+    return click.option(
+        "--store",
+        "store_url",
+        envvar="GOLDLINE_STORE__URL",
+        default="file:///srv/goldline/models",
+        show_default=True,
+        help="Where models are kept: file:///folder.",
+    )(command)
+
+
+def backbone(command: F) -> F:
+    """`--backbone`, `--layers`, `--weights`, `--device`."""
+    for option in (
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--weights",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="The backbone's weights, a safetensors file. Without one they are random, and that is said.",
+        ),
+        click.option("--layers", help="Feature maps to use, as in layer2,layer3."),
+        click.option("--backbone", help="torchvision model, or module:factory of your own (on PYTHONPATH)."),
+    ):
+        command = option(command)
+    return command
+
+
+def as_json(command: F) -> F:
+    """`--json`: for machines, on standard output."""
+    return click.option("--json", "as_json", is_flag=True, help="JSON on standard output, for machines.")(command)
+
+
+def pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    """`key=value` texts as a mapping.
+
+    Raises:
+        ConfigError: one has no `=`.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise ConfigError(f"--set takes key=value, not {text!r}")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def optional_settings(path: Path | None) -> Settings:
+    """The settings of a file, or all defaults."""
+    return settings.read(path) if path else Settings()

@@ -1,0 +1,52 @@
+"""`goldline topics`."""
+
+import json
+
+import click
+
+from pipeline.settings import Settings
+from workers.commands import options
+
+
+@click.group("topics")
+def command() -> None:
+    """Create and check the topics that a line needs."""
+
+
+@command.command("create")
+@options.config
+@click.option("--replication", default=1, show_default=True, help="Copies of each partition; 3 in a plant.")
+@options.as_json
+def create(settings: Settings, replication: int, as_json: bool) -> None:
+    """Make the topics that are missing, with settings for the job; those there are are left as they are."""
+    from workers import clients, topics  # noqa: PLC0415
+
+    wanted = topics.of(settings)
+    options_ = clients.client_options(settings.kafka)
+    made = topics.create(settings.kafka.brokers, wanted, replication=replication, client_options=options_)
+    problems = topics.check(settings.kafka.brokers, wanted, client_options=options_)
+    if as_json:
+        click.echo(json.dumps({"created": made, "problems": problems}))
+    else:
+        for spec in wanted:
+            click.echo(f"{'made ' if spec.name in made else 'there'}  {spec.name}  {spec.partitions} partitions")
+        for problem in problems:
+            click.echo(f"differs: {problem}")
+    click.get_current_context().exit(1 if problems else 0)
+
+
+@command.command("check")
+@options.config
+@options.as_json
+def check(settings: Settings, as_json: bool) -> None:
+    """Compare the topics with what the settings need; exit status 1 where something is missing or too small."""
+    from workers import clients, topics  # noqa: PLC0415
+
+    problems = topics.check(
+        settings.kafka.brokers, topics.of(settings), client_options=clients.client_options(settings.kafka)
+    )
+    if as_json:
+        click.echo(json.dumps({"problems": problems}))
+    else:
+        click.echo("\n".join(problems) or "the topics are as they should be")
+    click.get_current_context().exit(1 if problems else 0)

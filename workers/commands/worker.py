@@ -1,0 +1,30 @@
+"""`goldline worker`."""
+
+import click
+
+from pipeline.settings import Settings
+from workers import logs
+from workers.commands import options
+
+
+@click.command("worker")
+@options.config
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option("--without-model", is_flag=True, hidden=True, help="Pass every frame at once: `goldline bench walk`.")
+@click.pass_context
+def command(ctx: click.Context, settings: Settings, log_level: str, without_model: bool) -> None:
+    """Inspect frames until SIGTERM: then finish what is in flight, publish, commit, and exit 0.
+
+    Start as many as you like on as many machines: stations are shared out among the workers of a group. Logs are JSON
+    lines on standard error.
+
+    \b
+    Exit status: 0 ended as asked; 1 ended by itself; 2 refused to start; 70 was stuck (see [worker] stuck_s).
+    """
+    logs.set_up(log_level, process="worker")
+    from workers import service  # noqa: PLC0415 - torch and Faust take seconds to import
+    from workers.bench_walk import PassAll  # noqa: PLC0415
+
+    ctx.exit(service.run(settings, PassAll() if without_model else None))

@@ -1,0 +1,142 @@
+"""Feeds a `Gate` from Kafka and from a trigger, and carries its actions out."""
+
+import json
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from pipeline.errors import ConfigError
+from pipeline.settings import Settings
+from workers import clients, logs, topics, wire
+from workers.gate import Action, Counts, Gate
+from workers.hooks import Hooks
+from workers.inspect import frame_max_bytes
+
+log = logs.get(__name__)
+
+_POLL_S = 0.02
+
+
+def run(
+    settings: Settings,
+    stations: frozenset[str],
+    *,
+    write: Callable[[Action], None],
+    stopped: Callable[[], bool],
+    trigger: IO[str] | None = None,
+) -> Counts:
+    """Stand at the gate until `stopped`.
+
+    Args:
+        settings: of the line.
+        stations: those this gate stands behind.
+        write: told of each action.
+        stopped: asked many times a second.
+        trigger: instead of the frames' messages, lines of JSON, {"part_id", "station"?}, one for each part as it
+            passes the barrier; its deadline runs from the line's arrival.
+    """
+    gate, hooks = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate)
+    log.info("gate started", stations=sorted(stations), trigger=trigger is not None)
+    results = clients.tail(settings.kafka, topics.name(settings.kafka.prefix, "results"))
+    sightings: deque[Callable[[], None]] = deque()
+    if trigger:
+        _beside(_triggers, settings, gate, stations, trigger, sightings)
+    else:
+        _beside(_frames, settings, gate, sightings, stopped)
+    heard = time.monotonic()
+    try:
+        while not stopped():
+            actions = []
+            for record in clients.records(results, timeout_ms=round(gate.until_next_s(_POLL_S) * 1000)):
+                heard = time.monotonic()
+                result = wire.decode_result(record.value)
+                action = gate.see_result(result) if result else None
+                if action:
+                    actions.append(action)
+            while sightings:
+                heard = time.monotonic()
+                sightings.popleft()()
+            actions += gate.expire()
+            for action in actions:
+                write(action)
+                hooks.call(action)
+            if time.monotonic() - heard > settings.gate.silence_s:
+                log.warning("silence: no frame and no result", seconds=settings.gate.silence_s)
+                heard = time.monotonic()
+    finally:
+        hooks.close()
+        results.close()
+    return gate.counts
+
+
+def _beside(target: Callable[..., None], *arguments: object) -> None:
+    threading.Thread(target=target, args=arguments, daemon=True).start()
+
+
+def _frames(settings: Settings, gate: Gate, sightings: deque[Callable[[], None]], stopped: Callable[[], bool]) -> None:
+    """Parts as the cameras announce them. The pictures come along: Kafka has no way to read headers alone."""
+    topic = topics.name(settings.kafka.prefix, "frames")
+    client = clients.tail(settings.kafka, topic, fetch_max_bytes=2 * frame_max_bytes(settings))
+    while not stopped():
+        for record in clients.records(client):
+            arrival = wire.read_frame(record, settings)
+            sightings.append(lambda arrival=arrival: gate.see_frame(arrival))  # type: ignore[misc]
+    client.close()
+
+
+def _triggers(
+    settings: Settings,
+    gate: Gate,
+    stations: frozenset[str],
+    lines: IO[str],
+    sightings: deque[Callable[[], None]],
+) -> None:
+    """Parts as a light barrier or a PLC announces them, one JSON object a line."""
+    only = next(iter(stations)) if len(stations) == 1 else None
+    for line in lines:
+        try:
+            said = json.loads(line)
+            part_id, station = str(said["part_id"]), str(said.get("station") or only or "")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            log.error("a trigger line is not JSON with a part_id", line=line[:200])
+            continue
+        if station not in stations:
+            log.error("a trigger names no station of this gate", station=station)
+            continue
+        deadline = time.time() + settings.deadline_ms(station) / 1000
+        sightings.append(
+            lambda p=part_id, s=station, d=deadline: gate.expect(  # type: ignore[misc]
+                frame_id="", part_id=p, station=s, deadline=d
+            )
+        )
+
+
+def writer(output: Path | None, *, as_json: bool) -> Callable[[Action], None]:
+    """Where actions go: JSON lines to a file, or to standard output, or plain lines for people.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    if output:
+        try:
+            file = output.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise ConfigError(f"cannot write {output}: {error.strerror}") from error
+        return lambda action: _line(file, json.dumps(action.body()))
+    if as_json:
+        return lambda action: _line(sys.stdout, json.dumps(action.body()))
+    return lambda a: _line(
+        sys.stdout,
+        f"{a.action.upper():6} {a.station}  part {a.part_id or '-'}  {a.why}"
+        + (f" ({a.reason})" if a.reason else "")
+        + f"  {a.slack_ms:.0f} ms to spare",
+    )
+
+
+def _line(file: IO[str], text: str) -> None:
+    file.write(text + "\n")
+    file.flush()

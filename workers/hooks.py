@@ -1,0 +1,61 @@
+"""What the gate calls: commands as argv lists and HTTP POSTs, the action as JSON, never through a shell."""
+
+import json
+import subprocess
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.errors import ConfigError
+from pipeline.settings import Gate as GateSettings
+from workers import logs
+from workers.gate import Action
+
+log = logs.get(__name__)
+
+_THREADS = 4
+
+
+class Hooks:
+    """Calls what the settings name, off the gate's own thread; a failing hook is a log line."""
+
+    def __init__(self, settings: GateSettings) -> None:
+        for url in (settings.pass_url, settings.reject_url):
+            if url and not url.startswith(("http://", "https://")):
+                raise ConfigError(f"gate: a hook's URL begins with http:// or https://, not {url!r}")
+        self._settings = settings
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="hook")
+
+    def call(self, action: Action) -> None:
+        """What is due for this action: a command, a POST, both or nothing."""
+        passes = action.action == "pass"
+        argv = self._settings.on_pass if passes else self._settings.on_reject
+        url = self._settings.pass_url if passes else self._settings.reject_url
+        body = json.dumps(action.body()).encode()
+        if argv:
+            self._pool.submit(self._command, argv, body)
+        if url:
+            self._pool.submit(self._post, url, body)
+        if self._settings.stop_after and action.in_a_row == self._settings.stop_after:
+            log.critical("stop the line: too many in a row did not pass", station=action.station, n=action.in_a_row)
+            if self._settings.on_stop:
+                self._pool.submit(self._command, self._settings.on_stop, body)
+
+    def close(self) -> None:
+        """Wait for the calls under way."""
+        self._pool.shutdown(wait=True)
+
+    def _command(self, argv: tuple[str, ...], body: bytes) -> None:
+        try:
+            subprocess.run(list(argv), input=body, timeout=self._settings.hook_timeout_s, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            log.error("hook failed", command=argv[0], error=str(error))
+
+    def _post(self, url: str, body: bytes) -> None:
+        request = urllib.request.Request(  # noqa: S310 - the scheme was checked, the URL is the settings'
+            url, data=body, headers={"content-type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self._settings.hook_timeout_s):  # noqa: S310
+                pass
+        except OSError as error:
+            log.error("hook failed", url=url, error=str(error))

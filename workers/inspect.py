@@ -1,0 +1,200 @@
+"""The worker's walk: frames of a partition in, one terminal verdict for each out, acknowledged in order.
+
+Each partition has a lane: up to `window` of its frames are in flight at once, so that one station can fill a batch;
+they are published in the order they came and acknowledged only when the broker has the verdict. A crash at any moment
+loses nothing: what was not acknowledged comes again, and what was already answered is known from the results' tail.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.settings import Settings
+from workers import logs, recovery
+from workers.desk import Desk, Outcome
+from workers.publish import Publisher
+from workers.wire import Record, read_frame
+
+log = logs.get(__name__)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What passed through this worker; received = published + repeated + in flight, always."""
+
+    received: int = 0
+    published: int = 0
+    repeated: int = 0
+    lost: int = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Frames received that have no acknowledged verdict yet."""
+        return self.received - self.published - self.repeated
+
+
+class Lane:
+    """One partition's way through the worker."""
+
+    def __init__(self, partition: int, settings: Settings, desk: Desk, publisher: Publisher, counts: Counts) -> None:
+        self._partition = partition
+        self._settings = settings
+        self._desk = desk
+        self._publisher = publisher
+        self._counts = counts
+        self._room = asyncio.Semaphore(settings.worker.window or 2 * settings.worker.batch_max)
+        self._in_flight = 0
+        self._decided: asyncio.Queue[tuple[Any, Awaitable[Outcome | None]]] = asyncio.Queue()
+        self._sent: asyncio.Queue[tuple[Any, Awaitable[None] | None]] = asyncio.Queue()
+        self._answered: OrderedDict[str, None] = OrderedDict()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._tasks = [asyncio.ensure_future(self._publish()), asyncio.ensure_future(self._acknowledge())]
+        self._recovered: asyncio.Future[None] = asyncio.ensure_future(self.recover())
+
+    async def recover(self) -> None:
+        """Learn which waiting frames have their verdict already; retries until the broker tells."""
+        limit = frame_max_bytes(self._settings)
+        while True:
+            try:
+                past = await asyncio.to_thread(
+                    recovery.recover, self._settings.kafka, self._partition, fetch_max_bytes=limit
+                )
+                break
+            except Exception as error:  # noqa: BLE001 - whatever a broker in trouble answers, ask again
+                log.warning("recovery failed, again in 1 s", partition=self._partition, error=str(error))
+                await asyncio.sleep(1.0)
+        self._remember(past.answered)
+        self._counts.lost += past.lost
+        if past.lost:
+            log.error("frames were lost: retention deleted them unread", partition=self._partition, frames=past.lost)
+        log.info("assigned", partition=self._partition, backlog=past.backlog, answered=len(past.answered))
+
+    def reassigned(self) -> None:
+        """The partition came back after another worker may have held it: recover again before going on."""
+        if self._recovered.done():
+            self._recovered = asyncio.ensure_future(self.recover())
+
+    async def accept(self, event: Any) -> None:
+        """Take one frame in; waits while the window is full."""
+        await asyncio.shield(self._recovered)
+        await self._room.acquire()
+        self._in_flight += 1
+        self._empty.clear()
+        self._counts.received += 1
+        arrival = read_frame(record_of(event.message), self._settings)
+        frame_id = arrival.frame.frame_id
+        if frame_id in self._answered:
+            self._decided.put_nowait((event, _nothing()))
+            return
+        self._remember([frame_id])
+        self._decided.put_nowait((event, asyncio.ensure_future(self._desk.decide(arrival))))
+
+    async def drained(self) -> None:
+        """Wait until nothing is in flight."""
+        await self._empty.wait()
+
+    def close(self) -> None:
+        """Stop at once; what is in flight stays unacknowledged and comes again."""
+        for task in (*self._tasks, self._recovered):
+            task.cancel()
+
+    async def _publish(self) -> None:
+        while True:
+            event, deciding = await self._decided.get()
+            outcome = await deciding
+            sending = asyncio.ensure_future(self._publisher.publish(outcome)) if outcome else None
+            await asyncio.sleep(0)  # the send is handed to the producer before the next frame's
+            self._sent.put_nowait((event, sending))
+
+    async def _acknowledge(self) -> None:
+        while True:
+            event, sending = await self._sent.get()
+            if sending is None:
+                self._counts.repeated += 1
+            else:
+                await sending
+                self._counts.published += 1
+            event.ack()
+            self._room.release()
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._empty.set()
+
+    def _remember(self, frame_ids: Any) -> None:
+        for frame_id in frame_ids:
+            self._answered[frame_id] = None
+        while len(self._answered) > self._settings.worker.remember:
+            self._answered.popitem(last=False)
+
+
+class Lanes:
+    """Every partition's lane, made when its first frame or its assignment comes."""
+
+    def __init__(self, make: Callable[[int], Lane]) -> None:
+        self._make = make
+        self._lanes: dict[int, Lane] = {}
+        self._intake = asyncio.Event()
+        self._intake.set()
+
+    def assigned(self, partitions: set[int]) -> None:
+        """Partitions are ours, for the first time or again."""
+        for partition in sorted(partitions):
+            if partition in self._lanes:
+                self._lanes[partition].reassigned()
+            else:
+                self._lanes[partition] = self._make(partition)
+
+    async def inspect(self, stream: Any) -> None:
+        """The actor of one partition."""
+        stream.enable_acks = False  # the lane acknowledges, when the verdict is published
+        async for event in stream.events():
+            await self._intake.wait()
+            partition = event.message.partition
+            if partition not in self._lanes:
+                self.assigned({partition})
+            await self._lanes[partition].accept(event)
+
+    async def drain(self, partitions: set[int] | None = None, *, within_s: float) -> bool:
+        """Wait until nothing of these partitions (or of any) is in flight; False if that took too long."""
+        wanted = self._lanes.keys() if partitions is None else partitions & self._lanes.keys()
+        try:
+            await asyncio.wait_for(asyncio.gather(*(self._lanes[p].drained() for p in wanted)), within_s)
+        except TimeoutError:
+            log.error("not everything in flight was published in time: it comes again", within_s=within_s)
+            return False
+        return True
+
+    def stop_intake(self) -> None:
+        """Take no more frames; what is in flight goes on."""
+        self._intake.clear()
+
+    def close(self) -> None:
+        """Stop at once."""
+        for lane in self._lanes.values():
+            lane.close()
+
+
+def frame_max_bytes(settings: Settings) -> int:
+    """The largest message on the topic of frames: the picture and its headers."""
+    return settings.frames.inline_max_bytes + 64 * 1024
+
+
+def record_of(message: Any) -> Record:
+    """A Faust message as our own record."""
+    headers = message.headers or []
+    return Record(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        timestamp_ms=int((message.timestamp or 0) * 1000),
+        key=message.key,
+        value=message.value,
+        headers=list(headers.items()) if isinstance(headers, dict) else list(headers),
+    )
+
+
+async def _nothing() -> None:
+    """The outcome of a frame that has its verdict already."""

@@ -1,0 +1,149 @@
+"""The walk's fifth step: an outcome onto the topics. The result first; dead letter and heatmap follow."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline import heatmap
+from pipeline.data import Decision, Failure, Verdict
+from pipeline.settings import Settings
+from workers import logs, topics, wire
+from workers.desk import Outcome
+from workers.wire import Headers
+
+log = logs.get(__name__)
+
+Send = Callable[[str, bytes | None, bytes | None, int | None, Headers], Awaitable[Awaitable[Any]]]
+"""topic, key, value, partition, headers -> scheduled -> delivered."""
+
+_BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
+
+
+class Publisher:
+    """Publishes outcomes; a result's future is done only when the broker has it on all in-sync replicas."""
+
+    def __init__(self, send: Send, settings: Settings, source: str) -> None:
+        self._send = send
+        self._source = source
+        self._wanted = settings.worker.heatmaps
+        self._topics = {kind: topics.name(settings.kafka.prefix, kind) for kind in topics.KINDS}
+        self._letter_max_bytes = settings.frames.inline_max_bytes
+        self._later: set[asyncio.Future[None]] = set()
+
+    async def publish(self, outcome: Outcome) -> None:
+        """Deliver the result, and the dead letter where there is one; retries until the broker has them."""
+        record = outcome.arrival.record
+        body = self.result(outcome)
+        await self._deliver(
+            self._topics["results"],
+            record.key,
+            wire.encode_result(body),
+            record.partition,
+            self._headers(outcome),
+        )
+        if outcome.arrival.unreadable:
+            await self._dead_letter(outcome)
+        if body.heatmap is not None and outcome.map is not None:
+            self._follow(self._heatmap(outcome, body.heatmap))
+
+    def result(self, outcome: Outcome) -> wire.Result:
+        """The message for an outcome."""
+        place = wire.HeatmapBody(topic=self._topics["heatmaps"], key=outcome.arrival.frame.frame_id)
+        return wire.result_of(
+            outcome.arrival,
+            outcome.answer,
+            model=outcome.model,
+            timings=outcome.timings,
+            heatmap=place if self._wants_heatmap(outcome) else None,
+            decided_at=outcome.decided_at,
+        )
+
+    def _wants_heatmap(self, outcome: Outcome) -> bool:
+        if outcome.map is None or not isinstance(outcome.answer, Verdict):
+            return False
+        return self._wanted == "all" or (self._wanted == "reject" and outcome.answer.decision is Decision.REJECT)
+
+    def _headers(self, outcome: Outcome) -> Headers:
+        frame = outcome.arrival.frame
+        version = outcome.model.version if outcome.model else None
+        headers = wire.event_headers(
+            wire.RESULT_TYPE,
+            wire.result_id(frame.frame_id, version),
+            self._source,
+            outcome.decided_at,
+            "application/json",
+        )
+        headers.append(("ce_subject", frame.frame_id.encode()))
+        if outcome.arrival.traceparent:
+            headers.append(("traceparent", outcome.arrival.traceparent.encode()))
+        return headers
+
+    async def _dead_letter(self, outcome: Outcome) -> None:
+        record, answer = outcome.arrival.record, outcome.answer
+        detail = answer.detail if isinstance(answer, Failure) else ""
+        reason = answer.reason.value if isinstance(answer, Failure) else ""
+        # Headers of ours come first, so that no header of the message can pass for one of them.
+        headers: Headers = [
+            ("goldline_reason", reason.encode()),
+            ("goldline_detail", detail[:500].encode()),
+            ("goldline_topic", record.topic.encode()),
+            ("goldline_partition", str(record.partition).encode()),
+            ("goldline_offset", str(record.offset).encode()),
+            ("goldline_at", wire.rfc3339(datetime.now(UTC)).encode()),
+            ("goldline_frame_id", outcome.arrival.frame.frame_id.encode()),
+        ]
+        original = [(name, value or b"") for name, value in record.headers]
+        room = 32 * 1024
+        for name, value in original:
+            room -= len(name.encode()) + len(value)
+            if room < 0:
+                headers.append(("goldline_headers_cut", b"true"))
+                break
+            headers.append((name, value))
+        await self._deliver(self._topics["dead-letters"], record.key, record.value, None, headers)
+
+    def _follow(self, task: Awaitable[None]) -> None:
+        future = asyncio.ensure_future(task)
+        self._later.add(future)
+        future.add_done_callback(self._later.discard)
+
+    async def _heatmap(self, outcome: Outcome, place: wire.HeatmapBody) -> None:
+        """Best effort: a lost heatmap is a log line, never a delay."""
+        if outcome.map is None or outcome.placement is None:
+            return
+        try:
+            picture = await asyncio.to_thread(heatmap.encode, outcome.map.numpy())
+            p = outcome.placement
+            headers = wire.event_headers(wire.HEATMAP_TYPE, place.key, self._source, outcome.decided_at, "image/png")
+            headers += [
+                ("goldline_low", repr(picture.low).encode()),
+                ("goldline_high", repr(picture.high).encode()),
+                ("goldline_affine", json.dumps([p.x0, p.y0, p.step_x, p.step_y]).encode()),
+                ("goldline_image_size", json.dumps(p.image_size).encode()),
+            ]
+            await (await self._send(place.topic, place.key.encode(), picture.png, None, headers))
+        except Exception as error:  # noqa: BLE001
+            log.warning("a heatmap was not published", frame_id=place.key, error=str(error))
+
+    async def settle(self) -> None:
+        """Wait for the heatmaps still under way."""
+        if self._later:
+            await asyncio.gather(*self._later, return_exceptions=True)
+
+    async def _deliver(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int | None, headers: Headers
+    ) -> None:
+        attempt = 0
+        while True:
+            try:
+                await (await self._send(topic, key, value, partition, headers))
+                return
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a verdict is kept until the broker takes it
+                pause = _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
+                log.warning("publish failed", topic=topic, again_in_s=pause, error=f"{type(error).__name__}: {error}")
+                attempt += 1
+                await asyncio.sleep(pause)

@@ -1,0 +1,117 @@
+"""A worker process from start to end: check, load, run, drain.
+
+SIGTERM or SIGINT takes no more frames, publishes what is in flight, commits and exits 0.
+"""
+
+import asyncio
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import torch
+
+from model_store import ModelKey, open_store
+from pipeline.decode import Limits
+from pipeline.errors import ConfigError
+from pipeline.settings import Settings
+from workers import app as faust_app
+from workers import clients, logs, topics, watchdog
+from workers.backbones import opener
+from workers.desk import Desk, Finds
+from workers.inspect import Counts, Lane, Lanes
+from workers.live import Models
+from workers.publish import Publisher
+
+log = logs.get(__name__)
+
+_STOP_S = 5.0
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What this line accepts as a picture."""
+    return Limits(max_pixels=settings.frames.max_pixels, formats=tuple(settings.frames.formats))
+
+
+def check(settings: Settings) -> None:
+    """Refuse to start on what cannot work.
+
+    Raises:
+        ConfigError: no station, no broker, or topics that are missing or do not fit.
+    """
+    if not settings.stations:
+        raise ConfigError('no station in the settings; add one: [stations."line-1/top"]')
+    problems = topics.check(
+        settings.kafka.brokers, topics.of(settings), client_options=clients.client_options(settings.kafka)
+    )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def run(settings: Settings, models: Models | None = None) -> int:
+    """Run a worker until a signal ends it.
+
+    Args:
+        settings: checked.
+        models: in place of the store's, for benchmarks of the walk without a model.
+
+    Returns:
+        The exit status.
+    """
+    check(settings)
+    torch.set_num_threads(settings.worker.threads or max(1, os.cpu_count() or 1))
+    if models is None:
+        models = _models(settings)
+        models.start()
+    try:
+        return asyncio.run(_serve(settings, models))
+    finally:
+        models.stop()
+
+
+def _models(settings: Settings) -> Models:
+    keys = [ModelKey(name, recipe) for name, station in settings.stations.items() for recipe in station.recipes]
+    return Models(
+        open_store(settings.store.url),
+        keys,
+        open_backbone=opener(settings.weights_files(), settings.worker.device),
+        limits=limits_of(settings),
+        poll_s=settings.store.poll_s,
+    )
+
+
+async def _serve(settings: Settings, models: Finds) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    executor = ThreadPoolExecutor(1, thread_name_prefix="device")
+    counts = Counts()
+    app = faust_app.build(settings)
+    desk = Desk(models, settings.worker, executor)
+    publisher = Publisher(faust_app.Sender(app).send, settings, source=f"worker/{os.getpid()}")
+    lanes = Lanes(lambda partition: Lane(partition, settings, desk, publisher, counts))
+    faust_app.attach(app, settings, lanes)
+    batching = asyncio.ensure_future(desk.batcher.run())
+    await app.start()
+    watchdog.start(settings, lambda: {tp.partition for tp in app.consumer.assignment()})
+    log.info("worker started", stations=list(settings.stations), group=settings.kafka.group)
+    crashed = asyncio.ensure_future(app.wait_until_stopped())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({crashed, stopping, batching}, return_when=asyncio.FIRST_COMPLETED)
+    asked = stop.is_set()
+    lanes.stop_intake()
+    clean = asked and await lanes.drain(within_s=settings.worker.drain_s)
+    if clean:
+        await publisher.settle()
+        await app.consumer.commit()
+    lanes.close()
+    for task in (batching, crashed, stopping):
+        task.cancel()
+    try:
+        await asyncio.wait_for(app.stop(), _STOP_S)
+    except TimeoutError:
+        log.warning("faust did not stop in time; everything is published and committed", within_s=_STOP_S)
+    executor.shutdown(wait=False, cancel_futures=True)
+    log.info("worker ended", asked=asked, **asdict(counts), in_flight=counts.in_flight)
+    return 0 if clean else 1

@@ -1,0 +1,321 @@
+"""What is on the wire: CloudEvents 1.0 in Kafka's binary mode, and the JSON of a result.
+
+Nothing in a message is believed: ids, names and times are checked and bounded here, once, and whatever is wrong
+becomes a `Failure` that travels with the frame.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from pipeline.data import Failure, Frame, Reason, Verdict
+from pipeline.settings import RECIPE_PATTERN, STATION_PATTERN, Settings
+
+FRAME_TYPE = "goldline.frame.v1"
+RESULT_TYPE = "goldline.result.v1"
+HEATMAP_TYPE = "goldline.heatmap.v1"
+ID_MAX = 200
+_RECIPE = re.compile(RECIPE_PATTERN)
+_STATION = re.compile(STATION_PATTERN)
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+Headers: TypeAlias = list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A Kafka record as it came, from whichever client."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+
+    @property
+    def origin(self) -> str:
+        """`topic/partition/offset`."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A frame as it arrived.
+
+    Attributes:
+        problem: why it cannot be inspected, if so; a readable picture may still turn out broken later.
+        unreadable: the message itself is at fault and belongs among the dead letters.
+    """
+
+    frame: Frame
+    record: Record
+    traceparent: str | None = None
+    problem: Failure | None = None
+    unreadable: bool = False
+
+
+class RegionBody(Struct, frozen=True, kw_only=True):
+    """Image pixels after EXIF rotation; the box's far edges are exclusive."""
+
+    box: tuple[int, int, int, int]
+    peak: tuple[int, int]
+    area_px: int
+
+
+class ModelBody(Struct, frozen=True, kw_only=True):
+    """Which model decided."""
+
+    method: str
+    version: str
+
+
+class HeatmapBody(Struct, frozen=True, kw_only=True):
+    """Where the frame's heatmap will be found; it follows the result, best effort."""
+
+    topic: str
+    key: str
+
+
+class TimingsBody(Struct, frozen=True, kw_only=True):
+    """Milliseconds; decode, embed and score are the batch's that the frame was in; total is received to decided."""
+
+    queue: float = 0.0
+    decode: float = 0.0
+    embed: float = 0.0
+    score: float = 0.0
+    total: float = 0.0
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """The JSON of one terminal verdict: what gates subscribe to. Readers ignore fields they do not know."""
+
+    result_id: str
+    frame_id: str
+    part_id: str | None
+    station: str | None
+    recipe: str
+    verdict: Literal["pass", "reject", "no_decision"]
+    reason: Literal["late", "shed", "bad_frame", "no_model", "error"] | None = None
+    detail: str | None = None
+    score: float | None = None
+    threshold: float | None = None
+    p_value: float | None = None
+    regions: tuple[RegionBody, ...] = ()
+    model: ModelBody | None = None
+    late: bool = False
+    timings_ms: TimingsBody = TimingsBody()
+    captured_at: datetime
+    deadline_at: datetime
+    decided_at: datetime
+    heatmap: HeatmapBody | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Result)
+
+
+def encode_result(result: Result) -> bytes:
+    """A result as JSON."""
+    return _encoder.encode(result)
+
+
+def decode_result(value: bytes | None) -> Result | None:
+    """The result in a message; None when it is none of ours."""
+    try:
+        return _decoder.decode(value or b"")
+    except msgspec.MsgspecError:
+        return None
+
+
+def result_schema() -> dict[str, Any]:
+    """JSON Schema of a result, as checked in beside this file and published to subscribers."""
+    schema = msgspec.json.schema(Result)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": RESULT_TYPE, **schema}
+
+
+def result_id(frame_id: str, version: str | None) -> str:
+    """The same for the same frame and model version, so that repeats are seen to be repeats."""
+    return hashlib.sha256(f"{frame_id}\n{version or ''}".encode()).hexdigest()[:32]
+
+
+def result_of(
+    arrival: Arrival,
+    outcome: Verdict | Failure,
+    *,
+    model: ModelBody | None,
+    timings: TimingsBody,
+    heatmap: HeatmapBody | None,
+    decided_at: datetime,
+) -> Result:
+    """The message for what became of a frame."""
+    frame = arrival.frame
+    captured_at, deadline_at = frame.captured_at or decided_at, frame.deadline_at or decided_at
+    base = Result(
+        result_id=result_id(frame.frame_id, model.version if model else None),
+        frame_id=frame.frame_id,
+        part_id=frame.part_id,
+        station=frame.station or None,
+        recipe=frame.recipe,
+        verdict="no_decision",
+        captured_at=captured_at,
+        deadline_at=deadline_at,
+        decided_at=decided_at,
+        late=decided_at > deadline_at,
+        timings_ms=timings,
+        model=model,
+    )
+    if isinstance(outcome, Failure):
+        return msgspec.structs.replace(base, reason=outcome.reason.value, detail=outcome.detail[:500])
+    return msgspec.structs.replace(
+        base,
+        verdict=outcome.decision.value,
+        score=outcome.score,
+        threshold=outcome.threshold,
+        p_value=outcome.p_value,
+        regions=tuple(RegionBody(box=r.box, peak=r.peak, area_px=r.area_px) for r in outcome.regions),
+        heatmap=heatmap,
+    )
+
+
+def event_headers(kind: str, event_id: str, source: str, at: datetime, content_type: str) -> Headers:
+    """The CloudEvents headers that every message of ours carries."""
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", event_id.encode()),
+        ("ce_type", kind.encode()),
+        ("ce_source", source.encode()),
+        ("ce_time", rfc3339(at).encode()),
+        ("content-type", content_type.encode()),
+    ]
+
+
+def frame_headers(
+    *,
+    frame_id: str,
+    part_id: str,
+    source: str,
+    captured_at: datetime,
+    content_type: str,
+    recipe: str = "default",
+    deadline_ms: int | None = None,
+) -> Headers:
+    """Headers of a frame, as cameras send them."""
+    headers = event_headers(FRAME_TYPE, frame_id, source, captured_at, content_type)
+    headers += [("ce_partid", part_id.encode()), ("ce_recipe", recipe.encode())]
+    if deadline_ms is not None:
+        headers.append(("ce_deadlinems", str(deadline_ms).encode()))
+    return headers
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def station_of(key: bytes | None) -> str | None:
+    """The station that a message's key names, if it names one."""
+    text = _text(key, ID_MAX)
+    return text if text and _STATION.fullmatch(text) else None
+
+
+def rfc3339(at: datetime) -> str:
+    """UTC with microseconds and a Z."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def read_frame(record: Record, settings: Settings) -> Arrival:
+    """What a message on the topic of frames says; whatever it says, an `Arrival` comes of it."""
+    headers = _header_texts(record.headers)
+    captured_at = _captured_at(headers.get("ce_time"), record.timestamp_ms)
+    station = station_of(record.key) or ""
+    problem: str | None = None
+    if not station:
+        problem = "the message's key is not a station (line/station in a-z, 0-9 and -)"
+    recipe = headers.get("ce_recipe", "default")
+    if not _RECIPE.fullmatch(recipe):
+        problem, recipe = problem or "ce_recipe is not a recipe's name", "default"
+    if not record.value:
+        by_reference = " (ce_dataref is not understood by this version)" if "ce_dataref" in headers else ""
+        problem = problem or f"the message has no picture: 0 bytes{by_reference}"
+    frame = Frame(
+        frame_id=_identifier(headers.get("ce_id")) or record.origin,
+        image=record.value or b"",
+        station=station,
+        recipe=recipe,
+        part_id=_identifier(headers.get("ce_partid")),
+        captured_at=captured_at,
+        deadline_at=captured_at + timedelta(milliseconds=_deadline_ms(headers, station, settings)),
+    )
+    trace = headers.get("traceparent", "")
+    arrival = Arrival(
+        frame=frame,
+        record=record,
+        traceparent=trace if _TRACEPARENT.fullmatch(trace) else None,
+        unreadable=False,
+    )
+    if problem is None and station not in settings.stations:
+        failure = Failure(
+            frame_id=frame.frame_id,
+            reason=Reason.NO_MODEL,
+            detail=f"station {station} is not in the settings",
+        )
+        return replace(arrival, problem=failure)
+    if problem is None:
+        return arrival
+    failure = Failure(frame_id=frame.frame_id, reason=Reason.BAD_FRAME, detail=problem)
+    return replace(arrival, problem=failure, unreadable=True)
+
+
+def header(headers: Sequence[tuple[str, bytes | None]], name: str) -> str | None:
+    """One header's text, bounded; None when it is missing or not text."""
+    return _header_texts(headers).get(name)
+
+
+def _header_texts(headers: Sequence[tuple[str, bytes | None]]) -> Mapping[str, str]:
+    """Every header that is plain text, the first of each name."""
+    texts: dict[str, str] = {}
+    for name, value in list(headers)[:64]:
+        text = _text(value, 1000)
+        if text is not None:
+            texts.setdefault(name, text)
+    return texts
+
+
+def _text(value: bytes | None, at_most: int) -> str | None:
+    """UTF-8 of bounded length without control characters, else None."""
+    if not value or len(value) > at_most:
+        return None
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() else None
+
+
+def _identifier(text: str | None) -> str | None:
+    return text if text and len(text) <= ID_MAX and text.strip() else None
+
+
+def _captured_at(text: str | None, timestamp_ms: int) -> datetime:
+    """`ce_time`, but never later than the broker saw the frame: a deadline cannot be put off by a wrong clock."""
+    appended = datetime.fromtimestamp(max(timestamp_ms, 0) / 1000, UTC)
+    try:
+        claimed = datetime.fromisoformat(text or "")
+        return min(claimed.astimezone(UTC), appended) if claimed.tzinfo else appended
+    except (ValueError, OverflowError):
+        return appended
+
+
+def _deadline_ms(headers: Mapping[str, str], station: str, settings: Settings) -> int:
+    text = headers.get("ce_deadlinems", "")
+    own = settings.deadline_ms(station)
+    asked = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else own
+    return min(max(asked, 1), settings.frames.deadline_max_ms)
