@@ -55,7 +55,8 @@ def overlay(
     part = (position - lower)[..., None]
     colour = _SCALE[lower] * (1 - part) + _SCALE[lower + 1] * part
     opacity = strength * np.minimum(level * 2, 1)[..., None]
-    return (picture * (1 - opacity) + colour * opacity).round().astype(np.uint8)
+    mixed: NDArray[np.float64] = picture * (1 - opacity) + colour * opacity
+    return mixed.round().astype(np.uint8)
 
 
 def encode_picture(picture: NDArray[np.uint8]) -> bytes:

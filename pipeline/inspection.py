@@ -18,6 +18,10 @@ from pipeline.decode import Decoded, Limits, Placement, View, decode
 from pipeline.errors import ArtifactError
 from pipeline.methods.base import Detector
 
+# What an inspector's artifact has beside its detector's.
+_CALIBRATION = "calibration"
+_OWN_META = frozenset({"threshold", "view"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
@@ -68,7 +72,7 @@ class Inspector:
         inner = self.detector.save()
         return Artifact(
             method=inner.method,
-            tensors={**inner.tensors, "calibration": torch.from_numpy(self.threshold.goods)},
+            tensors={**inner.tensors, _CALIBRATION: torch.from_numpy(self.threshold.goods)},
             meta={
                 **inner.meta,
                 "threshold": self.threshold.to_meta(),
@@ -97,10 +101,15 @@ class Inspector:
                 crop=bool(artifact.meta["view"]["crop"]),
             )
             spec = BackboneSpec.from_meta(artifact.meta["backbone"])
-            threshold = Threshold.from_meta(artifact.meta["threshold"], artifact.tensors["calibration"])
+            threshold = Threshold.from_meta(artifact.meta["threshold"], artifact.tensors[_CALIBRATION])
         except (KeyError, TypeError, IndexError) as error:
             raise ArtifactError(f"the model lacks what scoring needs: {error!r}") from error
-        detector = methods.load(artifact, backbone=open_backbone(spec))
+        inner = Artifact(
+            method=artifact.method,
+            tensors={name: tensor for name, tensor in artifact.tensors.items() if name != _CALIBRATION},
+            meta={name: value for name, value in artifact.meta.items() if name not in _OWN_META},
+        )
+        detector = methods.load(inner, backbone=open_backbone(spec))
         return cls(detector, threshold, view, limits)
 
 

@@ -33,7 +33,7 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A table of line.toml."""
 
 
-class Tls(Section):
+class Tls(Section, frozen=True):
     """TLS to the brokers. Files are PEM."""
 
     ca_file: str | None = None
@@ -41,7 +41,7 @@ class Tls(Section):
     key_file: str | None = None
 
 
-class Sasl(Section):
+class Sasl(Section, frozen=True):
     """SASL to the brokers. The password comes from a file, never from here."""
 
     username: str
@@ -49,7 +49,7 @@ class Sasl(Section):
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
 
 
-class Kafka(Section):
+class Kafka(Section, frozen=True):
     """Where the brokers are and what our topics and group are called."""
 
     brokers: tuple[str, ...] = ("127.0.0.1:9092",)
@@ -59,14 +59,14 @@ class Kafka(Section):
     sasl: Sasl | None = None
 
 
-class Store(Section):
+class Store(Section, frozen=True):
     """Where models are kept."""
 
     url: str = "file:///srv/goldline/models"
     poll_s: Annotated[float, Meta(gt=0.0, le=3600.0)] = 2.0
 
 
-class Worker(Section):
+class Worker(Section, frozen=True):
     """How a worker batches and when it gives up."""
 
     device: str = "auto"
@@ -80,7 +80,7 @@ class Worker(Section):
     remember: Annotated[int, Meta(ge=1000)] = 100_000
 
 
-class Frames(Section):
+class Frames(Section, frozen=True):
     """What a frame may be at most."""
 
     inline_max_bytes: Annotated[int, Meta(ge=1024)] = 900_000
@@ -95,7 +95,7 @@ class Frames(Section):
     deadline_max_ms: Milliseconds = 60_000
 
 
-class Gate(Section):
+class Gate(Section, frozen=True):
     """What the reject gate does. Commands are argv lists and never pass through a shell; hooks get JSON."""
 
     on_pass: tuple[str, ...] = ()
@@ -108,13 +108,13 @@ class Gate(Section):
     silence_s: Annotated[float, Meta(gt=0.0)] = 10.0
 
 
-class Known(Section):
+class Known(Section, frozen=True):
     """A backbone that models may name: an artifact never causes an import that is not permitted here."""
 
     weights: str | None = None
 
 
-class Defaults(Section):
+class Defaults(Section, frozen=True):
     """What a station without a value of its own takes."""
 
     deadline_ms: Milliseconds = 300
@@ -122,7 +122,7 @@ class Defaults(Section):
     false_reject_rate: Rate = 0.005
 
 
-class Station(Section):
+class Station(Section, frozen=True):
     """One camera viewpoint on one line."""
 
     recipes: tuple[Recipe, ...] = ("default",)
@@ -132,7 +132,7 @@ class Station(Section):
     false_reject_rate: Rate | None = None
 
 
-class Settings(Section):
+class Settings(Section, frozen=True):
     """All of line.toml."""
 
     kafka: Kafka = Kafka()

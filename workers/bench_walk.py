@@ -4,55 +4,19 @@ import json
 import math
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
-from model_store import Version
-from pipeline.data import Decision, Frame, Verdict
-from pipeline.inspection import Inspected
 from workers import clients, topics, wire
 from workers.camera import Camera, Shot
-from workers.live import Live
 from workers.rig import temporary
 
 STATION = "bench/walk"
 _WARM_UP = 30
 _LEFT_S = 15.0
-
-
-class PassAll:
-    """In place of the models: passes every frame at once, undecoded."""
-
-    def __init__(self) -> None:
-        self._live = Live(_PassAll(), "none", Version("0" * 64))
-
-    def find(self, station: str, recipe: str) -> Live:  # noqa: ARG002
-        """The same for every station."""
-        return self._live
-
-    def start(self) -> None:
-        """Nothing to load."""
-
-    def stop(self) -> None:
-        """Nothing to stop."""
-
-
-class _PassAll:
-    def inspect(self, frames: Sequence[Frame]) -> Inspected:
-        verdicts = tuple(
-            Verdict(frame_id=f.frame_id, decision=Decision.PASS, score=0.0, threshold=1.0, p_value=1.0) for f in frames
-        )
-        return Inspected(
-            verdicts=verdicts,
-            failures=(),
-            maps={},
-            placements={},
-            seconds={"decode": 0.0, "embed": 0.0, "score": 0.0},
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +90,12 @@ class _Reader(threading.Thread):
     def __init__(self, settings: Any) -> None:
         super().__init__(daemon=True)
         self._client = clients.tail(settings.kafka, topics.name(settings.kafka.prefix, "results"))
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.read: dict[str, tuple[float, float, wire.Result]] = {}
         self.duplicates = 0
 
     def run(self) -> None:
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             for record in clients.records(self._client, timeout_ms=50):
                 now = time.time()
                 result = wire.decode_result(record.value)
@@ -142,7 +106,7 @@ class _Reader(threading.Thread):
         self._client.close()
 
     def stop(self) -> None:
-        self._stop.set()
+        self._ended.set()
         self.join(10)
 
 

@@ -13,7 +13,6 @@ from pipeline.errors import ConfigError
 from pipeline.settings import Kafka
 from workers.wire import Record
 
-
 _RECONNECT_MS = 1000  # a line waits for its broker: the default's 30 s would outlast the outage
 
 

@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from pipeline.errors import ConfigError
+from workers import topics
 from workers.kafka_jars import OWN_BROKER, RESOURCES, end_of, fetch, java
 
 __all__ = ["DEFAULT_DIRECTORY", "DEFAULT_PORT", "Broker", "fetch", "start", "status", "stop"]
@@ -37,17 +37,7 @@ DEFAULT_PORT = 9092
 _HOST = "127.0.0.1"
 _START_S = 60.0
 _STOP_S = 15.0
-_OURS = (
-    "data",
-    "data.new",
-    "gc.log*",
-    "kafka.log*",
-    "*.properties",
-    "pid",
-    "port",
-    "controller-port",
-    "lock",
-)
+_OURS = ("data", "data.new", "gc.log*", "kafka.log*", "*.properties", "pid", "port", "controller-port", "lock")
 
 # The heap is claimed and touched at once: growing it page by page made single collections take 60 ms instead
 # of 20. The serial collector pauses least often where two cores are shared with the workers (once in 12 s at
@@ -199,11 +189,10 @@ def _wait(directory: Path, pid: int) -> Broker | None:
 def _answers(port: int) -> bool:
     """Whether the broker serves metadata and is itself part of its cluster."""
     with contextlib.suppress(OSError, KafkaError):
-        # Only once the port is open: the client's own retries are seconds apart.
+        # Only once the port is open, and one attempt: kafka-python's retries are slow, and leak when refused.
         socket.create_connection((_HOST, port), timeout=1).close()
-        timeouts = {"bootstrap_timeout_ms": 3000, "request_timeout_ms": 3000}
-        with KafkaAdminClient(bootstrap_servers=f"{_HOST}:{port}", **timeouts) as admin:
-            return any(not broker.get("is_fenced") for broker in admin.describe_cluster()["brokers"])
+        with topics.admin([f"{_HOST}:{port}"], {"reconnect_backoff_ms": 5000}, timeout_s=3.0) as client:
+            return any(not broker.get("is_fenced") for broker in client.describe_cluster()["brokers"])
     return False
 
 

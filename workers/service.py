@@ -21,6 +21,7 @@ from workers.backbones import opener
 from workers.desk import Desk, Finds
 from workers.inspect import Counts, Lane, Lanes
 from workers.live import Models
+from workers.pass_all import PassAll
 from workers.publish import Publisher
 
 log = logs.get(__name__)
@@ -48,7 +49,7 @@ def check(settings: Settings) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def run(settings: Settings, models: Models | None = None) -> int:
+def run(settings: Settings, models: Models | PassAll | None = None) -> int:
     """Run a worker until a signal ends it.
 
     Args:
@@ -61,7 +62,7 @@ def run(settings: Settings, models: Models | None = None) -> int:
     check(settings)
     torch.set_num_threads(settings.worker.threads or max(1, os.cpu_count() or 1))
     if models is None:
-        models = _models(settings)
+        models = _models_of(settings)
         models.start()
     try:
         return asyncio.run(_serve(settings, models))
@@ -69,7 +70,7 @@ def run(settings: Settings, models: Models | None = None) -> int:
         models.stop()
 
 
-def _models(settings: Settings) -> Models:
+def _models_of(settings: Settings) -> Models:
     keys = [ModelKey(name, recipe) for name, station in settings.stations.items() for recipe in station.recipes]
     return Models(
         open_store(settings.store.url),

@@ -13,11 +13,12 @@ from typing import Any
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from kafka.net.compat import KafkaNetClient
 
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 
-__all__ = ["KINDS", "TopicSpec", "check", "create", "delete", "name", "of", "specs"]
+__all__ = ["KINDS", "TopicSpec", "admin", "check", "create", "delete", "name", "of", "specs"]
 
 KINDS = ("frames", "results", "heatmaps", "dead-letters", "feedback")
 
@@ -90,6 +91,28 @@ def of(settings: Settings) -> tuple[TopicSpec, ...]:
     )
 
 
+def admin(brokers: Sequence[str], client_options: Mapping[str, Any], *, timeout_s: float) -> KafkaAdminClient:
+    """A connected admin client.
+
+    Raises:
+        KafkaError: nobody answered within `timeout_s`; unlike kafka-python alone, this leaves no thread then.
+    """
+    made: list[KafkaNetClient] = []
+
+    def keep(**options: Any) -> KafkaNetClient:
+        made.append(KafkaNetClient(**options))
+        return made[-1]
+
+    timeout_ms = int(timeout_s * 1000)
+    limits = {"bootstrap_timeout_ms": timeout_ms, "request_timeout_ms": timeout_ms}
+    try:
+        return KafkaAdminClient(bootstrap_servers=list(brokers), kafka_client=keep, **{**limits, **client_options})
+    except BaseException:
+        for client in made:
+            client.close()
+        raise
+
+
 def create(
     brokers: Sequence[str],
     specs: Sequence[TopicSpec],
@@ -106,8 +129,8 @@ def create(
     Raises:
         ConfigError: no broker answers, or it refuses.
     """
-    with _admin(brokers, client_options or {}, timeout_s) as admin:
-        there = set(admin.list_topics())
+    with _admin(brokers, client_options or {}, timeout_s) as client:
+        there = set(client.list_topics())
         missing = [spec for spec in specs if spec.name not in there]
         made: list[str] = []
         for spec in missing:
@@ -115,9 +138,9 @@ def create(
             config = {**spec.config, "min.insync.replicas": str(max(1, replication - 1))}
             wanted = {"num_partitions": spec.partitions, "replication_factor": replication, "configs": config}
             with contextlib.suppress(TopicAlreadyExistsError):  # somebody else made it meanwhile
-                admin.create_topics({spec.name: wanted})
+                client.create_topics({spec.name: wanted})
                 made.append(spec.name)
-        admin.wait_for_topics([spec.name for spec in missing], timeout_ms=timeout_s * 1000)
+        client.wait_for_topics([spec.name for spec in missing], timeout_ms=timeout_s * 1000)
     return made
 
 
@@ -133,9 +156,9 @@ def delete(
     Raises:
         ConfigError: no broker answers, or it refuses.
     """
-    with _admin(brokers, client_options or {}, timeout_s) as admin:
-        there = set(admin.list_topics())
-        admin.delete_topics([spec.name for spec in specs if spec.name in there])
+    with _admin(brokers, client_options or {}, timeout_s) as client:
+        there = set(client.list_topics())
+        client.delete_topics([spec.name for spec in specs if spec.name in there])
 
 
 def check(
@@ -150,15 +173,15 @@ def check(
     Raises:
         ConfigError: no broker answers, or it refuses.
     """
-    with _admin(brokers, client_options or {}, timeout_s) as admin:
+    with _admin(brokers, client_options or {}, timeout_s) as client:
         names = [spec.name for spec in specs]
         counts = {
             topic["name"]: len(topic["partitions"])
-            for topic in admin.describe_topics(names)
+            for topic in client.describe_topics(names)
             if _exists(topic["name"], topic["error_code"])
         }
         wanted = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in counts]
-        configs = admin.describe_configs(wanted, config_filter="all")["topic"] if wanted else {}
+        configs = client.describe_configs(wanted, config_filter="all")["topic"] if wanted else {}
     problems: list[str] = []
     for spec in specs:
         if spec.name not in counts:
@@ -224,27 +247,22 @@ def _exists(topic: str, code: int) -> bool:
 
 @contextlib.contextmanager
 def _admin(brokers: Sequence[str], client_options: Mapping[str, Any], timeout_s: float) -> Iterator[KafkaAdminClient]:
-    where, timeout_ms = ", ".join(brokers), int(timeout_s * 1000)
+    where = ", ".join(brokers)
     if "proxy_url" not in client_options and not _reachable(brokers, timeout_s):
         raise ConfigError(f"no Kafka broker answers at {where} within {timeout_s:g} s")
     try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=list(brokers),
-            bootstrap_timeout_ms=timeout_ms,
-            request_timeout_ms=timeout_ms,
-            **client_options,
-        )
+        client = admin(brokers, client_options, timeout_s=timeout_s)
     except (KafkaError, OSError) as error:
         raise ConfigError(f"no Kafka broker answers at {where} within {timeout_s:g} s: {error}") from error
     try:
-        with admin:
-            yield admin
+        with client:
+            yield client
     except KafkaError as error:
         raise ConfigError(f"the Kafka broker at {where} refused: {error}") from error
 
 
 def _reachable(brokers: Sequence[str], within_s: float) -> bool:
-    """Whether any address accepts a connection; kafka-python leaks its sockets when none does."""
+    """Whether any address accepts a connection; kafka-python leaks a socket for each one refused."""
     deadline = time.monotonic() + within_s
     while True:
         for broker in brokers:

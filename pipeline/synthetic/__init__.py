@@ -100,7 +100,7 @@ def _spoil(
     best = good, np.zeros(setting.size, np.bool_)
     for attempt in range(TRIES):
         rng = _chance(part, defect, seed, attempt)
-        strength = min(1.0, float(rng.uniform(0, 1)) + attempt * 0.15)
+        strength = min(1.0, float(rng.uniform(0.1, 1)) + attempt * 0.15)
         if defect == MISSING:
             without = parts.sheet(part, min(setting.size), int(rng.integers(parts.PARTS[part][1])))
             spoilt = scene.pose(without, setting)

@@ -35,7 +35,7 @@ def _ink(size: tuple[int, ...], pen: Callable[[ImageDraw.ImageDraw], None]) -> A
     """What a pen leaves on a finer canvas, antialiased: (H, W) in [0, 1]."""
     canvas = Image.new("L", (size[1] * FINE, size[0] * FINE))
     pen(ImageDraw.Draw(canvas))
-    return np.asarray(canvas.reduce(FINE), np.float32) / 255
+    return np.asarray(canvas.reduce(FINE), np.float32) * np.float32(1 / 255)
 
 
 def _stroke(size: tuple[int, ...], points: Sequence[Point], width: float) -> Array:
@@ -138,7 +138,8 @@ def dent(surface: Surface, fault: Fault) -> Surface:
     hollow = _soft(hit, radius * 0.35)
     lip = _soft(hit, radius * 0.55)
     depth = fault.px * fault.between(3.2, 7.5)
-    return replace(surface, height=surface.height - depth * (1.25 * hollow - 0.4 * lip))
+    height = surface.height - depth * (1.25 * hollow - 0.4 * lip)
+    return replace(surface, height=np.asarray(height, np.float32))
 
 
 def crack(surface: Surface, fault: Fault) -> Surface:

@@ -128,12 +128,12 @@ class Blank:
         pen = ImageDraw.Draw(fine)
         for shape in shapes:
             shape(pen, self.n * DRAWN / 2)
-        return np.asarray(fine.reduce(DRAWN), np.float32) / 255
+        return np.asarray(fine.reduce(DRAWN), np.float32) * np.float32(1 / 255)
 
     def radius(self) -> Array:
         """Distance of every pixel from the centre."""
         axis = (np.arange(self.n, dtype=np.float32) + 0.5) * (2 / self.n) - 1
-        return np.hypot(axis[None, :], axis[:, None])
+        return np.asarray(np.hypot(axis[None, :], axis[:, None]), np.float32)
 
     def raised(self, mask: Array, by_px: float, *, bevel_px: float) -> None:
         """Lift (or with a negative height sink) an area, its edge rounded."""

@@ -67,18 +67,18 @@ def arrange(part: str, rng: np.random.Generator, size: Size) -> Scene:
     """Place the part, hang the lamp, move the belt."""
     height, width = size
     px = min(size) / 256
-    azimuth = math.radians(rng.normal(-125, 5))
-    tilt = math.radians(rng.normal(42, 2))
+    azimuth = math.radians(rng.normal(-125, 3))
+    tilt = math.radians(rng.normal(42, 1.2))
     red, blue = rng.normal(1, 0.012, 2)
     return Scene(
         size=size,
         belt=BELTS[part],
-        centre=(width / 2 + px * rng.uniform(-3, 3), height / 2 + px * rng.uniform(-3, 3)),
-        turn=math.radians(rng.uniform(-2.5, 2.5)),
-        stretch=float(rng.normal(1, 0.003)),
-        register=(float(px * rng.normal(0, 0.5)), float(px * rng.normal(0, 0.5))),
+        centre=(width / 2 + px * rng.uniform(-1.5, 1.5), height / 2 + px * rng.uniform(-1.5, 1.5)),
+        turn=math.radians(rng.uniform(-1.0, 1.0)),
+        stretch=float(rng.normal(1, 0.002)),
+        register=(float(px * rng.normal(0, 0.35)), float(px * rng.normal(0, 0.35))),
         lamp=(math.sin(tilt) * math.cos(azimuth), math.sin(tilt) * math.sin(azimuth), math.cos(tilt)),
-        gain=float(rng.normal(1, 0.03)),
+        gain=float(rng.normal(1, 0.02)),
         balance=(float(red), 1.0, float(blue)),
         slope=(float(rng.normal(-0.06, 0.02)), float(rng.normal(-0.05, 0.02))),
         finish_at=(float(rng.normal(0, 1)), float(rng.normal(0, 1))),
@@ -101,8 +101,9 @@ def pose(sheet: Sheet, scene: Scene) -> Surface:
         how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
         values = np.asarray(image.transform(scene.size[::-1], Image.Transform.AFFINE, matrix, how))
         if image.mode == "F":
-            return values * np.float32(side / 256)
-        return np.multiply(np.moveaxis(values, -1, 0) if values.ndim == 3 else values, np.float32(1 / 255), order="C")
+            return np.asarray(values * (side / 256), np.float32)
+        planes = np.moveaxis(values, -1, 0) if values.ndim == 3 else values
+        return np.asarray(np.multiply(planes, 1 / 255, order="C", dtype=np.float32), np.float32)
 
     colour, finish = laid(sheet.colour), laid(sheet.finish, smooth=False)
     return Surface(
@@ -195,7 +196,7 @@ def render(surface: Surface, scene: Scene) -> Array:
     part = surface.albedo + ink * (_rgb(surface.ink_colour) - surface.albedo)
     part *= light
     part += surface.gloss * (shine + 0.10 * upright) * (0.8 + 0.2 * tone) * surface.ambient
-    ground = (1 - _shadow(surface, scene)) * (1.12 + 0.085 * belt)
+    ground = (1 - _shadow(surface, scene)) * (1.12 + 0.06 * belt)
     picture = ground * _rgb(scene.belt)
     part -= picture
     part *= surface.alpha
@@ -218,7 +219,8 @@ def _tone(light: Array) -> Array:
     curve = light + np.float32(1.02)
     np.divide(light, curve, out=curve)
     curve *= np.float32(1.72)
-    return np.minimum(curve, 1, out=curve)
+    np.minimum(curve, 1, out=curve)
+    return curve
 
 
 def photograph(clean: Array, rng: np.random.Generator) -> Picture:

@@ -3,7 +3,9 @@
 import json
 import signal
 import threading
+from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -23,6 +25,7 @@ from workers.commands import options
 @click.option("--loop", is_flag=True, help="Begin again at the end.")
 @click.option("--shuffle", is_flag=True, help="A folder's pictures in random order.")
 @click.option("--seed", default=0, show_default=True, help="Of the order.")
+@click.option("--manifest", type=click.Path(path_type=Path), help="Append what was sent as which frame, as JSON lines.")
 @options.as_json
 @click.pass_context
 def command(
@@ -37,6 +40,7 @@ def command(
     loop: bool,
     shuffle: bool,
     seed: int,
+    manifest: Path | None,
     as_json: bool,
 ) -> None:
     """Send SOURCE as frames of a station: a folder, a picture, a video file, or /dev/videoN.
@@ -55,7 +59,16 @@ def command(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     camera = Camera(settings, station, recipe=recipe, deadline_ms=deadline_ms)
-    camera.play(shots(source, loop=loop, shuffle=shuffle, seed=seed), rate=rate, count=count, stopped=stop.is_set)
+    with manifest.open("a", encoding="utf-8", buffering=1) if manifest else nullcontext() as note:
+        camera.play(
+            shots(source, loop=loop, shuffle=shuffle, seed=seed),
+            rate=rate,
+            count=count,
+            stopped=stop.is_set,
+            on_shot=lambda shot, frame_id: (
+                note.write(json.dumps({"frame_id": frame_id, "path": shot.name}) + "\n") if note else None
+            ),
+        )
     sent = camera.close()
     if as_json:
         click.echo(json.dumps(asdict(sent)))

@@ -16,7 +16,7 @@ from model_store import ModelKey, open_store, short
 from pipeline import commissioning, methods
 from pipeline.backbone import default_layers, resolve
 from pipeline.commissioning import Commissioned
-from pipeline.data import Frame
+from pipeline.data import JSON, Frame
 from pipeline.decode import Limits, View
 from pipeline.evaluation import dataset
 from workers.commands import options
@@ -87,7 +87,7 @@ def command(
         )
     made = _commission(paths, method, settings, net, View(size=(size, size), crop=crop), rate, seed, console)
     artifact = made.inspector.save()
-    lineage = {
+    lineage: dict[str, JSON] = {
         "created_at": datetime.now(UTC).isoformat(),
         "created_by": getpass.getuser(),
         "dataset": _digest(paths),

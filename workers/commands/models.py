@@ -2,6 +2,7 @@
 
 import getpass
 import json
+from typing import Any
 
 import click
 
@@ -91,7 +92,7 @@ def rollback(station: str, recipe: str, why: str, store_url: str) -> None:
     click.echo(f"{short(version)} is in service at {key} again")
 
 
-def _rows(store: ModelStore, key: ModelKey) -> list[dict[str, object]]:
+def _rows(store: ModelStore, key: ModelKey) -> list[dict[str, Any]]:
     return [
         {
             "station": key.station,

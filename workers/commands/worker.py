@@ -25,6 +25,6 @@ def command(ctx: click.Context, settings: Settings, log_level: str, without_mode
     """
     logs.set_up(log_level, process="worker")
     from workers import service  # noqa: PLC0415 - torch and Faust take seconds to import
-    from workers.bench_walk import PassAll  # noqa: PLC0415
+    from workers.pass_all import PassAll  # noqa: PLC0415
 
     ctx.exit(service.run(settings, PassAll() if without_model else None))

@@ -1,0 +1,81 @@
+"""`goldline demo`."""
+
+import os
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from workers.commands import options
+from workers.commands.fit import DEFAULT_BACKBONE
+
+
+@click.command("demo")
+@click.option("--frames", type=click.IntRange(min=2), help="How many to send: 600 drawn, or a dataset's test set once.")
+@click.option("--rate", type=float, help="Frames a second, of both stations together: 30 drawn, 5 real.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path(".goldline/demo.json"),
+    show_default=True,
+    help="Write the figures there, and a page beside them (.html).",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="A dataset in MVTec layout, instead of drawn parts.")
+@click.option("--keep", is_flag=True, help="Keep pictures, models, settings and logs in .goldline/demo.")
+@click.option("--broker", help="HOST:PORT of a broker of your own (or GOLDLINE_BROKER); without, one is started.")
+@click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method.")
+@click.option("--backbone", default=DEFAULT_BACKBONE, show_default=True, help="torchvision model or module:factory.")
+@click.option("--layers", help="Feature maps to use, as in layer2,layer3.")
+@click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="The backbone's safetensors file.")
+@click.option("--deadline-ms", default=1000, show_default=True, help="From capture to the gate.")
+@click.option("--seed", default=0, show_default=True, help="Of the parts, the fit and random weights.")
+def command(
+    frames: int | None,
+    rate: float | None,
+    report: Path,
+    data: Path | None,
+    keep: bool,
+    broker: str | None,
+    method: str,
+    settings: tuple[str, ...],
+    backbone: str,
+    layers: str | None,
+    weights: Path | None,
+    deadline_ms: int,
+    seed: int,
+) -> None:
+    """The whole line on this machine: parts, a fit, a broker, a worker, two cameras, a gate, and a report.
+
+    Everything is real: a Kafka broker, separate processes, frames on topics. The parts are drawn, so that the truth
+    about each is known, unless --data names real pictures. Everything it starts it stops.
+
+    \b
+    Examples:
+      goldline demo
+      goldline demo --frames 2000 --rate 30 --report r.json
+      goldline demo --data bottle --backbone resnet50 --weights resnet50.safetensors
+    """
+    from workers.demo.run import Order, run  # noqa: PLC0415 - torch takes seconds to import
+
+    console = Console()
+    run(
+        Order(
+            frames=frames,
+            rate=rate or (5.0 if data else 30.0),
+            data=data,
+            report=report,
+            directory=Path(".goldline/demo"),
+            keep=keep,
+            broker=broker or os.environ.get("GOLDLINE_BROKER"),
+            method=method,
+            settings=options.pairs(settings),
+            backbone=backbone,
+            layers=layers,
+            weights=weights,
+            deadline_ms=deadline_ms,
+            seed=seed,
+        ),
+        console,
+    )
+    console.print(f"report: {report}\npage:   {report.with_suffix('.html')}")
