@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeAlias
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipeline.errors import ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # cameras and gates know frames and verdicts, and start without torch
 
 JSON: TypeAlias = bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 Size: TypeAlias = tuple[int, int]
@@ -59,11 +59,11 @@ class Images:
         pixels: (B, 3, H, W) uint8, RGB.
     """
 
-    pixels: Tensor
+    pixels: "Tensor"
 
     def __post_init__(self) -> None:
         shape = tuple(self.pixels.shape)
-        if len(shape) != 4 or shape[1] != 3 or self.pixels.dtype != torch.uint8:
+        if len(shape) != 4 or shape[1] != 3 or str(self.pixels.dtype) != "torch.uint8":
             raise ShapeError(f"images must be (B, 3, H, W) uint8, not {shape} {self.pixels.dtype}")
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class Features:
         image_size: (H, W) of the pictures they come from.
     """
 
-    maps: Mapping[str, Tensor]
+    maps: "Mapping[str, Tensor]"
     image_size: Size
 
 
@@ -97,8 +97,8 @@ class Scores:
         map: (B, H, W) float32 at the pictures' size.
     """
 
-    image: Tensor
-    map: Tensor
+    image: "Tensor"
+    map: "Tensor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,5 +153,5 @@ class Artifact:
     """
 
     method: str
-    tensors: Mapping[str, Tensor]
+    tensors: "Mapping[str, Tensor]"
     meta: Mapping[str, Any] = field(default_factory=dict)

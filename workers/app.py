@@ -1,4 +1,7 @@
-"""Builds the faust.App: one agent on the topic of frames, settings that keep its known traps shut."""
+"""Builds the faust.App: one agent on the topic of frames, settings that keep its known traps shut.
+
+Only the worker imports this: `import faust` reads the process's own command line for an option `--loop`.
+"""
 
 import tempfile
 from collections.abc import Awaitable
@@ -7,9 +10,9 @@ from typing import Any
 import faust
 from faust.transport.drivers import aiokafka as driver
 
-from pipeline.settings import Settings
+from pipeline.settings import Kafka, Settings
 from workers import clients, topics
-from workers.inspect import Lanes, frame_max_bytes
+from workers.inspect import Lanes
 from workers.wire import Headers
 
 
@@ -36,15 +39,15 @@ def build(settings: Settings) -> faust.App:
     return _App(
         kafka.group,
         broker=[f"kafka://{address}" for address in kafka.brokers],
-        broker_credentials=clients.faust_credentials(kafka),
+        broker_credentials=_credentials(kafka),
         datadir=tempfile.gettempdir() + f"/goldline-{kafka.group}",
         store="memory://",
         web_enabled=False,
         topic_allow_declare=False,
         topic_disable_leader=True,
         consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=max(1_048_576, 4 * frame_max_bytes(settings)),
-        producer_max_request_size=frame_max_bytes(settings) + 1024 * 1024,
+        consumer_max_fetch_size=max(1_048_576, 4 * topics.frame_max_bytes(settings)),
+        producer_max_request_size=topics.frame_max_bytes(settings) + 1024 * 1024,
         producer_linger_ms=0,
         stream_buffer_maxsize=window,
         stream_wait_empty=False,
@@ -95,3 +98,16 @@ class Sender:
         """Hand one message to the producer."""
         delivered: Awaitable[Any] = await self._app.producer.send(topic, key, value, partition, None, headers)
         return delivered
+
+
+def _credentials(kafka: Kafka) -> Any:
+    """None for plain text."""
+    context = clients.ssl_context(kafka)
+    if kafka.sasl:
+        return faust.SASLCredentials(
+            mechanism=kafka.sasl.mechanism,
+            username=kafka.sasl.username,
+            password=clients.password(kafka),
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context else None

@@ -13,7 +13,6 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.dataset import pictures
 from pipeline.settings import Settings
 from workers import clients, logs, topics, wire
-from workers.inspect import frame_max_bytes
 
 log = logs.get(__name__)
 
@@ -89,7 +88,7 @@ class Camera:
         self._deadline_ms = deadline_ms or settings.deadline_ms(station)
         self._partition = settings.partitions()[station]
         self._topic = topics.name(settings.kafka.prefix, "frames")
-        self._producer = clients.producer(settings.kafka, request_max_bytes=frame_max_bytes(settings))
+        self._producer = clients.producer(settings.kafka, request_max_bytes=topics.frame_max_bytes(settings))
         self._run = uuid.uuid4().hex[:8]
         self.sent = Sent()
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faust
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
@@ -61,19 +60,6 @@ def client_options(kafka: Kafka) -> dict[str, Any]:
             "sasl_plain_password": password(kafka),
         }
     return options
-
-
-def faust_credentials(kafka: Kafka) -> Any:
-    """Credentials for the Faust app; None for plain text."""
-    context = ssl_context(kafka)
-    if kafka.sasl:
-        return faust.SASLCredentials(
-            mechanism=kafka.sasl.mechanism,
-            username=kafka.sasl.username,
-            password=password(kafka),
-            ssl_context=context,
-        )
-    return faust.SSLCredentials(context) if context else None
 
 
 def producer(kafka: Kafka, *, request_max_bytes: int = 1_048_576, outage_s: float = 120.0) -> KafkaProducer:

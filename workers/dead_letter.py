@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from workers import clients, topics, wire
-from workers.inspect import frame_max_bytes
 from workers.wire import Headers, Record
 
 _OURS = "goldline_"
@@ -45,7 +44,7 @@ class Letter:
 
 def letters(settings: Settings) -> Iterator[Letter]:
     """Every dead letter there is, oldest first in each partition."""
-    limit = frame_max_bytes(settings) + 64 * 1024
+    limit = topics.frame_max_bytes(settings) + 64 * 1024
     topic = topics.name(settings.kafka.prefix, "dead-letters")
     client = clients.tail(settings.kafka, topic, from_start=True, fetch_max_bytes=2 * limit)
     ends = client.end_offsets(client.assignment())
@@ -81,7 +80,7 @@ def replay(settings: Settings, found: list[Letter]) -> int:
     Returns:
         How many the broker accepted.
     """
-    client = clients.producer(settings.kafka, request_max_bytes=frame_max_bytes(settings))
+    client = clients.producer(settings.kafka, request_max_bytes=topics.frame_max_bytes(settings))
     places = settings.partitions()
     accepted = 0
     for letter in found:

@@ -14,7 +14,6 @@ from pipeline.settings import Settings
 from workers import clients, logs, topics, wire
 from workers.gate import Action, Counts, Gate
 from workers.hooks import Hooks
-from workers.inspect import frame_max_bytes
 
 log = logs.get(__name__)
 
@@ -80,7 +79,7 @@ def _beside(target: Callable[..., None], *arguments: object) -> None:
 def _frames(settings: Settings, gate: Gate, sightings: deque[Callable[[], None]], stopped: Callable[[], bool]) -> None:
     """Parts as the cameras announce them. The pictures come along: Kafka has no way to read headers alone."""
     topic = topics.name(settings.kafka.prefix, "frames")
-    client = clients.tail(settings.kafka, topic, fetch_max_bytes=2 * frame_max_bytes(settings))
+    client = clients.tail(settings.kafka, topic, fetch_max_bytes=2 * topics.frame_max_bytes(settings))
     while not stopped():
         for record in clients.records(client):
             arrival = wire.read_frame(record, settings)

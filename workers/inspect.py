@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.settings import Settings
-from workers import logs, recovery
+from workers import logs, recovery, topics
 from workers.desk import Desk, Outcome
 from workers.publish import Publisher
 from workers.wire import Record, read_frame
@@ -56,7 +56,7 @@ class Lane:
 
     async def recover(self) -> None:
         """Learn which waiting frames have their verdict already; retries until the broker tells."""
-        limit = frame_max_bytes(self._settings)
+        limit = topics.frame_max_bytes(self._settings)
         while True:
             try:
                 past = await asyncio.to_thread(
@@ -175,11 +175,6 @@ class Lanes:
         """Stop at once."""
         for lane in self._lanes.values():
             lane.close()
-
-
-def frame_max_bytes(settings: Settings) -> int:
-    """The largest message on the topic of frames: the picture and its headers."""
-    return settings.frames.inline_max_bytes + 64 * 1024
 
 
 def record_of(message: Any) -> Record:

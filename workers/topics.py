@@ -18,7 +18,7 @@ from kafka.net.compat import KafkaNetClient
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 
-__all__ = ["KINDS", "TopicSpec", "admin", "check", "create", "delete", "name", "of", "specs"]
+__all__ = ["KINDS", "TopicSpec", "admin", "check", "create", "delete", "frame_max_bytes", "name", "of", "specs"]
 
 KINDS = ("frames", "results", "heatmaps", "dead-letters", "feedback")
 
@@ -80,6 +80,11 @@ def specs(*, partitions: int, frame_max_bytes: int, prefix: str = "goldline") ->
         TopicSpec(name=name(prefix, kind), partitions=wide.get(kind, 1), config=config)
         for kind, config in {**made, "feedback": feedback}.items()
     )
+
+
+def frame_max_bytes(settings: Settings) -> int:
+    """The largest message on the topic of frames: the picture, its key and its headers."""
+    return settings.frames.inline_max_bytes + _HEADERS_MAX_BYTES
 
 
 def of(settings: Settings) -> tuple[TopicSpec, ...]:
