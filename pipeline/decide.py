@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -98,22 +99,25 @@ class Threshold:
         """The threshold that `to_meta` described.
 
         Raises:
-            ArtifactError: a value is missing, of the wrong kind, or not finite.
+            ArtifactError: a value is missing, of the wrong kind, not finite, or promises what the goods do not.
         """
+        if goods.ndim != 1 or not len(goods) or not bool(goods.isfinite().all()):
+            raise ArtifactError(f"the model's calibration scores must be (n,) and finite, not {tuple(goods.shape)}")
         try:
-            threshold = cls(
-                image=float(meta["image"]),
-                pixel=float(meta["pixel"]),
-                goods=np.sort(goods.to(torch.float32).numpy()),
-                guarantee=Guarantee(**meta["guarantee"]),
-            )
+            image = msgspec.convert(meta["image"], float)
+            pixel = msgspec.convert(meta["pixel"], float)
+            guarantee = msgspec.convert(meta["guarantee"], Guarantee)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the model's threshold cannot be read: {error!r}") from error
-        if not (math.isfinite(threshold.image) and math.isfinite(threshold.pixel) and goods.ndim == 1 and len(goods)):
-            raise ArtifactError(
-                f"the model's threshold is not usable: image {threshold.image}, pixel {threshold.pixel}"
-            )
-        return threshold
+        if not (math.isfinite(image) and math.isfinite(pixel)):
+            raise ArtifactError(f"the model's threshold is not usable: image {image}, pixel {pixel}")
+        if not (0 < guarantee.rate < 0.5 and 0 < guarantee.confidence < 1):
+            raise ArtifactError(f"the model's guarantee is none: rate {guarantee.rate} at {guarantee.confidence}")
+        if guarantee != promise(len(goods), guarantee.rate, guarantee.confidence):
+            raise ArtifactError(f"the model's guarantee is not what {len(goods)} calibration goods give: {guarantee}")
+        return cls(
+            image=image, pixel=pixel, goods=np.sort(goods.to("cpu", torch.float32).numpy()), guarantee=guarantee
+        )
 
 
 def calibrate(scores: Scores, *, rate: float, confidence: float = CONFIDENCE) -> Threshold:
@@ -137,7 +141,14 @@ def calibrate(scores: Scores, *, rate: float, confidence: float = CONFIDENCE) ->
     if not (np.isfinite(goods).all() and np.isfinite(peaks).all()):
         raise FitError("a calibration score is not finite: the model cannot be trusted")
     k = allowed(n, rate, confidence)
-    guarantee = Guarantee(
+    image, pixel = (_cut(values, k, rate) for values in (goods, np.sort(peaks)))
+    return Threshold(image=image, pixel=pixel, goods=goods, guarantee=promise(n, rate, confidence))
+
+
+def promise(n: int, rate: float, confidence: float = CONFIDENCE) -> Guarantee:
+    """What n calibration goods can prove about a rate."""
+    k = allowed(n, rate, confidence)
+    return Guarantee(
         holds=k is not None,
         rate=rate,
         confidence=confidence,
@@ -145,8 +156,6 @@ def calibrate(scores: Scores, *, rate: float, confidence: float = CONFIDENCE) ->
         allowed=k or 0,
         goods_needed=needed(rate, confidence),
     )
-    image, pixel = (_cut(values, k, rate) for values in (goods, np.sort(peaks)))
-    return Threshold(image=image, pixel=pixel, goods=goods, guarantee=guarantee)
 
 
 def allowed(n: int, rate: float, confidence: float = CONFIDENCE) -> int | None:
@@ -163,12 +172,15 @@ def needed(rate: float, confidence: float = CONFIDENCE) -> int:
 
 
 def decide(decoded: Decoded, scores: Scores, threshold: Threshold) -> tuple[list[Verdict], list[Failure]]:
-    """A verdict for every decoded frame, in order; a score that is not finite is a failure, never a pass."""
+    """A verdict for every decoded frame, in order; a score or a map that is not finite is a failure, never a pass."""
     verdicts, failures = [], []
     maps = scores.map.detach().cpu().numpy()
     for i, (frame_id, score) in enumerate(zip(decoded.frame_ids, scores.image.tolist(), strict=True)):
         if not math.isfinite(score):
             failures.append(Failure(frame_id=frame_id, reason=Reason.ERROR, detail=f"the score is {score}"))
+            continue
+        if not np.isfinite(maps[i]).all():
+            failures.append(Failure(frame_id=frame_id, reason=Reason.ERROR, detail="the map is not finite"))
             continue
         verdicts.append(
             Verdict(
@@ -188,28 +200,26 @@ def regions(scores: NDArray[np.float32], threshold: float, placement: Placement)
     above = scores > threshold
     if not above.any():
         return ()
-    labels, _ = ndimage.label(above, structure=_EIGHT_NEIGHBOURS)
+    labels, count = ndimage.label(above, structure=_EIGHT_NEIGHBOURS)
+    places = ndimage.find_objects(labels)
+    # A noisy map has thousands of areas: only the ones that are told are measured.
+    peaks = ndimage.maximum(scores, labels, np.arange(1, count + 1))
     found = []
-    for label, where in enumerate(ndimage.find_objects(labels), start=1):
-        inside = labels[where] == label
-        values = np.where(inside, scores[where], -np.inf)
-        row, column = np.unravel_index(int(values.argmax()), values.shape)
-        rows, columns = where
+    for at in np.argsort(-peaks, kind="stable")[:REGIONS_MAX]:
+        rows, columns = where = places[at]
+        inside = labels[where] == at + 1
+        row, column = np.argwhere(inside & (scores[where] == peaks[at]))[0]
         found.append(
-            (
-                float(values[row, column]),
-                Region(
-                    box=(
-                        *_to_image(columns.start, rows.start, placement),
-                        *_to_image(columns.stop, rows.stop, placement, up=True),
-                    ),
-                    peak=_to_image(columns.start + int(column) + 0.5, rows.start + int(row) + 0.5, placement),
-                    area_px=max(1, round(int(inside.sum()) * placement.step_x * placement.step_y)),
+            Region(
+                box=(
+                    *_to_image(columns.start, rows.start, placement),
+                    *_to_image(columns.stop, rows.stop, placement, up=True),
                 ),
+                peak=_to_image(columns.start + int(column) + 0.5, rows.start + int(row) + 0.5, placement),
+                area_px=max(1, round(int(inside.sum()) * placement.step_x * placement.step_y)),
             )
         )
-    found.sort(key=lambda pair: -pair[0])
-    return tuple(region for _, region in found[:REGIONS_MAX])
+    return tuple(found)
 
 
 def _to_image(x: float, y: float, placement: Placement, *, up: bool = False) -> tuple[int, int]:

@@ -126,17 +126,20 @@ def _check_header(picture: Image.Image, limits: Limits) -> None:
     width, height = picture.size
     if width * height > limits.max_pixels:
         raise DecodeError(f"the picture is {width}x{height} pixels; at most {limits.max_pixels} are allowed")
-    pictures = getattr(picture, "n_frames", 1)
-    if pictures != 1:
-        raise DecodeError(f"the frame holds {pictures} pictures (animated or multi-page); 1 is needed")
+    # Not n_frames: Pillow counts a TIFF's directories in quadratic time, 10 s for a hostile 3 MB.
+    if getattr(picture, "is_animated", False):
+        raise DecodeError("the frame holds several pictures (animated or multi-page); 1 is needed")
 
 
 def _read(picture: Image.Image, view: View) -> tuple[NDArray[np.uint8], Placement]:
     long_side = 2 * max(view.size)
     turned = picture.getexif().get(_ORIENTATION) in _TURNED
-    image_size: Size = picture.size if turned else (picture.height, picture.width)
-    picture.draft(None, (long_side, long_side))  # JPEG only: the inverse DCT at a smaller scale, never below this
+    header: Size = picture.size if turned else (picture.height, picture.width)
+    # JPEG only: the inverse DCT at a smaller scale, never below this.
+    drafted = picture.draft(None, (long_side, long_side)) is not None
     ImageOps.exif_transpose(picture, in_place=True)
+    # What is not drafted says its size itself, now that it is upright; a TIFF's header already gave it turned.
+    image_size: Size = header if drafted else (picture.height, picture.width)
     colour = _to_rgb(picture)
     x0, y0, x1, y1 = view.box(image_size)
     shrink_x, shrink_y = colour.width / image_size[1], colour.height / image_size[0]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from pipeline.backbone import Backbone, BackboneSpec
 from pipeline.data import Artifact, Failure, Frame, Verdict
 from pipeline.decide import Threshold, decide
 from pipeline.decode import Decoded, Limits, Placement, View, decode
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ConfigError, FrameError
 from pipeline.methods.base import Detector
 
 # What an inspector's artifact has beside its detector's.
@@ -96,21 +97,32 @@ class Inspector:
                 permitted here.
         """
         try:
-            view = View(
-                size=(artifact.meta["view"]["size"][0], artifact.meta["view"]["size"][1]),
-                crop=bool(artifact.meta["view"]["crop"]),
-            )
+            view = _read_view(artifact.meta["view"])
             spec = BackboneSpec.from_meta(artifact.meta["backbone"])
             threshold = Threshold.from_meta(artifact.meta["threshold"], artifact.tensors[_CALIBRATION])
-        except (KeyError, TypeError, IndexError) as error:
-            raise ArtifactError(f"the model lacks what scoring needs: {error!r}") from error
+        except KeyError as error:
+            raise ArtifactError(f"the model lacks what scoring needs: {error}") from error
         inner = Artifact(
             method=artifact.method,
             tensors={name: tensor for name, tensor in artifact.tensors.items() if name != _CALIBRATION},
             meta={name: value for name, value in artifact.meta.items() if name not in _OWN_META},
         )
-        detector = methods.load(inner, backbone=open_backbone(spec))
+        try:
+            detector = methods.load(inner, backbone=open_backbone(spec))
+            detector.embed(torch.zeros(1, 3, *view.size, dtype=torch.uint8))
+        except (ConfigError, FrameError) as error:  # the artifact's fault, not the line's: the old model must stay
+            raise ArtifactError(f"the model does not fit together: {error}") from error
         return cls(detector, threshold, view, limits)
+
+
+def _read_view(meta: object) -> View:
+    """The view that `save` described, nothing in it taken for granted."""
+    if not isinstance(meta, Mapping) or set(meta) != {"size", "crop"}:
+        raise ArtifactError(f"view: needs exactly size and crop, not {meta!r:.200}")
+    try:
+        return msgspec.convert(dict(meta), View)
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise ArtifactError(f"view: {error}") from error
 
 
 def _inspected(

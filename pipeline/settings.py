@@ -4,6 +4,7 @@
 override the file: `GOLDLINE_WORKER__DEVICE=cpu` is `[worker] device = "cpu"`.
 """
 
+import copy
 import difflib
 import os
 import tomllib
@@ -199,6 +200,7 @@ def build(tree: dict[str, Any], *, source: str = "settings", environment: Mappin
     Raises:
         ConfigError: as `read`.
     """
+    tree = copy.deepcopy(tree)
     problems = list(_override(tree, environment or {}))
     problems += _problems(tree, Settings, "")
     if not problems:
@@ -233,13 +235,15 @@ def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> Iterator[
             yield f"environment {variable}: no setting [{section}] {key}"
             continue
         wanted = _fields(kind)[key]
-        values: object = [v.strip() for v in text.split(",")] if typing.get_origin(wanted) is tuple else text
+        listed = [v.strip() for v in text.split(",")] if text.strip() else []
+        values: object = listed if typing.get_origin(wanted) is tuple else text
         try:
             value = msgspec.to_builtins(msgspec.convert(values, wanted, strict=False))
         except msgspec.ValidationError as error:
             yield f"environment {variable}: {error} (saw {text!r})"
             continue
-        tree.setdefault(section, {})[key] = value
+        if isinstance(table := tree.setdefault(section, {}), dict):  # what is no table is told of with the file
+            table[key] = value
 
 
 def _fields(kind: type[Struct]) -> dict[str, Any]:
@@ -262,6 +266,9 @@ def _problems(value: object, kind: Any, path: str) -> list[str]:
             found += _leaf(key, key_kind, f"{path}.{key}")
             found += _problems(item, item_kind, f"{path}.{key}")
         return found
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        item_kind = typing.get_args(kind)[0]
+        return [problem for at, item in enumerate(value) for problem in _leaf(item, item_kind, f"{path}[{at}]")]
     section = _section_of(kind)
     if section is None or not isinstance(value, dict):
         return _leaf(value, kind, path)

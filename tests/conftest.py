@@ -19,6 +19,8 @@ with warnings.catch_warnings():
 
 assert kafka.admin
 
+pytest_plugins = ["tests.line_fixtures"]
+
 
 def missing(what: str) -> None:
     """Without a service a test is skipped on a laptop and fails in CI, where it must not go unnoticed."""

@@ -15,7 +15,7 @@ from workers.camera import Camera, Shot
 from workers.rig import temporary
 
 STATION = "bench/walk"
-_WARM_UP = 30
+_WARM_UP = 150
 _LEFT_S = 15.0
 
 

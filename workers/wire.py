@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from pipeline.data import Failure, Frame, Reason, Verdict
 from pipeline.settings import RECIPE_PATTERN, STATION_PATTERN, Settings
@@ -25,7 +25,10 @@ _RECIPE = re.compile(RECIPE_PATTERN)
 _STATION = re.compile(STATION_PATTERN)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
+_LAST_MS = 253_370_764_800_000  # 9999-01-01: Python's calendar ends soon after
+
 Headers: TypeAlias = list[tuple[str, bytes]]
+Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +115,9 @@ class Result(Struct, frozen=True, kw_only=True):
     model: ModelBody | None = None
     late: bool = False
     timings_ms: TimingsBody = TimingsBody()
-    captured_at: datetime
-    deadline_at: datetime
-    decided_at: datetime
+    captured_at: Moment
+    deadline_at: Moment
+    decided_at: Moment
     heatmap: HeatmapBody | None = None
 
 
@@ -280,13 +283,12 @@ def header(headers: Sequence[tuple[str, bytes | None]], name: str) -> str | None
 
 
 def _header_texts(headers: Sequence[tuple[str, bytes | None]]) -> Mapping[str, str]:
-    """Every header that is plain text, the first of each name."""
-    texts: dict[str, str] = {}
+    """The first header of each name, where it is plain text: a later one never stands in for it."""
+    first: dict[str, bytes | None] = {}
     for name, value in list(headers)[:64]:
-        text = _text(value, 1000)
-        if text is not None:
-            texts.setdefault(name, text)
-    return texts
+        first.setdefault(name, value)
+    texts = {name: _text(value, 1000) for name, value in first.items()}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _text(value: bytes | None, at_most: int) -> str | None:
@@ -306,7 +308,7 @@ def _identifier(text: str | None) -> str | None:
 
 def _captured_at(text: str | None, timestamp_ms: int) -> datetime:
     """`ce_time`, but never later than the broker saw the frame: a deadline cannot be put off by a wrong clock."""
-    appended = datetime.fromtimestamp(max(timestamp_ms, 0) / 1000, UTC)
+    appended = datetime.fromtimestamp(min(max(timestamp_ms, 0), _LAST_MS) / 1000, UTC)
     try:
         claimed = datetime.fromisoformat(text or "")
         return min(claimed.astimezone(UTC), appended) if claimed.tzinfo else appended

@@ -58,11 +58,13 @@ def tests(folder: Path) -> list[Sample]:
     """The test pictures of a folder in MVTec layout, goods first.
 
     Raises:
-        ConfigError: there is no `test` folder with pictures.
+        ConfigError: there is no `test` folder with pictures, or a picture is in no folder of its own kind.
     """
     root = folder / "test"
     found = []
     for path in pictures(root):
+        if path.parent == root:
+            raise ConfigError(f"{path} lies beside the defects' folders; put it in {root / GOOD} or {root}/<defect>")
         kind = path.relative_to(root).parts[0]
         mask = folder / "ground_truth" / kind / f"{path.stem}_mask.png"
         defect = None if kind == GOOD else kind
