@@ -115,9 +115,7 @@ class Threshold:
             raise ArtifactError(f"the model's guarantee is none: rate {guarantee.rate} at {guarantee.confidence}")
         if guarantee != promise(len(goods), guarantee.rate, guarantee.confidence):
             raise ArtifactError(f"the model's guarantee is not what {len(goods)} calibration goods give: {guarantee}")
-        return cls(
-            image=image, pixel=pixel, goods=np.sort(goods.to("cpu", torch.float32).numpy()), guarantee=guarantee
-        )
+        return cls(image=image, pixel=pixel, goods=np.sort(goods.to("cpu", torch.float32).numpy()), guarantee=guarantee)
 
 
 def calibrate(scores: Scores, *, rate: float, confidence: float = CONFIDENCE) -> Threshold:

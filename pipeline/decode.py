@@ -159,6 +159,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if picture.mode == "F":
         raise DecodeError("floating-point picture: it has no agreed range; send 8 or 16 bits")
+    picture.info.pop("transparency", None)  # a palette's makes Pillow warn
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 

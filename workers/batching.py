@@ -100,11 +100,12 @@ class Batcher(Generic[Work, Done]):
         loop = asyncio.get_running_loop()
         try:
             answers = await loop.run_in_executor(self._executor, self._process, [w.work for w in batch])
+            pairs = list(zip(batch, answers, strict=True))
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the answer
             for waiting in batch:
                 if not waiting.future.done():
                     waiting.future.set_exception(error)
             return
-        for waiting, answer in zip(batch, answers, strict=True):
+        for waiting, answer in pairs:
             if not waiting.future.done():
                 waiting.future.set_result(answer)

@@ -21,6 +21,7 @@ COMMANDS = {
     "dead-letters": "list, show and replay frames that could not be read",
     "topics": "create and check the topics",
     "kafka": "run a development broker on this machine",
+    "weights": "train the compact backbone",
     "bench": "measure",
 }
 

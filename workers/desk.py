@@ -120,7 +120,7 @@ def _inspect(live: Live, tickets: list[_Ticket], started: float) -> list[Outcome
     outcomes = []
     for ticket in tickets:
         frame_id = ticket.arrival.frame.frame_id
-        answer = answers[frame_id]
+        answer = answers.get(frame_id) or _failure(ticket.arrival, Reason.ERROR, "the inspector left the frame out")
         outcome = _outcome(ticket.arrival, answer, ticket.received, queue_s=started - ticket.received, **spent)
         if isinstance(answer, Failure):
             unreadable = answer.reason is Reason.BAD_FRAME

@@ -155,7 +155,10 @@ class Gate:
         return len(self._waiting)
 
     def _key(self, part: _Part) -> str:
-        return f"{part.station}\n{part.part_id}" if self._by_part and part.part_id else part.frame_id
+        # With the station: two cameras that count their frames from 1 must not pass for each other.
+        if self._by_part and part.part_id:
+            return f"{part.station}\npart {part.part_id}"
+        return f"{part.station}\nframe {part.frame_id}"
 
     def _count_again(self, key: str) -> None:
         """A result for a part that is done: late if nothing came before it, else a repeat."""

@@ -46,8 +46,14 @@ class Hooks:
 
     def _command(self, argv: tuple[str, ...], body: bytes) -> None:
         try:
-            subprocess.run(list(argv), input=body, timeout=self._settings.hook_timeout_s, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
+            subprocess.run(
+                list(argv),
+                input=body,
+                stdout=subprocess.DEVNULL,  # ours carries the actions
+                timeout=self._settings.hook_timeout_s,
+                check=True,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a hook does, the gate goes on and says so
             log.error("hook failed", command=argv[0], error=str(error))
 
     def _post(self, url: str, body: bytes) -> None:
@@ -57,5 +63,5 @@ class Hooks:
         try:
             with urllib.request.urlopen(request, timeout=self._settings.hook_timeout_s):  # noqa: S310
                 pass
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - likewise; http.client has errors of its own
             log.error("hook failed", url=url, error=str(error))

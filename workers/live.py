@@ -89,10 +89,11 @@ class Models:
             try:
                 wanted = self._store.current(key)
                 live = self.find(key.station, key.recipe)
-                if wanted is None or wanted == (live.version if live else None) or wanted == self._refused.get(key):
-                    continue
-                self._swap(key, wanted)
-            except StoreError as error:
+                if wanted != self._refused.get(key):
+                    self._refused.pop(key, None)  # the pointer moved: what it left may be mended by when it comes back
+                    if wanted is not None and wanted != (live.version if live else None):
+                        self._swap(key, wanted)
+            except (StoreError, ModelError) as error:
                 log.error("store: keeping the models there are", station=key.station, error=str(error))
 
     def _swap(self, key: ModelKey, wanted: Version) -> None:
@@ -100,7 +101,9 @@ class Models:
             artifact = self._store.get(key, wanted)
             inspector = Inspector.load(artifact, open_backbone=self._open_backbone, limits=self._limits)
             _warm(inspector)
-        except (ModelError, RuntimeError) as error:
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a candidate, the model in place stays
             self._refused[key] = wanted
             kept = self.find(key.station, key.recipe)
             log.error(
@@ -113,7 +116,6 @@ class Models:
             )
             return
         self._live = {**self._live, (key.station, key.recipe): Live(inspector, artifact.method, wanted)}
-        self._refused.pop(key, None)
         log.info("model in service", station=key.station, recipe=key.recipe, version=wanted, method=artifact.method)
 
     def _poll(self) -> None:

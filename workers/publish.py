@@ -29,7 +29,6 @@ class Publisher:
         self._source = source
         self._wanted = settings.worker.heatmaps
         self._topics = {kind: topics.name(settings.kafka.prefix, kind) for kind in topics.KINDS}
-        self._letter_max_bytes = settings.frames.inline_max_bytes
         self._later: set[asyncio.Future[None]] = set()
 
     async def publish(self, outcome: Outcome) -> None:

@@ -35,6 +35,8 @@ class Stall:
     def look(self, committed: Mapping[int, int], end: Mapping[int, int]) -> list[int]:
         """Partitions stuck for longer than `stuck_s` by now."""
         now = self._clock()
+        # A partition that went to another worker and came back is given its whole time again.
+        self._moved = {partition: moved for partition, moved in self._moved.items() if partition in committed}
         stuck = []
         for partition, offset in committed.items():
             before, since = self._moved.get(partition, (-1, now))

@@ -187,8 +187,10 @@ def test_a_marker_is_found_where_it_was_painted(kind, crop, size):
     x, y, r = round(width * 0.4), round(height * 0.6), max(2, min(size) // 20)
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[y - r : y + r, x - r : x + r] = 255
-    seen, p = read(encoded(Image.fromarray(pixels), kind, **({"quality": 95} if kind == "JPEG" else {})),
-                   View(size=(96, 64), crop=crop))
+    seen, p = read(
+        encoded(Image.fromarray(pixels), kind, **({"quality": 95} if kind == "JPEG" else {})),
+        View(size=(96, 64), crop=crop),
+    )
     weight = seen[..., 0] * (seen[..., 0] > 60.0)
     rows, columns = np.indices(weight.shape)
     found_x = p.x0 + (np.average(columns, weights=weight) + 0.5) * p.step_x

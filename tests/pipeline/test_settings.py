@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.settings import Settings, build, read
+from pipeline.settings import Sasl, Settings, Tls, build, read
 
 EVERYTHING = """
 [kafka]
@@ -83,8 +83,8 @@ def test_every_section_is_read(tmp_path):
     (tmp_path / "line.toml").write_text(EVERYTHING)
     s = read(tmp_path / "line.toml", {})
     assert s.kafka.brokers == ("kafka-1:9093", "kafka-2:9093")
-    assert s.kafka.tls and s.kafka.tls.key_file == "me.key"
-    assert s.kafka.sasl and s.kafka.sasl.mechanism == "PLAIN"
+    assert s.kafka.tls == Tls(ca_file="ca.pem", cert_file="me.pem", key_file="me.key")
+    assert s.kafka.sasl == Sasl(username="me", password_file="/run/secret", mechanism="PLAIN")
     assert (s.store.url, s.store.poll_s) == ("redis://bank:6379/0", 1.0)
     assert (s.worker.device, s.worker.batch_max, s.worker.heatmaps) == ("cuda:1", 32, "all")
     assert (s.frames.formats, s.frames.max_pixels) == (("JPEG", "PNG"), 12_000_000)

@@ -1,0 +1,52 @@
+"""Our own compact backbone: a student of a large network, made for CPUs.
+
+Plain 3x3 convolutions with batch normalisation that folds away. `layer2` (stride 8) and `layer3` (stride 16) imitate
+the leading principal components of the teacher's layers of those strides, so distances between its features imitate
+distances between the teacher's.
+"""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NAME = "goldline-s"
+LAYERS = ("layer2", "layer3")
+CHANNELS = (128, 256)
+SHIPPED = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        changes = stride != 1 or c_in != c_out
+        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+
+
+class GoldlineS(nn.Module):
+    """(B, 3, H, W) -> {"layer2": (B, 128, H/8, W/8), "layer3": (B, 256, H/16, W/16)}; 2.8 million parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
+        self.bn = nn.BatchNorm2d(32)
+        self.stage1 = nn.Sequential(_Block(32, 64, 2), _Block(64, 64, 1))
+        self.stage2 = nn.Sequential(_Block(64, 128, 2), _Block(128, 128, 1))
+        self.stage3 = nn.Sequential(_Block(128, 256, 2), _Block(256, 256, 1))
+        self.head2 = nn.Conv2d(128, CHANNELS[0], 1)
+        self.head3 = nn.Conv2d(256, CHANNELS[1], 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stage1(F.relu(self.bn(self.stem(x))))
+        two = self.stage2(x)
+        return {"layer2": self.head2(two), "layer3": self.head3(self.stage3(two))}

@@ -1,0 +1,305 @@
+"""Batches close when they are full, when the first has waited, or when the most urgent would be late."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from workers.batching import Batcher
+
+FAR = 1e12
+LONG_S = 60.0  # nothing here may ever wait that long
+PATIENCE_S = 20.0
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self, at=1000.0):
+        self.at = at
+
+    def __call__(self):
+        return self.at
+
+
+class Device:
+    """Notes the batches it is given; may be held busy, fail, or take time on a fake clock."""
+
+    def __init__(self, clock=None):
+        self.batches = []
+        self.threads = set()
+        self.free = threading.Event()
+        self.free.set()
+        self.started = threading.Event()
+        self.clock = clock
+        self.takes_s = 0.0
+        self.broken = ()
+
+    def __call__(self, work):
+        self.threads.add(threading.get_ident())
+        self.batches.append(list(work))
+        self.started.set()
+        assert self.free.wait(PATIENCE_S)
+        if self.clock:
+            self.clock.at += self.takes_s
+        if set(self.broken) & set(work):
+            raise RuntimeError(f"cannot do {self.broken}")
+        return [f"did {w}" for w in work]
+
+
+@asynccontextmanager
+async def serving(device, *, batch_max=8, wait_s=0.0, clock=time.time):
+    executor = ThreadPoolExecutor(1)
+    batcher = Batcher(device, executor, batch_max=batch_max, wait_s=wait_s, clock=clock)
+    task = asyncio.ensure_future(batcher.run())
+    try:
+        yield batcher
+        assert not task.done(), "the batcher goes on"
+    finally:
+        device.free.set()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        executor.shutdown()
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, PATIENCE_S))
+
+
+def submit(batcher, *works, deadline=FAR):
+    return [asyncio.ensure_future(batcher.submit(w, deadline=deadline)) for w in works]
+
+
+async def until(condition):
+    while not condition():  # noqa: ASYNC110 - what is waited for happens on another thread
+        await asyncio.sleep(0.001)
+
+
+async def settled():
+    """Everybody who can run has run."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_a_batch_closes_at_once_when_it_is_full():
+    async def scenario():
+        device = Device()
+        async with serving(device, batch_max=4, wait_s=LONG_S) as batcher:
+            answers = await asyncio.gather(*submit(batcher, *range(8)))
+        assert device.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert answers == [f"did {i}" for i in range(8)]
+
+    run(scenario())
+
+
+def test_a_batch_of_one_needs_no_wait():
+    async def scenario():
+        device = Device()
+        async with serving(device, batch_max=1, wait_s=LONG_S) as batcher:
+            await asyncio.gather(*submit(batcher, 1, 2))
+        assert device.batches == [[1], [2]]
+
+    run(scenario())
+
+
+def test_without_a_wait_what_is_there_goes_at_once():
+    async def scenario():
+        device = Device()
+        async with serving(device, wait_s=0.0) as batcher:
+            assert await batcher.submit("a", deadline=FAR) == "did a"
+            assert await batcher.submit("b", deadline=FAR) == "did b"
+        assert device.batches == [["a"], ["b"]]
+
+    run(scenario())
+
+
+def test_the_wait_counts_from_the_first_frame_and_not_from_a_tick():
+    """On a fake clock: however long the batcher sat idle, the first frame's wait holds."""
+
+    async def scenario():
+        clock, device = Clock(), Device()
+        async with serving(device, wait_s=LONG_S, clock=clock) as batcher:
+            await settled()
+            clock.at += 10 * LONG_S + LONG_S * 0.9  # a free-running tick would now be almost over
+            first = submit(batcher, "first")
+            await settled()
+            assert device.batches == []
+            clock.at += LONG_S * 0.9
+            second = submit(batcher, "second")
+            await settled()
+            assert device.batches == [], "the first has waited 0.9 of its time"
+            clock.at += LONG_S * 0.2
+            third = submit(batcher, "third")  # its arrival makes the batcher look at the clock
+            await asyncio.gather(*first, *second, *third)
+        assert device.batches == [["first", "second", "third"]]
+
+    run(scenario())
+
+
+def test_the_wait_ends_by_itself():
+    async def scenario():
+        device = Device()
+        async with serving(device, wait_s=0.05) as batcher:
+            started = time.monotonic()
+            assert await asyncio.gather(*submit(batcher, 1, 2)) == ["did 1", "did 2"]
+            assert time.monotonic() - started > 0.04
+        assert device.batches == [[1, 2]]
+
+    run(scenario())
+
+
+def test_the_most_urgent_frame_ends_the_wait_whoever_came_first():
+    async def scenario():
+        clock, device = Clock(), Device()
+        async with serving(device, wait_s=LONG_S, clock=clock) as batcher:
+            patient = submit(batcher, "patient", deadline=clock.at + 50)
+            await settled()
+            assert device.batches == []
+            urgent = submit(batcher, "urgent", deadline=clock.at - 0.001)
+            await asyncio.gather(*patient, *urgent)
+        assert device.batches == [["patient", "urgent"]]
+
+    run(scenario())
+
+
+def test_the_time_a_batch_takes_is_left_before_the_deadline():
+    async def scenario():
+        clock, device = Clock(), Device()
+        device.clock, device.takes_s = clock, 5.0
+        async with serving(device, wait_s=LONG_S, clock=clock) as batcher:
+            await asyncio.gather(*submit(batcher, "learn", deadline=clock.at))
+            await settled()
+            device.batches.clear()
+            # 4 s are left and a batch takes 5: waiting for others would only make it later.
+            await asyncio.gather(*submit(batcher, "now", deadline=clock.at + 4))
+            assert device.batches == [["now"]]
+            waiting = submit(batcher, "can wait", deadline=clock.at + 30)
+            await settled()
+            assert device.batches == [["now"]]
+            clock.at += 26
+            await asyncio.gather(*waiting, *submit(batcher, "another"))
+        assert device.batches == [["now"], ["can wait", "another"]]
+
+    run(scenario())
+
+
+def test_frames_gather_while_the_device_is_busy():
+    async def scenario():
+        device = Device()
+        async with serving(device, batch_max=4, wait_s=0.0) as batcher:
+            device.free.clear()
+            first = submit(batcher, "first")
+            await until(device.started.is_set)
+            rest = submit(batcher, *range(6))
+            await settled()
+            assert len(batcher) == 6
+            device.free.set()
+            await asyncio.gather(*first, *rest)
+            assert len(batcher) == 0
+        assert device.batches == [["first"], [0, 1, 2, 3], [4, 5]]
+        assert len(device.threads) == 1
+
+    run(scenario())
+
+
+def test_an_exception_reaches_every_waiter_of_its_batch_and_nobody_else():
+    async def scenario():
+        device = Device()
+        device.broken = ("bad",)
+        async with serving(device, batch_max=3, wait_s=LONG_S) as batcher:
+            answers = await asyncio.gather(*submit(batcher, 1, "bad", 2, 3, 4, 5), return_exceptions=True)
+            assert [type(a) for a in answers[:3]] == [RuntimeError] * 3
+            assert answers[3:] == ["did 3", "did 4", "did 5"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("answers", [[], ["one"], ["one", "two", "three"], None])
+def test_answers_that_do_not_match_are_an_exception_and_not_the_end(answers):
+    async def scenario():
+        given = [answers, ["did 3", "did 4"]]
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(lambda work: given.pop(0), executor, batch_max=2, wait_s=LONG_S)
+        task = asyncio.ensure_future(batcher.run())
+        first = await asyncio.gather(*submit(batcher, 1, 2), return_exceptions=True)
+        assert all(isinstance(a, Exception) for a in first)
+        assert await asyncio.gather(*submit(batcher, 3, 4)) == ["did 3", "did 4"]
+        assert not task.done()
+        task.cancel()
+        executor.shutdown()
+
+    run(scenario())
+
+
+def test_answers_come_in_order_under_load():
+    async def scenario():
+        device = Device()
+        async with serving(device, batch_max=7, wait_s=0.001) as batcher:
+            order = []
+
+            async def one(i):
+                if i % 13 == 0:
+                    await asyncio.sleep(0.001)
+                assert await batcher.submit(i, deadline=FAR) == f"did {i}"
+                order.append(i)
+
+            await asyncio.gather(*(one(i) for i in range(300)))
+            done = [w for batch in device.batches for w in batch]
+            assert order == done
+            assert sorted(done) == list(range(300))
+            assert max(map(len, device.batches)) <= 7
+
+    run(scenario())
+
+
+def test_a_waiter_who_gives_up_harms_nobody():
+    async def scenario():
+        device = Device()
+        async with serving(device, batch_max=4, wait_s=LONG_S) as batcher:
+            waiting = submit(batcher, 0, 1, 2)
+            await settled()
+            waiting[1].cancel()
+            waiting += submit(batcher, 3)
+            answers = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [a for i, a in enumerate(answers) if i != 1] == ["did 0", "did 2", "did 3"]
+            assert isinstance(answers[1], asyncio.CancelledError)
+            assert await asyncio.gather(*submit(batcher, *range(4, 8))) == [f"did {i}" for i in range(4, 8)]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("broken", [(), (1,)])
+def test_a_waiter_may_give_up_while_the_device_works(broken):
+    async def scenario():
+        device = Device()
+        device.broken = broken
+        device.free.clear()
+        async with serving(device, batch_max=2, wait_s=LONG_S) as batcher:
+            waiting = submit(batcher, 0, 1)
+            await until(device.started.is_set)
+            waiting[0].cancel()
+            await settled()
+            device.free.set()
+            answer = (await asyncio.gather(*waiting, return_exceptions=True))[1]
+            assert isinstance(answer, RuntimeError) if broken else answer == "did 1"
+            device.broken = ()
+            assert await asyncio.gather(*submit(batcher, 2, 3)) == ["did 2", "did 3"]
+
+    run(scenario())
+
+
+def test_ending_the_batcher_leaves_nobody_answered_twice():
+    async def scenario():
+        device = Device()
+        async with serving(device, batch_max=8, wait_s=LONG_S) as batcher:
+            waiting = submit(batcher, "left")
+            await settled()
+        assert device.batches == []
+        assert not waiting[0].done()
+        waiting[0].cancel()
+
+    run(scenario())

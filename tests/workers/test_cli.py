@@ -1,0 +1,491 @@
+"""The command line as people use it: what it prints, where, and with which exit status."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from pipeline import synthetic
+from workers import cli
+
+GOODS = 24
+
+
+class Ran:
+    """What one `goldline ...` did."""
+
+    def __init__(self, status, out, err):
+        self.status, self.out, self.err = status, out, err
+
+    def json(self):
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+    def lines(self):
+        assert self.status == 0, self.err
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def refused(self):
+        """The message of a command that refused: no traceback, nothing on standard output."""
+        assert self.status == 2, (self.out, self.err)
+        assert "Traceback" not in self.err
+        assert self.out == ""
+        return self.err.strip()
+
+
+@pytest.fixture
+def goldline(monkeypatch, capsys):
+    """Runs `goldline ARGUMENTS` in this process."""
+    monkeypatch.delenv("GOLDLINE_STORE__URL", raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["goldline", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return Ran(ended.value.code or 0, said.out, said.err)
+
+    return run
+
+
+def line_toml(tmp_path, text):
+    path = tmp_path / "line.toml"
+    path.write_text(text)
+    return path
+
+
+# Help
+
+
+def test_help_lists_every_command(goldline):
+    shown = goldline("--help")
+    assert shown.status == 0
+    for name, says in cli.COMMANDS.items():
+        assert f"  {name} " in shown.out
+        assert says.split(":")[0][:30] in shown.out
+    assert goldline("-h").out == shown.out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_has_help(goldline, name):
+    shown = goldline(name, "--help")
+    assert shown.status == 0
+    assert f"Usage: goldline {name}" in shown.out.replace(sys.argv[0], "goldline")
+    assert "Commands:" in shown.out or len(shown.out.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        *(("models", n) for n in ("list", "show", "promote", "rollback")),
+        *(("dead-letters", n) for n in ("list", "show", "replay")),
+        *(("topics", n) for n in ("create", "check")),
+        ("bench", "walk"),
+        ("kafka", "start"),
+    ],
+)
+def test_each_command_of_a_group_has_help(goldline, group, name):
+    shown = goldline(group, name, "--help")
+    assert shown.status == 0
+    assert "Usage:" in shown.out
+
+
+def test_as_a_process_it_is_the_same():
+    """`python -m workers`, with warnings as they come: nothing of ours may clutter standard error."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "workers", "--help"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "dead-letters" in ran.stdout
+    assert ran.stderr == ""
+
+
+def test_the_version_is_told(goldline):
+    assert goldline("--version").out.startswith("goldline, version ") or "version" in goldline("--version").out
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nonsense",), ("fit",), ("score", "x"), ("check", "--nonsense"), ("models", "x")]
+)
+def test_wrong_usage_is_told_and_refused(goldline, arguments):
+    ran = goldline(*arguments)
+    assert ran.status == 2
+    assert "Error: " in ran.err
+    assert "Traceback" not in ran.err
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("worker",),
+        ("gate",),
+        ("results",),
+        ("topics", "check"),
+        ("topics", "create"),
+        ("dead-letters", "list"),
+        ("camera", "photos", "--station", "line-1/top"),
+    ],
+)
+def test_settings_that_are_not_there_are_one_clear_line(goldline, tmp_path, arguments):
+    missing = tmp_path / "missing.toml"
+    message = goldline(*arguments, "--config", missing).refused()
+    assert message == f"goldline: cannot read settings {missing}: No such file or directory"
+
+
+def test_check_says_what_the_line_looks_like(goldline, tmp_path):
+    path = line_toml(
+        tmp_path,
+        """
+        [defaults]
+        deadline_ms = 250
+        [stations."line-1/top"]
+        recipes = ["default", "cap.blue"]
+        [stations."line-1/side"]
+        partition = 0
+        on_no_decision = "pass"
+        """,
+    )
+    ran = goldline("check", path)
+    assert ran.status == 0
+    assert ran.out.splitlines() == [
+        f"{path}: ok, 2 stations",
+        "  line-1/top: partition 1, recipes default, cap.blue, 250 ms, no decision means reject",
+        "  line-1/side: partition 0, recipes default, 250 ms, no decision means pass",
+    ]
+    told = goldline("check", path, "--json").json()
+    assert told == {"ok": True, "problems": [], "partitions": {"line-1/top": 1, "line-1/side": 0}}
+
+
+WRONG = """
+[worker]
+batch_max = 0
+wait_sm = 5.0
+[kafka]
+brokers = "localhost"
+[defaults]
+on_no_decision = "maybe"
+[stations."Line 1"]
+deadline_ms = -1
+"""
+
+
+def test_check_names_every_wrong_value_with_its_path(goldline, tmp_path):
+    path = line_toml(tmp_path, WRONG)
+    message = goldline("check", path).refused()
+    for place in (
+        "worker.batch_max",
+        "worker.wait_sm",
+        "kafka.brokers",
+        "defaults.on_no_decision",
+        "Line 1.deadline_ms",
+    ):
+        assert place in message
+    assert "did you mean wait_ms?" in message
+    ran = goldline("check", path, "--json")
+    told = json.loads(ran.out)
+    assert (ran.status, told["ok"]) == (2, False)
+    assert len(told["problems"]) == 6
+    assert all(str(path) in problem for problem in told["problems"])
+
+
+@pytest.mark.parametrize("text", ["this is not TOML", "[worker\n", "\x00", "kafka = 3"])
+def test_check_refuses_what_is_no_toml(goldline, tmp_path, text):
+    path = line_toml(tmp_path, text)
+    assert "line.toml" in goldline("check", path).refused()
+    ran = goldline("check", path, "--json")
+    assert (ran.status, json.loads(ran.out)["ok"]) == (2, False)
+
+
+def test_check_of_a_folder_or_of_binary_is_refused(goldline, tmp_path):
+    assert "cannot read settings" in goldline("check", tmp_path).refused()
+    path = tmp_path / "binary.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "is not TOML" in goldline("check", path).refused()
+
+
+def test_check_applies_the_environment(goldline, tmp_path, monkeypatch):
+    path = line_toml(tmp_path, '[stations."line-1/top"]\n')
+    monkeypatch.setenv("GOLDLINE_DEFAULTS__DEADLINE_MS", "123")
+    assert "123 ms" in goldline("check", path).out
+    monkeypatch.setenv("GOLDLINE_WORKER__BATCH_MAX", "many")
+    assert "GOLDLINE_WORKER__BATCH_MAX" in goldline("check", path).refused()
+
+
+@pytest.mark.parametrize("arguments", [("gate", "--station", "line-9/top"), ("camera", "x", "--station", "line-9/top")])
+def test_a_station_that_is_not_in_the_settings_is_refused(tmp_path, arguments):
+    """In a process of its own, as these commands set up logs and signals."""
+    path = line_toml(tmp_path, '[stations."line-1/top"]\n')
+    ran = subprocess.run(
+        [sys.executable, "-m", "workers", *arguments, "--config", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert "no station line-9/top in the settings (there: line-1/top)" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+# Fit, score, models
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Drawn caps: 24 good ones to learn from, two to score, one spoilt, one that is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for kind in ("goods", "parts"):
+        (folder / kind).mkdir()
+    for i in range(GOODS):
+        drawn = synthetic.draw("cap", seed=i, size=(96, 96))
+        (folder / "goods" / f"{i:02}.jpg").write_bytes(synthetic.encode(drawn.image))
+    for i in range(2):
+        drawn = synthetic.draw("cap", seed=1000 + i, size=(96, 96))
+        (folder / "parts" / f"{i}-good.png").write_bytes(synthetic.encode(drawn.image, format="PNG"))
+    grey = Image.new("RGB", (96, 96), (255, 0, 255))
+    grey.save(folder / "parts" / "2-wrong.png")
+    (folder / "parts" / "3-torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
+    return folder
+
+
+FIT = ("--station", "line-1/top", "--size", 64, "--layers", "layer1,layer2", "--set", "coreset=0.02", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def plant(pictures, tmp_path_factory):
+    """A store with two versions: the first in service. Its URL, and what `fit --json` said of both."""
+    url = f"file://{tmp_path_factory.mktemp('store')}/models"
+
+    def fit(*more):
+        arguments = ["fit", pictures / "goods", *FIT, "--store", url, "--json", *more]
+        ran = subprocess.run(
+            [sys.executable, "-m", "workers", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert "Traceback" not in ran.stderr
+        return json.loads(ran.stdout)
+
+    return url, fit("--false-reject-rate", "0.1"), fit("--false-reject-rate", "0.2", "--seed", "1")
+
+
+def current(goldline, url):
+    rows = goldline("models", "list", "line-1/top", "--store", url, "--json").json()
+    (version,) = [row["version"] for row in rows if row["current"]]
+    return version
+
+
+def test_fit_says_what_it_made(plant):
+    _, first, _ = plant
+    assert {"version", "threshold", "guarantee", "frames", "fit_s"} <= first.keys()
+    assert len(first["version"]) == 64
+    assert first["frames"] == {"fit": 17, "tune": 0, "calibrate": 7}
+    assert sum(first["frames"].values()) == GOODS
+    assert first["threshold"] > 0
+    assert first["fit_s"] > 0
+    guarantee = first["guarantee"]
+    assert (guarantee["holds"], guarantee["rate"], guarantee["goods"]) == (False, 0.1, 7)
+    assert guarantee["goods_needed"] > 7
+    assert "no guarantee" in guarantee["text"]
+    assert (first["method"], first["backbone"]["weights"], first["unreadable"]) == ("patchcore", "random:seed=0", [])
+
+
+def test_the_first_fit_is_in_service_and_the_second_is_not(goldline, plant):
+    url, first, second = plant
+    assert (first["promoted"], second["promoted"]) == (True, False)
+    assert first["version"] != second["version"]
+    assert current(goldline, url) == first["version"]
+
+
+def test_models_lists_both_and_stars_the_one_in_service(goldline, plant):
+    url, first, second = plant
+    rows = goldline("models", "list", "--store", url, "--json").json()
+    assert [(row["version"], row["current"]) for row in rows] == [(first["version"], True), (second["version"], False)]
+    assert all(row["lineage"]["frames"]["fit"] == 17 for row in rows)
+    assert all(row["size_bytes"] > 1000 for row in rows)
+    shown = goldline("models", "list", "--store", url)
+    assert [line[0] for line in shown.out.splitlines()] == ["*", " "]
+    assert goldline("models", "list", "line-9/top", "--store", url).out == ""
+
+
+def test_models_show_says_how_a_version_came_about(goldline, plant):
+    url, first, second = plant
+    shown = goldline("models", "show", "line-1/top", "--store", url, "--json").json()
+    assert (shown["version"], shown["current"], shown["method"]) == (first["version"], True, "patchcore")
+    assert [p["version"] for p in shown["promotions"]] == [first["version"]] * len(shown["promotions"])
+    assert shown["meta"]["threshold"]["image"] == first["threshold"]
+    other = goldline("models", "show", "line-1/top", second["version"][:8], "--store", url, "--json").json()
+    assert (other["version"], other["current"]) == (second["version"], False)
+
+
+def test_promote_and_roll_back(goldline, plant):
+    url, first, second = plant
+    ran = goldline("models", "promote", "line-1/top", second["version"][:10], "--why", "better", "--store", url)
+    assert ran.out == f"{second['version'][:12]} is in service at line-1/top (default), after {first['version'][:12]}\n"
+    assert current(goldline, url) == second["version"]
+    ran = goldline("models", "rollback", "line-1/top", "--store", url)
+    assert ran.out == f"{first['version'][:12]} is in service at line-1/top (default) again\n"
+    assert current(goldline, url) == first["version"]
+    shown = goldline("models", "show", "line-1/top", second["version"], "--store", url, "--json").json()
+    assert [p["why"] for p in shown["promotions"]] == ["better"]
+
+
+@pytest.mark.parametrize("version", ["abc", "f" * 64, "../../etc", "current2"])
+def test_a_version_that_is_not_there_is_refused_with_those_that_are(goldline, plant, version):
+    url, first, _ = plant
+    message = goldline("models", "promote", "line-1/top", version, "--store", url).refused()
+    assert first["version"][:12] in message
+    assert len(message.splitlines()) == 1
+
+
+def test_score_gives_a_line_for_each_picture_in_order(goldline, plant, pictures):
+    url, first, _ = plant
+    lines = goldline("score", "line-1/top", pictures / "parts", "--store", url, "--json").lines()
+    names = ["0-good.png", "1-good.png", "2-wrong.png", "3-torn.jpg"]
+    assert [line["path"] for line in lines] == [str(pictures / "parts" / name) for name in names]
+    for line in lines:
+        assert {"path", "verdict", "reason", "score", "threshold", "p_value", "regions", "model"} <= line.keys()
+        assert line["model"] == {"method": "patchcore", "version": first["version"]}
+    for line in lines[:3]:
+        assert line["verdict"] == ("reject" if line["score"] > line["threshold"] else "pass")
+        assert line["reason"] is None
+        assert line["threshold"] == first["threshold"]
+        assert 0 < line["p_value"] <= 1
+    assert lines[2]["verdict"] == "reject"
+    assert lines[2]["regions"]
+    x0, y0, x1, y1 = lines[2]["regions"][0]["box"]
+    assert 0 <= x0 < x1 <= 96
+    assert 0 <= y0 < y1 <= 96
+
+
+def test_a_picture_that_cannot_be_read_is_no_decision_and_stops_nothing(goldline, plant, pictures):
+    url, *_ = plant
+    torn = goldline("score", "line-1/top", pictures / "parts", "--store", url, "--json").lines()[3]
+    assert (torn["verdict"], torn["reason"], torn["score"], torn["regions"]) == ("no_decision", "bad_frame", None, [])
+    assert "not a readable picture" in torn["detail"]
+    shown = goldline("score", "line-1/top", pictures / "parts", "--store", url)
+    assert shown.status == 0
+    assert [line.split()[0] for line in shown.out.splitlines()][2:] == ["REJECT", "NO_DECISION"]
+
+
+def test_score_by_a_versions_beginning(goldline, plant, pictures):
+    url, _, second = plant
+    picture = pictures / "parts" / "0-good.png"
+    (line,) = goldline("score", second["version"][:7], picture, "--store", url, "--json").lines()
+    assert line["model"]["version"] == second["version"]
+    assert line["threshold"] == second["threshold"]
+    (again,) = goldline("score", second["version"], picture, "--store", url, "--json").lines()
+    assert again == line
+
+
+def test_a_batch_scores_as_one_picture_does(goldline, plant, pictures):
+    url, *_ = plant
+    together = goldline("score", "line-1/top", pictures / "goods", "--store", url, "--json").lines()
+    for line in together[::7]:
+        (alone,) = goldline("score", "line-1/top", line["path"], "--store", url, "--json").lines()
+        assert alone["score"] == pytest.approx(line["score"], rel=1e-4)
+        assert alone["verdict"] == line["verdict"]
+
+
+def test_score_writes_heatmaps_of_what_could_be_read(goldline, plant, pictures, tmp_path):
+    url, *_ = plant
+    folder = tmp_path / "deep" / "heat maps"
+    goldline("score", "line-1/top", pictures / "parts", "--heatmaps", folder, "--store", url, "--json").lines()
+    written = sorted(folder.iterdir())
+    assert [path.name for path in written] == ["00000-0-good.png", "00001-1-good.png", "00002-2-wrong.png"]
+    for path in written:
+        with Image.open(path) as picture:
+            assert (picture.size, picture.mode) == ((64, 64), "RGB")
+
+
+def test_fit_tells_people_what_it_promises(goldline, plant, pictures, tmp_path):
+    own = f"file://{tmp_path}/own"
+    ran = goldline("fit", pictures / "goods", *FIT, "--store", own, "--recipe", "blue")
+    assert ran.status == 0
+    assert "(in service)" in ran.out
+    assert "no guarantee: 7 calibration goods" in ran.out
+    assert "random weights" in " ".join(ran.err.split())
+    again = goldline("fit", pictures / "goods", *FIT, "--store", own, "--recipe", "blue", "--seed", 3)
+    assert "(stored, not promoted)" in again.out
+    command = next(line for line in again.out.splitlines() if line.startswith("to use it")).split()[3:]
+    assert goldline(*command[1:], "--store", own).status == 0, "the command that it names works"
+    third = goldline(
+        "fit", pictures / "goods", *FIT, "--store", own, "--recipe", "blue", "--seed", 4, "--promote", "--json"
+    )
+    assert third.json()["promoted"]
+    (now,) = [
+        row["version"]
+        for row in goldline("models", "list", "line-1/top", "--recipe", "blue", "--store", own, "--json").json()
+        if row["current"]
+    ]
+    assert now == third.json()["version"]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--station", "Line 1"), "a station is line/place"),
+        (("--method", "patchcor"), "nearest: patchcore"),
+        (("--set", "corset=0.1"), "nearest: coreset"),
+        (("--set", "coreset"), "key=value"),
+        (("--set", "coreset=7"), "coreset"),
+        (("--size", "8"), "32 to 4096"),
+        (("--layers", "layer9"), "layer9"),
+        (("--backbone", "no_such_net"), "no_such_net"),
+        (("--weights", "/nowhere/w.safetensors"), "/nowhere/w.safetensors"),
+        (("--device", "tpu"), "tpu"),
+        (("--false-reject-rate", "0.7"), "0.7"),
+        (("--store", "redis://secret@host/0"), "file:///folder"),
+    ],
+)
+def test_fit_refuses_before_anything_is_stored(goldline, pictures, tmp_path, more, says):
+    message = goldline("fit", pictures / "goods", *FIT, "--store", f"file://{tmp_path}/m", *more).refused()
+    assert says in " ".join(message.split())
+    assert "secret" not in message
+    assert not (tmp_path / "m").exists()
+
+
+def test_fit_needs_a_folder_with_enough_pictures(goldline, tmp_path, pictures):
+    store = ("--store", f"file://{tmp_path}/m")
+    assert "no such folder" in goldline("fit", tmp_path / "missing", *FIT, *store).refused()
+    (tmp_path / "empty").mkdir()
+    assert "no pictures" in goldline("fit", tmp_path / "empty", *FIT, *store).refused()
+    few = tmp_path / "few"
+    few.mkdir()
+    for i in range(3):
+        (few / f"{i}.jpg").write_bytes((pictures / "goods" / f"{i:02}.jpg").read_bytes())
+    assert "at least 10 are needed" in goldline("fit", few, *FIT, *store).refused()
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("line-9/top", "nothing is current yet"),
+        ("deadbeef", "no station and no model version 'deadbeef'"),
+        ("Line/Top", "a station is"),
+        ("../..", "a station is"),
+    ],
+)
+def test_score_refuses_a_model_that_is_not_there(goldline, plant, pictures, model, says):
+    url, *_ = plant
+    assert says in goldline("score", model, pictures / "parts", "--store", url).refused()
+
+
+def test_score_refuses_what_cannot_be_read_or_written(goldline, plant, pictures, tmp_path):
+    url, *_ = plant
+    score = ("score", "line-1/top")
+    assert "no such picture" in goldline(*score, tmp_path / "x.jpg", "--store", url).refused()
+    nowhere = goldline(*score, pictures / "parts", "--store", f"file://{tmp_path}/nowhere").refused()
+    assert "is it mounted?" in nowhere
+    taken = tmp_path / "a file"
+    taken.write_text("")
+    message = goldline(*score, pictures / "parts", "--store", url, "--heatmaps", taken).refused()
+    assert "a file" in message

@@ -1,0 +1,327 @@
+"""One outcome for each frame, whatever models, batches and neighbours do."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import torch
+
+from model_store import Version
+from pipeline import settings as line
+from pipeline.data import Decision, Failure, Frame, Reason, Verdict
+from pipeline.decode import Placement
+from pipeline.inspection import Inspected
+from pipeline.settings import Worker
+from workers.desk import Desk
+from workers.live import Live
+from workers.wire import Arrival, Record, read_frame
+
+SETTINGS = line.build({"stations": {"line-1/top": {}, "line-2/top": {}}})
+A, B = Version("a" * 64), Version("b" * 64)
+
+
+class Model:
+    """Passes every frame but those whose picture says otherwise."""
+
+    def __init__(self, version=A):
+        self.live = Live(self, "fake", version)
+        self.batches = []
+        self.threads = set()
+
+    def inspect(self, frames):
+        self.batches.append([f.frame_id for f in frames])
+        self.threads.add(threading.current_thread().name)
+        if any(f.image == b"breaks the batch" for f in frames):
+            raise RuntimeError("the device is on fire")
+        if any(f.image == b"breaks batches" for f in frames) and len(frames) > 1:
+            raise RuntimeError("out of memory")
+        said = [f for f in frames if f.image != b"forgotten"]
+        bad = [f.frame_id for f in said if f.image == b"unreadable"]
+        good = [f.frame_id for f in said if f.image != b"unreadable"]
+        return Inspected(
+            verdicts=tuple(
+                Verdict(frame_id=i, decision=Decision.PASS, score=1.0, threshold=2.0, p_value=0.5) for i in good
+            ),
+            failures=tuple(Failure(frame_id=i, reason=Reason.BAD_FRAME, detail="not a picture") for i in bad),
+            maps={i: torch.zeros(2, 2) for i in good},
+            placements={i: Placement((2, 2), 0.0, 0.0, 1.0, 1.0) for i in good},
+            seconds={"decode": 0.001, "embed": 0.002, "score": 0.003},
+        )
+
+
+class Shelf:
+    """Models by station and recipe."""
+
+    def __init__(self, **models):
+        self.models = {}
+
+    def put(self, station, recipe, model):
+        self.models[station, recipe] = model.live
+        return model
+
+    def find(self, station, recipe):
+        return self.models.get((station, recipe))
+
+
+def shelf():
+    models = Shelf()
+    return models, models.put("line-1/top", "default", Model(A)), models.put("line-2/top", "default", Model(B))
+
+
+def arrival(frame_id, image=b"good", *, station="line-1/top", recipe="default", in_s=60.0):
+    now = datetime.now(UTC)
+    record = Record(
+        topic="goldline.frames",
+        partition=0,
+        offset=0,
+        timestamp_ms=round(time.time() * 1000),
+        key=station.encode(),
+        value=image,
+        headers=[],
+    )
+    frame = Frame(
+        frame_id=frame_id,
+        image=image,
+        station=station,
+        recipe=recipe,
+        captured_at=now,
+        deadline_at=now + timedelta(seconds=in_s),
+    )
+    return Arrival(frame=frame, record=record)
+
+
+def decide(models, *arrivals, wait_ms=1000.0, batch_max=None):
+    """Outcomes of frames that come at once."""
+
+    async def scenario():
+        executor = ThreadPoolExecutor(1, thread_name_prefix="device")
+        worker = Worker(batch_max=batch_max or len(arrivals), wait_ms=wait_ms)
+        desk = Desk(models, worker, executor)
+        task = asyncio.ensure_future(desk.batcher.run())
+        try:
+            return await asyncio.wait_for(asyncio.gather(*(desk.decide(a) for a in arrivals)), 20)
+        finally:
+            assert not task.done(), "the batcher goes on"
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            executor.shutdown()
+
+    return asyncio.run(scenario())
+
+
+def said(outcome):
+    """`pass`, or the reason why not."""
+    answer = outcome.answer
+    return answer.reason.value if isinstance(answer, Failure) else answer.decision.value
+
+
+def test_a_scored_frame_names_its_model_and_its_times():
+    models, *_ = shelf()
+    came = arrival("f-1")
+    (outcome,) = decide(models, came)
+    assert outcome.arrival is came
+    assert outcome.answer.frame_id == "f-1"
+    assert (outcome.model.method, outcome.model.version) == ("fake", A)
+    t = outcome.timings
+    assert (t.decode, t.embed, t.score) == (1.0, 2.0, 3.0)
+    assert 0 <= t.queue <= t.total
+    assert came.frame.captured_at <= outcome.decided_at <= datetime.now(UTC)
+    assert outcome.map.shape == (2, 2)
+    assert outcome.placement.image_size == (2, 2)
+
+
+def test_frames_of_two_models_in_a_batch_go_to_each_as_one_batch():
+    models, one, two = shelf()
+    stations = ["line-1/top", "line-2/top"] * 3
+    outcomes = decide(models, *(arrival(f"f-{i}", station=s) for i, s in enumerate(stations)))
+    assert one.batches == [["f-0", "f-2", "f-4"]]
+    assert two.batches == [["f-1", "f-3", "f-5"]]
+    assert [o.arrival.frame.frame_id for o in outcomes] == [f"f-{i}" for i in range(6)]
+    assert [o.model.version for o in outcomes] == [A, B] * 3
+
+
+def test_inspection_happens_on_the_devices_thread():
+    models, one, _ = shelf()
+    decide(models, *(arrival(str(i)) for i in range(4)), batch_max=2)
+    assert one.threads == {"device_0"}
+
+
+def test_a_swap_between_batches_changes_the_version_and_mixes_none():
+    models, *_ = shelf()
+    before = decide(models, *(arrival(f"a{i}") for i in range(3)))
+    models.put("line-1/top", "default", Model(B))
+    after = decide(models, *(arrival(f"b{i}") for i in range(3)))
+    assert {o.model.version for o in before} == {A}
+    assert {o.model.version for o in after} == {B}
+
+
+def test_a_swap_in_the_middle_of_a_batch_leaves_each_frame_to_one_model():
+    old, new = Model(A), Model(B)
+
+    class Swapping:
+        def __init__(self):
+            self.asked = 0
+
+        def find(self, station, recipe):
+            self.asked += 1
+            return old.live if self.asked <= 2 else new.live
+
+    outcomes = decide(Swapping(), *(arrival(str(i)) for i in range(4)))
+    assert [o.model.version for o in outcomes] == [A, A, B, B]
+    assert (old.batches, new.batches) == ([["0", "1"]], [["2", "3"]])
+
+
+@pytest.mark.parametrize("changes", [{"recipe": "green"}, {"station": "line-3/top"}])
+def test_without_a_model_there_is_no_decision_and_neighbours_are_scored(changes):
+    models, one, _ = shelf()
+    outcomes = decide(models, arrival("a"), arrival("b", **changes), arrival("c"))
+    assert [said(o) for o in outcomes] == ["pass", "no_model", "pass"]
+    assert outcomes[1].model is None
+    assert not outcomes[1].arrival.unreadable
+    assert changes.get("recipe", changes.get("station")) in outcomes[1].answer.detail
+    assert one.batches == [["a", "c"]]
+
+
+def test_a_frame_past_its_deadline_never_reaches_the_device():
+    models, one, _ = shelf()
+    outcomes = decide(models, arrival("a", in_s=-1.0), arrival("b"), batch_max=1)
+    assert [said(o) for o in outcomes] == ["late", "pass"]
+    assert "past its deadline" in outcomes[0].answer.detail
+    assert outcomes[0].model is None
+    assert one.batches == [["b"]]
+
+
+def test_a_frame_whose_deadline_passes_in_the_queue_is_late_and_not_scored():
+    slow = Model()
+    held, entered = threading.Event(), threading.Event()
+
+    class Slow:
+        def find(self, station, recipe):
+            return Live(self, "fake", A)
+
+        def inspect(self, frames):
+            entered.set()
+            held.wait(20)
+            return slow.inspect(frames)
+
+    async def scenario():
+        executor = ThreadPoolExecutor(1)
+        desk = Desk(Slow(), Worker(batch_max=1, wait_ms=0.0), executor)
+        task = asyncio.ensure_future(desk.batcher.run())
+        first = asyncio.ensure_future(desk.decide(arrival("first")))
+        await asyncio.to_thread(entered.wait, 20)
+        hurried = arrival("hurried", in_s=0.2)
+        second = asyncio.ensure_future(desk.decide(hurried))
+        await asyncio.sleep(0.3)
+        held.set()
+        outcomes = await asyncio.wait_for(asyncio.gather(first, second), 20)
+        task.cancel()
+        executor.shutdown()
+        return outcomes
+
+    first, second = asyncio.run(scenario())
+    assert (said(first), said(second)) == ("pass", "late")
+    assert slow.batches == [["first"]]
+
+
+def test_a_deadline_that_passes_while_scoring_still_gets_the_verdict():
+    class Slow(Model):
+        def inspect(self, frames):
+            while datetime.now(UTC) <= frames[0].deadline_at:
+                time.sleep(0.01)
+            return super().inspect(frames)
+
+    models = Shelf()
+    models.put("line-1/top", "default", Slow())
+    (outcome,) = decide(models, arrival("a", in_s=0.3), batch_max=1, wait_ms=0.0)
+    assert said(outcome) == "pass"
+    assert outcome.decided_at > outcome.arrival.frame.deadline_at
+
+
+def test_an_unreadable_picture_is_a_bad_frame_and_a_dead_letter_alone():
+    models, *_ = shelf()
+    outcomes = decide(models, arrival("a"), arrival("b", b"unreadable"), arrival("c"))
+    assert [said(o) for o in outcomes] == ["pass", "bad_frame", "pass"]
+    assert [o.arrival.unreadable for o in outcomes] == [False, True, False]
+    assert outcomes[1].model is None
+    assert outcomes[1].map is None
+
+
+def test_when_a_batch_fails_its_frames_go_one_by_one_and_only_the_bad_one_is_an_error():
+    models, one, two = shelf()
+    outcomes = decide(
+        models,
+        arrival("a"),
+        arrival("b", b"breaks the batch"),
+        arrival("c"),
+        arrival("d", station="line-2/top"),
+    )
+    assert [said(o) for o in outcomes] == ["pass", "error", "pass", "pass"]
+    assert outcomes[1].answer.detail == "RuntimeError: the device is on fire"
+    assert not outcomes[1].arrival.unreadable, "the frame may be innocent: no dead letter"
+    assert one.batches == [["a", "b", "c"], ["a"], ["b"], ["c"]]
+    assert two.batches == [["d"]]
+
+
+def test_a_batch_too_large_for_the_device_loses_no_frame():
+    models, *_ = shelf()
+    outcomes = decide(models, *(arrival(str(i), b"breaks batches") for i in range(5)))
+    assert [said(o) for o in outcomes] == ["pass"] * 5
+
+
+def test_a_frame_that_the_inspector_forgets_is_an_error_and_its_neighbours_are_scored():
+    models, *_ = shelf()
+    outcomes = decide(models, arrival("a"), arrival("b", b"forgotten"), arrival("c", station="line-2/top"))
+    assert [said(o) for o in outcomes] == ["pass", "error", "pass"]
+
+
+def test_the_same_frame_id_twice_in_a_batch_is_answered_twice_by_its_own_picture():
+    models, one, _ = shelf()
+    outcomes = decide(models, arrival("twin"), arrival("other"), arrival("twin", b"unreadable"))
+    assert [said(o) for o in outcomes] == ["pass", "pass", "bad_frame"]
+    assert [o.arrival.unreadable for o in outcomes] == [False, False, True]
+    assert all(len(batch) == 1 for batch in one.batches)
+
+
+def test_a_message_with_a_problem_is_answered_without_a_model():
+    class Unasked:
+        def find(self, station, recipe):
+            raise AssertionError("nobody asks")
+
+    broken = Record(
+        topic="goldline.frames", partition=2, offset=7, timestamp_ms=0, key=b"line-1/top", value=b"", headers=[]
+    )
+    came = read_frame(broken, SETTINGS)
+    (outcome,) = decide(Unasked(), came)
+    assert said(outcome) == "bad_frame"
+    assert outcome.arrival.unreadable
+    assert outcome.answer.frame_id == "goldline.frames/2/7"
+
+
+def test_models_that_cannot_be_looked_up_are_an_error_of_their_frames():
+    class Broken:
+        def find(self, station, recipe):
+            raise KeyError(station)
+
+    outcomes = decide(Broken(), arrival("a"), arrival("b"))
+    assert [said(o) for o in outcomes] == ["error", "error"]
+    assert "KeyError" in outcomes[0].answer.detail
+
+
+def test_hundreds_of_mixed_frames_get_one_outcome_each():
+    models, *_ = shelf()
+    kinds = [b"good", b"unreadable", b"breaks batches", b"good"]
+    came = [
+        arrival(f"f-{i}", kinds[i % 4], station=f"line-{i % 3 + 1}/top", in_s=-1.0 if i % 17 == 0 else 60.0)
+        for i in range(300)
+    ]
+    outcomes = decide(models, *came, batch_max=16, wait_ms=5.0)
+    assert [o.answer.frame_id for o in outcomes] == [a.frame.frame_id for a in came]
+    for i, outcome in enumerate(outcomes):
+        expected = "late" if i % 17 == 0 else "no_model" if i % 3 == 2 else "bad_frame" if i % 4 == 1 else "pass"
+        assert said(outcome) == expected, i

@@ -1,0 +1,335 @@
+"""Whatever is wrong with a candidate or with the store, the model in service stays."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from model_store import ModelKey, open_store, version_of
+from pipeline import commissioning, methods, synthetic
+from pipeline.backbone import resolve
+from pipeline.data import Artifact, Frame
+from pipeline.decode import Limits, View
+from pipeline.inspection import Inspector
+from workers.backbones import opener
+from workers.live import Models
+
+TOP, SIDE = ModelKey("line-1/top"), ModelKey("line-1/side")
+CAPS = [
+    Frame(frame_id=f"c{i}", image=synthetic.encode(synthetic.draw("cap", seed=50 + i, size=(96, 96)).image))
+    for i in range(2)
+]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Three versions of a small real PatchCore."""
+    goods = [
+        Frame(frame_id=str(i), image=synthetic.encode(synthetic.draw("cap", seed=i, size=(96, 96)).image))
+        for i in range(14)
+    ]
+    net = resolve("resnet18", ("layer1", "layer2"), weights=None, factories=[])
+    config = methods.make_config("patchcore", {"coreset": "0.02"})
+    return [
+        commissioning.commission(
+            goods,
+            method="patchcore",
+            config=config,
+            backbone=net,
+            view=View(size=(64, 64)),
+            limits=Limits(),
+            rate=0.05,
+            seed=seed,
+        ).inspector.save()
+        for seed in range(3)
+    ]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(f"file://{tmp_path}/models")
+
+
+@pytest.fixture(scope="module")
+def open_backbone():
+    """As in a worker, but opened once for all tests."""
+    opened, really = {}, opener({}, "cpu")
+
+    def backbone(spec):
+        if spec not in opened:
+            opened[spec] = really(spec)
+        return opened[spec]
+
+    return backbone
+
+
+@pytest.fixture
+def watch(store, open_backbone):
+    """Makes the models of a worker, which has looked at the store once."""
+    made = []
+
+    def start(*keys, poll_s=3600.0, refresh=True, opens=None):
+        models = Models(
+            store, list(keys or [TOP, SIDE]), open_backbone=opens or open_backbone, limits=Limits(), poll_s=poll_s
+        )
+        made.append(models)
+        if refresh:
+            models.refresh()
+        return models
+
+    yield start
+    for models in made:
+        models.stop()
+
+
+def put(store, artifact, key=TOP):
+    return store.put(key, artifact)
+
+
+def promote(store, artifact, key=TOP):
+    version = put(store, artifact, key)
+    store.promote(key, version, expected=store.current(key), who="tests")
+    return version
+
+
+def blob(tmp_path, version):
+    return tmp_path / "models" / "objects" / version[:2] / version
+
+
+def damage(path):
+    """Flip one bit in the middle of the tensors."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def promoted_by_force(tmp_path, key, version):
+    """What the store itself would refuse: a pointer to a version, whatever its state."""
+    folder = tmp_path.joinpath("models", "models", *key.station.split("/"), key.recipe, "promotions")
+    folder.mkdir(parents=True, exist_ok=True)
+    number = max([int(p.stem) for p in folder.glob("[0-9]*.json")], default=0) + 1
+    said = {"version": version, "previous": None, "at": "2025-06-15T12:00:00Z", "who": "x", "why": ""}
+    (folder / f"{number:08}.json").write_text(json.dumps(said))
+
+
+def refresh(models):
+    """The errors that one more look at the store brings."""
+    with capture_logs() as logged:
+        models.refresh()
+    return [each["event"] for each in logged if each["log_level"] == "error"]
+
+
+def test_what_is_current_is_loaded_and_scores(store, watch, fitted, open_backbone):
+    version = promote(store, fitted[0])
+    live = watch().find("line-1/top", "default")
+    assert (live.version, live.method) == (version, "patchcore")
+    here = Inspector.load(fitted[0], open_backbone=open_backbone, limits=Limits()).inspect(CAPS)
+    there = live.inspector.inspect(CAPS)
+    np.testing.assert_allclose([v.score for v in there.verdicts], [v.score for v in here.verdicts], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("station", "recipe"), [("line-1/top", "other"), ("line-1/side", "default"), ("line-9/top", "default"), ("", "")]
+)
+def test_a_recipe_or_station_without_a_model_has_none(store, watch, fitted, station, recipe):
+    promote(store, fitted[0])
+    assert watch().find(station, recipe) is None
+
+
+def test_recipes_of_a_station_have_models_of_their_own(store, watch, fitted):
+    green = ModelKey("line-1/top", "green")
+    versions = promote(store, fitted[0]), promote(store, fitted[1], green)
+    models = watch(TOP, green)
+    assert models.find("line-1/top", "default").version == versions[0]
+    assert models.find("line-1/top", "green").version == versions[1]
+
+
+def test_a_stored_version_that_nobody_promoted_is_not_used(store, watch, fitted):
+    put(store, fitted[0])
+    assert watch().find("line-1/top", "default") is None
+
+
+def test_a_promotion_is_swapped_in_whole_at_the_next_look(store, watch, fitted):
+    first = promote(store, fitted[0])
+    models = watch()
+    before = models.find("line-1/top", "default")
+    second = promote(store, fitted[1])
+    assert models.find("line-1/top", "default") is before
+    assert refresh(models) == []
+    after = models.find("line-1/top", "default")
+    assert (before.version, after.version) == (first, second)
+    assert after.inspector is not before.inspector
+    store.promote(TOP, first, expected=second, who="tests", why="rollback")
+    models.refresh()
+    assert models.find("line-1/top", "default").version == first
+
+
+def test_what_has_not_changed_is_not_loaded_again(store, watch, fitted):
+    promote(store, fitted[0])
+    models = watch()
+    live = models.find("line-1/top", "default")
+    models.refresh()
+    assert models.find("line-1/top", "default") is live
+
+
+def test_a_backbone_is_opened_once_for_all_models(store, watch, fitted):
+    opened, really = [], opener({}, "cpu")
+    promote(store, fitted[0])
+    promote(store, fitted[1], SIDE)
+    models = watch(opens=lambda spec: opened.append(spec) or really(spec))
+    assert models.find("line-1/top", "default")
+    assert models.find("line-1/side", "default")
+    assert len(opened) == 1
+
+
+def test_a_flipped_bit_leaves_the_old_model_and_is_not_tried_again(tmp_path, store, watch, fitted):
+    first = promote(store, fitted[0])
+    models = watch()
+    second = promote(store, fitted[1])
+    damage(blob(tmp_path, second))
+    with capture_logs() as logged:
+        models.refresh()
+    (refusal,) = [each for each in logged if each["log_level"] == "error"]
+    assert (refusal["refused"], refusal["kept"], refusal["station"]) == (second, first, "line-1/top")
+    assert "damaged" in refusal["error"]
+    assert models.find("line-1/top", "default").version == first
+    assert models.find("line-1/top", "default").inspector.inspect(CAPS).verdicts
+    assert refresh(models) == [], "not tried again until the pointer moves"
+    third = promote(store, fitted[2])
+    assert refresh(models) == []
+    assert models.find("line-1/top", "default").version == third
+
+
+def test_a_mended_model_is_loaded_when_it_is_promoted_again(tmp_path, store, watch, fitted):
+    first = promote(store, fitted[0])
+    models = watch()
+    second = promote(store, fitted[1])
+    damage(blob(tmp_path, second))
+    assert refresh(models) == ["model refused: keeping the one there is"]
+    store.promote(TOP, first, expected=second, who="tests", why="rollback")
+    models.refresh()
+    assert promote(store, fitted[1]) == second, "put mends the damaged copy"
+    assert refresh(models) == []
+    assert models.find("line-1/top", "default").version == second
+
+
+def broken(artifact, *, method=None, without=None, backbone=None, view=None, threshold=None, tensors=None):
+    """The artifact with something wrong that its checksum cannot show."""
+    meta = json.loads(json.dumps(artifact.meta))
+    meta.pop(without, None)
+    meta.get("backbone", {}).update(backbone or {})
+    meta.get("view", {}).update(view or {})
+    meta.get("threshold", {}).update(threshold or {})
+    kept = {name: t for name, t in artifact.tensors.items() if name != without}
+    return Artifact(method=method or artifact.method, tensors={**kept, **(tensors or {})}, meta=meta)
+
+
+WRONG = [
+    {"method": "magic"},
+    {"without": "threshold"},
+    {"without": "view"},
+    {"without": "backbone"},
+    {"without": "calibration"},
+    {"without": "bank"},
+    {"backbone": {"name": "os:system"}},
+    {"backbone": {"name": "no_such_net"}},
+    {"backbone": {"layers": ["layer9"]}},
+    {"backbone": {"weights": "file:elsewhere.safetensors"}},
+    {"backbone": {"weights_sha256": "0" * 64}},
+    {"view": {"size": [8, 8]}},
+    {"view": {"size": "large"}},
+    {"view": {"size": [None, {}]}},
+    {"threshold": {"image": "high"}},
+    {"threshold": {"guarantee": {"holds": True}}},
+]
+
+
+@pytest.mark.parametrize("changes", WRONG, ids=str)
+def test_a_candidate_that_cannot_work_is_refused_and_stops_nobody(store, watch, fitted, changes):
+    first = promote(store, fitted[0])
+    models = watch()
+    bad = promote(store, broken(fitted[1], **changes))
+    other = promote(store, fitted[2], SIDE)  # comes after the bad one in the order of keys
+    with capture_logs() as logged:
+        models.refresh()
+    (refusal,) = [each for each in logged if each["log_level"] == "error"]
+    assert (refusal["event"], refusal["refused"]) == ("model refused: keeping the one there is", bad)
+    assert models.find("line-1/top", "default").version == first
+    assert models.find("line-1/side", "default").version == other
+    assert refresh(models) == []
+
+
+def test_a_broken_model_stops_no_worker_from_starting(store, watch, fitted):
+    promote(store, broken(fitted[0], backbone={"name": "no_such_net"}))
+    other = promote(store, fitted[1], SIDE)
+    models = watch(refresh=False)
+    models.start()
+    assert models.find("line-1/top", "default") is None
+    assert models.find("line-1/side", "default").version == other
+
+
+def test_a_damaged_pointer_keeps_its_station_as_it_was_and_stops_nobody(tmp_path, store, watch, fitted):
+    first = promote(store, fitted[0])
+    models = watch()
+    folder = tmp_path / "models" / "models" / "line-1" / "top" / "default" / "promotions"
+    (folder / "00000099.json").write_text("not JSON")
+    other = promote(store, fitted[1], SIDE)
+    assert len(refresh(models)) == 1
+    assert models.find("line-1/top", "default").version == first
+    assert models.find("line-1/side", "default").version == other
+
+
+def test_a_pointer_to_nothing_keeps_the_model_there_is(tmp_path, store, watch, fitted):
+    first = promote(store, fitted[0])
+    models = watch()
+    promoted_by_force(tmp_path, TOP, "f" * 64)
+    assert len(refresh(models)) == 1
+    assert models.find("line-1/top", "default").version == first
+
+
+def test_a_store_that_vanishes_and_comes_back_harms_nobody(tmp_path, store, watch, fitted):
+    first = promote(store, fitted[0])
+    models = watch()
+    live = models.find("line-1/top", "default")
+    (tmp_path / "models").rename(tmp_path / "away")
+    assert "store: keeping the models there are" in refresh(models)
+    assert models.find("line-1/top", "default") is live
+    (tmp_path / "models").mkdir()  # as an empty mount point is
+    assert "store: keeping the models there are" in refresh(models)
+    assert models.find("line-1/top", "default").version == first
+    assert live.inspector.inspect(CAPS).verdicts, "its tensors are its own"
+    (tmp_path / "models").rmdir()
+    (tmp_path / "away").rename(tmp_path / "models")
+    second = promote(store, fitted[1])
+    assert refresh(models) == []
+    assert models.find("line-1/top", "default").version == second
+
+
+def test_a_store_erased_for_good_leaves_the_models_in_service(tmp_path, store, watch, fitted):
+    promote(store, fitted[0])
+    models = watch()
+    shutil.rmtree(tmp_path / "models")
+    models.refresh()
+    assert len(models.find("line-1/top", "default").inspector.inspect(CAPS).verdicts) == 2
+
+
+def test_a_worker_starts_without_a_store_and_says_which_models_it_lacks(watch):
+    models = watch(refresh=False)
+    with capture_logs() as logged:
+        models.start()
+    assert [each["station"] for each in logged if each["log_level"] == "warning"] == ["line-1/top", "line-1/side"]
+
+
+def test_promotions_are_noticed_while_running(store, watch, fitted):
+    models = watch(TOP, poll_s=0.02, refresh=False)
+    models.start()
+    version = promote(store, fitted[0])
+    until = time.monotonic() + 20
+    while models.find("line-1/top", "default") is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert models.find("line-1/top", "default").version == version == version_of(fitted[0])
