@@ -15,10 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from pipeline import goldline_s as own
 from pipeline.data import Meta
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
-from pipeline.networks import check_layers, check_weights_file, from_factory, from_torchvision, state_sha256
+from pipeline.networks import (
+    check_layers,
+    check_weights_file,
+    from_factory,
+    from_torchvision,
+    goldline_s,
+    state_sha256,
+)
 
+SHIPPED = "shipped:"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _PROBE_SIZE_PX = 224  # every torchvision classifier accepts it, vision transformers nothing else
@@ -32,7 +41,7 @@ class BackboneSpec:
         name: torchvision model, or `module:factory`.
         layers: the feature maps taken, in order.
         weights_sha256: digest of the state dict in use, see `state_sha256`.
-        weights: provenance for people: `file:NAME` or `random:seed=N`.
+        weights: provenance for people: `file:NAME`, `shipped:NAME` or `random:seed=N`.
         mean: per channel (R, G, B), of pixels in [0, 1].
         std: likewise.
     """
@@ -149,7 +158,8 @@ def resolve(
     Args:
         name: torchvision classification model, or `module:factory`.
         layers: feature maps to take, each once.
-        weights: a safetensors file; without one the weights are random, the same for the same seed.
+        weights: a safetensors file; without one goldline-s has the weights that it ships with, and any other
+            network random ones, the same for the same seed.
         factories: the `module:factory` names that may be imported and called.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         seed: of random weights.
@@ -174,6 +184,11 @@ def resolve(
             )
         net = from_factory(name, weights, seed)
         digest = state_sha256(net.state_dict())
+    elif name == own.NAME:
+        weights = weights or own.SHIPPED
+        net = goldline_s(wanted, weights)
+        digest = state_sha256(net.state_dict())
+        net = fuse(net)
     else:
         net = from_torchvision(name, wanted, weights, seed)
         digest = state_sha256(net.state_dict())
@@ -181,7 +196,10 @@ def resolve(
     if expected_sha256 is not None and digest != expected_sha256:
         source = "random weights" if weights is None else weights.name
         raise ArtifactError(f"the model needs {name} with weights {expected_sha256}, but {source} has {digest}")
-    provenance = f"random:seed={seed}" if weights is None else f"file:{weights.name}"
+    if weights == own.SHIPPED:
+        provenance = f"{SHIPPED}{name}"
+    else:
+        provenance = f"random:seed={seed}" if weights is None else f"file:{weights.name}"
     spec = BackboneSpec(name=name, layers=wanted, weights_sha256=digest, weights=provenance)
     return Backbone(net, spec, place)
 
@@ -192,6 +210,8 @@ def default_layers(name: str) -> tuple[str, ...]:
     Raises:
         ConfigError: there is no usual choice for this backbone.
     """
+    if name == own.NAME:
+        return own.LAYERS
     if re.match(r"(wide_)?resnet\d", name) and ":" not in name:
         return ("layer2", "layer3")
     raise ConfigError(f"backbone {name} has no default layers: choose some, as in `--layers a,b`")

@@ -8,7 +8,7 @@ distances between the teacher's.
 from pathlib import Path
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import relu
 
 NAME = "goldline-s"
 LAYERS = ("layer2", "layer3")
@@ -29,8 +29,8 @@ class _Block(nn.Module):
         self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+        inner = relu(self.bn1(self.conv1(x)))
+        return relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
 
 
 class GoldlineS(nn.Module):
@@ -47,6 +47,7 @@ class GoldlineS(nn.Module):
         self.head3 = nn.Conv2d(256, CHANNELS[1], 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        x = self.stage1(F.relu(self.bn(self.stem(x))))
+        """As the class says; H and W are best multiples of 16."""
+        x = self.stage1(relu(self.bn(self.stem(x))))
         two = self.stage2(x)
         return {"layer2": self.head2(two), "layer3": self.head3(self.stage3(two))}

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from pipeline import goldline_s as own
 from pipeline.errors import ConfigError
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -70,6 +71,18 @@ def from_torchvision(name: str, layers: tuple[str, ...], weights: Path | None, s
     net: nn.Module = create_feature_extractor(model, chosen, suppress_diff_warning=True).eval()
     if weights is not None:
         _load(net, model, weights)
+    return net
+
+
+def goldline_s(layers: tuple[str, ...], weights: Path) -> nn.Module:
+    """Our own compact network; it returns dict[layer, Tensor].
+
+    Raises:
+        ConfigError: no such layer, or the weights cannot be read or are another network's.
+    """
+    check_layers(own.NAME, layers, list(own.LAYERS))
+    net = own.GoldlineS().eval()
+    _load(net, net, weights)
     return net
 
 

@@ -1,5 +1,6 @@
 """What there is is documented, and what is documented is there."""
 
+import itertools
 import re
 import shlex
 import tomllib
@@ -70,21 +71,20 @@ def problem_with(arguments: list[str]) -> str | None:
         return None  # the command's name alone is a mention, not a call
     try:
         given, left, _ = command.make_parser(ctx).parse_args(args=list(arguments))
+        for param in command.params:
+            check_value(param, given.get(param.name), ctx)
     except click.UsageError as error:
         return error.format_message()
-    if left:
-        return f"too much: {left}"
-    for param in command.params:
-        value = given.get(param.name)
-        if param.name not in given or not isinstance(value, str | tuple | list):
-            if param.required:
-                return f"{param.name} is missing"
-        elif not isinstance(param.type, click.Path | click.File):
-            try:
-                param.type_cast_value(ctx, value)
-            except click.BadParameter as error:
-                return error.format_message()
-    return None
+    return f"too much: {left}" if left else None
+
+
+def check_value(param: click.Parameter, value: object, ctx: click.Context) -> None:
+    """Refuse what is missing or of the wrong type; files need not exist."""
+    if not isinstance(value, str | tuple | list) or value == ():
+        if param.required:
+            raise click.MissingParameter(ctx=ctx, param=param)
+    elif not isinstance(param.type, click.Path | click.File):
+        param.type_cast_value(ctx, value)
 
 
 def commands(command: click.Command, words: tuple[str, ...]) -> Iterator[str]:
@@ -174,7 +174,7 @@ def test_the_example_has_every_setting_with_its_default(path):
 def test_every_setting_of_the_example_says_what_it_does():
     lines = EXAMPLE.read_text().splitlines()
     explained = set()
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         found = re.match(r"#?(\w+) = ", line)
         if not found:
             continue

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pipeline.backbone import Backbone, BackboneSpec, resolve
+from pipeline.backbone import SHIPPED, Backbone, BackboneSpec, resolve
 from pipeline.errors import ArtifactError
 
 _RANDOM = re.compile(r"random:seed=(\d{1,9})")
@@ -21,7 +21,7 @@ def opener(known: Mapping[str, Path | None], device: str) -> Callable[[BackboneS
     def open_backbone(spec: BackboneSpec) -> Backbone:
         weights = known.get(spec.name)
         seeded = _RANDOM.fullmatch(spec.weights)
-        if weights is None and not seeded:
+        if weights is None and not seeded and not spec.weights.startswith(SHIPPED):
             raise ArtifactError(
                 f"the model stands on {spec.name} with weights {spec.weights}; name the file: --weights FILE, "
                 f'or in line.toml [backbones."{spec.name}"] weights = "FILE"'

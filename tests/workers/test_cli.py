@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from pipeline import synthetic
 from workers import cli
 
-GOODS = 24
+GOODS = 14
 
 
 class Ran:
@@ -73,7 +74,7 @@ def test_help_lists_every_command(goldline):
 def test_each_command_has_help(goldline, name):
     shown = goldline(name, "--help")
     assert shown.status == 0
-    assert f"Usage: goldline {name}" in shown.out.replace(sys.argv[0], "goldline")
+    assert f"goldline {name} [OPTIONS]" in shown.out
     assert "Commands:" in shown.out or len(shown.out.splitlines()) > 5
 
 
@@ -103,7 +104,9 @@ def test_as_a_process_it_is_the_same():
 
 
 def test_the_version_is_told(goldline):
-    assert goldline("--version").out.startswith("goldline, version ") or "version" in goldline("--version").out
+    shown = goldline("--version")
+    assert shown.status == 0
+    assert "version 0." in shown.out
 
 
 @pytest.mark.parametrize(
@@ -237,7 +240,7 @@ def test_a_station_that_is_not_in_the_settings_is_refused(tmp_path, arguments):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Drawn caps: 24 good ones to learn from, two to score, one spoilt, one that is no picture."""
+    """Drawn caps: 14 good ones to learn from, two to score, one spoilt, one that is no picture."""
     folder = tmp_path_factory.mktemp("pictures")
     for kind in ("goods", "parts"):
         (folder / kind).mkdir()
@@ -263,15 +266,8 @@ def plant(pictures, tmp_path_factory):
 
     def fit(*more):
         arguments = ["fit", pictures / "goods", *FIT, "--store", url, "--json", *more]
-        ran = subprocess.run(
-            [sys.executable, "-m", "workers", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-        assert "Traceback" not in ran.stderr
+        ran = CliRunner().invoke(cli.cli, [str(a) for a in arguments], catch_exceptions=False)
+        assert ran.exit_code == 0, ran.stderr
         return json.loads(ran.stdout)
 
     return url, fit("--false-reject-rate", "0.1"), fit("--false-reject-rate", "0.2", "--seed", "1")
@@ -287,13 +283,13 @@ def test_fit_says_what_it_made(plant):
     _, first, _ = plant
     assert {"version", "threshold", "guarantee", "frames", "fit_s"} <= first.keys()
     assert len(first["version"]) == 64
-    assert first["frames"] == {"fit": 17, "tune": 0, "calibrate": 7}
+    assert first["frames"] == {"fit": 9, "tune": 0, "calibrate": 5}
     assert sum(first["frames"].values()) == GOODS
     assert first["threshold"] > 0
     assert first["fit_s"] > 0
     guarantee = first["guarantee"]
-    assert (guarantee["holds"], guarantee["rate"], guarantee["goods"]) == (False, 0.1, 7)
-    assert guarantee["goods_needed"] > 7
+    assert (guarantee["holds"], guarantee["rate"], guarantee["goods"]) == (False, 0.1, 5)
+    assert guarantee["goods_needed"] > 5
     assert "no guarantee" in guarantee["text"]
     assert (first["method"], first["backbone"]["weights"], first["unreadable"]) == ("patchcore", "random:seed=0", [])
 
@@ -309,7 +305,7 @@ def test_models_lists_both_and_stars_the_one_in_service(goldline, plant):
     url, first, second = plant
     rows = goldline("models", "list", "--store", url, "--json").json()
     assert [(row["version"], row["current"]) for row in rows] == [(first["version"], True), (second["version"], False)]
-    assert all(row["lineage"]["frames"]["fit"] == 17 for row in rows)
+    assert all(row["lineage"]["frames"]["fit"] == 9 for row in rows)
     assert all(row["size_bytes"] > 1000 for row in rows)
     shown = goldline("models", "list", "--store", url)
     assert [line[0] for line in shown.out.splitlines()] == ["*", " "]
@@ -389,7 +385,7 @@ def test_score_by_a_versions_beginning(goldline, plant, pictures):
 def test_a_batch_scores_as_one_picture_does(goldline, plant, pictures):
     url, *_ = plant
     together = goldline("score", "line-1/top", pictures / "goods", "--store", url, "--json").lines()
-    for line in together[::7]:
+    for line in together[::9]:
         (alone,) = goldline("score", "line-1/top", line["path"], "--store", url, "--json").lines()
         assert alone["score"] == pytest.approx(line["score"], rel=1e-4)
         assert alone["verdict"] == line["verdict"]
@@ -411,7 +407,7 @@ def test_fit_tells_people_what_it_promises(goldline, plant, pictures, tmp_path):
     ran = goldline("fit", pictures / "goods", *FIT, "--store", own, "--recipe", "blue")
     assert ran.status == 0
     assert "(in service)" in ran.out
-    assert "no guarantee: 7 calibration goods" in ran.out
+    assert "no guarantee: 5 calibration goods" in ran.out
     assert "random weights" in " ".join(ran.err.split())
     again = goldline("fit", pictures / "goods", *FIT, "--store", own, "--recipe", "blue", "--seed", 3)
     assert "(stored, not promoted)" in again.out
@@ -488,4 +484,4 @@ def test_score_refuses_what_cannot_be_read_or_written(goldline, plant, pictures,
     taken = tmp_path / "a file"
     taken.write_text("")
     message = goldline(*score, pictures / "parts", "--store", url, "--heatmaps", taken).refused()
-    assert "a file" in message
+    assert message == f"goldline: {taken}: File exists"

@@ -81,7 +81,7 @@ def command(
         seed=seed,
     )
     console = Console(stderr=True)
-    if weights is None:
+    if net.spec.weights.startswith("random:"):
         console.print(
             f"[yellow]{chosen} has random weights[/]: it finds coarse defects only. Name a file with --weights."
         )

@@ -45,8 +45,8 @@ def distil(
 
     \b
     Example:
-      goldline weights distil --teacher resnet50 --teacher-weights resnet50.safetensors --teacher-layers layer2,layer3 \\
-        --photos photos/ --out goldline-s.safetensors
+      goldline weights distil --teacher resnet50 --teacher-weights resnet50.safetensors \\
+        --teacher-layers layer2,layer3 --photos photos/ --out goldline-s.safetensors
     """
     from pipeline.backbone import resolve  # noqa: PLC0415 - torch takes seconds to import
     from pipeline.distil import DistilConfig  # noqa: PLC0415
