@@ -2,7 +2,7 @@
 
 import time
 
-from workers import clients, topics, wire
+from workers import clients, messages, topics
 from workers.rig import Process, Rig
 
 STATIONS = ("line-1/top", "line-2/top")
@@ -20,15 +20,15 @@ def start_worker(rig: Rig, name: str = "worker", *, assigned: int = len(STATIONS
     return worker
 
 
-def results(rig: Rig, wanted: int, *, within_s: float = 90.0) -> list[wire.Result]:
+def results(rig: Rig, wanted: int, *, within_s: float = 90.0) -> list[messages.Result]:
     """Every result on the topic in log order, repeats included, once `wanted` frame ids are there (or time is up)."""
     client = clients.tail(rig.settings.kafka, topics.name(rig.prefix, "results"), from_start=True)
-    read: list[wire.Result] = []
+    read: list[messages.Result] = []
     until = time.monotonic() + within_s
     settled = 0.0
     while time.monotonic() < until:
         for record in clients.records(client):
-            result = wire.decode_result(record.value)
+            result = messages.decode_result(record.value)
             assert result is not None, record.value
             read.append(result)
         if len({r.frame_id for r in read}) >= wanted:
@@ -39,9 +39,9 @@ def results(rig: Rig, wanted: int, *, within_s: float = 90.0) -> list[wire.Resul
     return read
 
 
-def assert_one_verdict_each(read: list[wire.Result], frame_ids: set[str], *, repeats: bool = False) -> None:
+def assert_one_verdict_each(read: list[messages.Result], frame_ids: set[str], *, repeats: bool = False) -> None:
     """Every frame has its verdict, and no repeat contradicts the first."""
-    first: dict[str, wire.Result] = {}
+    first: dict[str, messages.Result] = {}
     for result in read:
         before = first.setdefault(result.frame_id, result)
         assert (before.verdict, before.result_id) == (result.verdict, result.result_id)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from workers import clients, topics, wire
+from workers import clients, messages, topics
 from workers.camera import Camera, Shot
 from workers.rig import temporary
 
@@ -91,14 +91,14 @@ class _Reader(threading.Thread):
         super().__init__(daemon=True)
         self._client = clients.tail(settings.kafka, topics.name(settings.kafka.prefix, "results"))
         self._ended = threading.Event()
-        self.read: dict[str, tuple[float, float, wire.Result]] = {}
+        self.read: dict[str, tuple[float, float, messages.Result]] = {}
         self.duplicates = 0
 
     def run(self) -> None:
         while not self._ended.is_set():
             for record in clients.records(self._client, timeout_ms=50):
                 now = time.time()
-                result = wire.decode_result(record.value)
+                result = messages.decode_result(record.value)
                 if result is None:
                     continue
                 self.duplicates += result.frame_id in self.read

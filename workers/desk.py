@@ -17,7 +17,8 @@ from pipeline.settings import Worker
 from workers import logs
 from workers.batching import Batcher
 from workers.live import Live
-from workers.wire import Arrival, ModelBody, TimingsBody
+from workers.messages import ModelBody, TimingsBody
+from workers.wire import Arrival
 
 log = logs.get(__name__)
 

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from pipeline.settings import Settings
-from workers.wire import Arrival, Result, rfc3339
+from workers.messages import Result
+from workers.wire import Arrival, rfc3339
 
 Why = Literal["verdict", "no_decision", "no_verdict_in_time"]
 _REMEMBERED = 200_000

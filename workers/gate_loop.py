@@ -11,7 +11,7 @@ from typing import IO
 
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
-from workers import clients, logs, topics, wire
+from workers import clients, logs, messages, topics, wire
 from workers.gate import Action, Counts, Gate
 from workers.hooks import Hooks
 
@@ -52,7 +52,7 @@ def run(
             actions = []
             for record in clients.records(results, timeout_ms=round(gate.until_next_s(_POLL_S) * 1000)):
                 heard = time.monotonic()
-                result = wire.decode_result(record.value)
+                result = messages.decode_result(record.value)
                 action = gate.see_result(result) if result else None
                 if action:
                     actions.append(action)

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import heatmap
 from pipeline.data import Decision, Failure, Verdict
 from pipeline.settings import Settings
-from workers import logs, topics, wire
+from workers import logs, messages, topics, wire
 from workers.desk import Outcome
 from workers.wire import Headers
 
@@ -38,7 +38,7 @@ class Publisher:
         await self._deliver(
             self._topics["results"],
             record.key,
-            wire.encode_result(body),
+            messages.encode_result(body),
             record.partition,
             self._headers(outcome),
         )
@@ -47,10 +47,10 @@ class Publisher:
         if body.heatmap is not None and outcome.map is not None:
             self._follow(self._heatmap(outcome, body.heatmap))
 
-    def result(self, outcome: Outcome) -> wire.Result:
+    def result(self, outcome: Outcome) -> messages.Result:
         """The message for an outcome."""
-        place = wire.HeatmapBody(topic=self._topics["heatmaps"], key=outcome.arrival.frame.frame_id)
-        return wire.result_of(
+        place = messages.HeatmapBody(topic=self._topics["heatmaps"], key=outcome.arrival.frame.frame_id)
+        return messages.result_of(
             outcome.arrival,
             outcome.answer,
             model=outcome.model,
@@ -69,7 +69,7 @@ class Publisher:
         version = outcome.model.version if outcome.model else None
         headers = wire.event_headers(
             wire.RESULT_TYPE,
-            wire.result_id(frame.frame_id, version),
+            messages.result_id(frame.frame_id, version),
             self._source,
             outcome.decided_at,
             "application/json",
@@ -108,7 +108,7 @@ class Publisher:
         self._later.add(future)
         future.add_done_callback(self._later.discard)
 
-    async def _heatmap(self, outcome: Outcome, place: wire.HeatmapBody) -> None:
+    async def _heatmap(self, outcome: Outcome, place: messages.HeatmapBody) -> None:
         """Best effort: a lost heatmap is a log line, never a delay."""
         if outcome.map is None or outcome.placement is None:
             return

@@ -169,18 +169,18 @@ def test_the_most_urgent_frame_ends_the_wait_whoever_came_first():
 def test_the_time_a_batch_takes_is_left_before_the_deadline():
     async def scenario():
         clock, device = Clock(), Device()
-        device.clock, device.takes_s = clock, 5.0
+        device.clock, device.takes_s = clock, 50.0
         async with serving(device, wait_s=LONG_S, clock=clock) as batcher:
             await asyncio.gather(*submit(batcher, "learn", deadline=clock.at))
             await settled()
             device.batches.clear()
-            # 4 s are left and a batch takes 5: waiting for others would only make it later.
-            await asyncio.gather(*submit(batcher, "now", deadline=clock.at + 4))
+            # 40 s are left and a batch takes 50: waiting for others would only make it later.
+            await asyncio.gather(*submit(batcher, "now", deadline=clock.at + 40))
             assert device.batches == [["now"]]
-            waiting = submit(batcher, "can wait", deadline=clock.at + 30)
+            waiting = submit(batcher, "can wait", deadline=clock.at + 80)
             await settled()
             assert device.batches == [["now"]]
-            clock.at += 26
+            clock.at += 31
             await asyncio.gather(*waiting, *submit(batcher, "another"))
         assert device.batches == [["now"], ["can wait", "another"]]
 

@@ -1,11 +1,12 @@
 """The command line as people use it: what it prints, where, and with which exit status."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from pipeline import synthetic
@@ -36,19 +37,20 @@ class Ran:
         return self.err.strip()
 
 
-@pytest.fixture
-def goldline(monkeypatch, capsys):
-    """Runs `goldline ARGUMENTS` in this process."""
-    monkeypatch.delenv("GOLDLINE_STORE__URL", raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["goldline", *map(str, arguments)])
-        capsys.readouterr()
+def run(*arguments):
+    """Run `goldline ARGUMENTS` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["goldline", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        said = capsys.readouterr()
-        return Ran(ended.value.code or 0, said.out, said.err)
+    return Ran(ended.value.code or 0, out.getvalue(), err.getvalue())
 
+
+@pytest.fixture
+def goldline(monkeypatch):
+    """Runs `goldline ARGUMENTS`, without what the environment may say."""
+    monkeypatch.delenv("GOLDLINE_STORE__URL", raising=False)
     return run
 
 
@@ -265,10 +267,7 @@ def plant(pictures, tmp_path_factory):
     url = f"file://{tmp_path_factory.mktemp('store')}/models"
 
     def fit(*more):
-        arguments = ["fit", pictures / "goods", *FIT, "--store", url, "--json", *more]
-        ran = CliRunner().invoke(cli.cli, [str(a) for a in arguments], catch_exceptions=False)
-        assert ran.exit_code == 0, ran.stderr
-        return json.loads(ran.stdout)
+        return run("fit", pictures / "goods", *FIT, "--store", url, "--json", *more).json()
 
     return url, fit("--false-reject-rate", "0.1"), fit("--false-reject-rate", "0.2", "--seed", "1")
 

@@ -215,6 +215,8 @@ def test_a_frame_whose_deadline_passes_in_the_queue_is_late_and_not_scored():
         task = asyncio.ensure_future(desk.batcher.run())
         first = asyncio.ensure_future(desk.decide(arrival("first")))
         await asyncio.to_thread(entered.wait, 20)
+        at_once = await asyncio.wait_for(desk.decide(arrival("past", in_s=-1.0)), 10)
+        assert said(at_once) == "late", "who is late already does not wait for the device"
         hurried = arrival("hurried", in_s=0.2)
         second = asyncio.ensure_future(desk.decide(hurried))
         await asyncio.sleep(0.3)
@@ -278,6 +280,7 @@ def test_a_frame_that_the_inspector_forgets_is_an_error_and_its_neighbours_are_s
     models, *_ = shelf()
     outcomes = decide(models, arrival("a"), arrival("b", b"forgotten"), arrival("c", station="line-2/top"))
     assert [said(o) for o in outcomes] == ["pass", "error", "pass"]
+    assert not outcomes[1].arrival.unreadable, "the picture is not at fault: no dead letter"
 
 
 def test_the_same_frame_id_twice_in_a_batch_is_answered_twice_by_its_own_picture():

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipeline import settings as line
-from workers import wire
+from workers import messages, wire
 from workers.gate import Gate
 
 TOP, SIDE, LAX = "line-1/top", "line-1/side", "line-1/lax"
@@ -59,7 +59,7 @@ def frame(frame_id="f", *, station=TOP, part_id="p", deadline_s=DEADLINE_S):
 
 
 def result(frame_id="f", verdict="pass", *, reason=None, station=TOP, part_id="p", deadline_s=DEADLINE_S):
-    body = wire.Result(
+    body = messages.Result(
         result_id="r",
         frame_id=frame_id,
         part_id=part_id,
@@ -72,7 +72,7 @@ def result(frame_id="f", verdict="pass", *, reason=None, station=TOP, part_id="p
         deadline_at=at(deadline_s),
         decided_at=at(0.05),
     )
-    return wire.decode_result(wire.encode_result(body))
+    return messages.decode_result(messages.encode_result(body))
 
 
 def counts(gate):

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from model_store import ModelKey, open_store, version_of
 from pipeline import commissioning, methods, synthetic
-from pipeline.backbone import resolve
+from pipeline.backbone import Backbone, resolve
 from pipeline.data import Artifact, Frame
 from pipeline.decode import Limits, View
 from pipeline.inspection import Inspector
@@ -261,6 +261,20 @@ def test_a_candidate_that_cannot_work_is_refused_and_stops_nobody(store, watch, 
     assert models.find("line-1/top", "default").version == first
     assert models.find("line-1/side", "default").version == other
     assert refresh(models) == []
+
+
+def test_a_model_that_fails_at_its_first_use_is_never_in_service(store, watch, fitted, open_backbone):
+    class Worn(Backbone):
+        def __init__(self, spec):
+            self.__dict__ |= open_backbone(spec).__dict__
+
+        def __call__(self, images):
+            raise RuntimeError("out of memory")
+
+    promote(store, fitted[0])
+    models = watch(opens=Worn, refresh=False)
+    assert refresh(models) == ["model refused: keeping the one there is"]
+    assert models.find("line-1/top", "default") is None
 
 
 def test_a_broken_model_stops_no_worker_from_starting(store, watch, fitted):

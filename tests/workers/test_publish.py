@@ -13,10 +13,11 @@ from PIL import Image
 from pipeline import settings as line
 from pipeline.data import Decision, Failure, Reason, Verdict
 from pipeline.decode import Placement
-from workers import dead_letter, publish, wire
+from workers import dead_letter, messages, publish, wire
 from workers.desk import Outcome
+from workers.messages import ModelBody, TimingsBody, decode_result
 from workers.publish import Publisher
-from workers.wire import ModelBody, Record, TimingsBody, decode_result, read_frame
+from workers.wire import Record, read_frame
 
 VERSION = "c" * 64
 NOW = datetime(2025, 6, 15, 12, 0, 0, 250_000, tzinfo=UTC)
@@ -127,7 +128,7 @@ def test_a_result_lies_where_its_frame_lay():
     assert (body.model.version, body.timings_ms.total, body.heatmap) == (VERSION, 12.5, None)
     assert dict(headers) == {
         "ce_specversion": b"1.0",
-        "ce_id": wire.result_id("f-1", VERSION).encode(),
+        "ce_id": messages.result_id("f-1", VERSION).encode(),
         "ce_type": b"goldline.result.v1",
         "ce_source": b"worker/1",
         "ce_time": b"2025-06-15T12:00:00.250000Z",
@@ -166,7 +167,7 @@ def test_a_heatmap_follows_where_it_is_wanted(wanted, decision, follows):
     published(broker, scored(decision), heatmaps=wanted)
     assert broker.topics == ["results", "heatmaps"] if follows else ["results"]
     announced = decode_result(broker.taken[0][2]).heatmap
-    assert announced == (wire.HeatmapBody(topic="goldline.heatmaps", key="f-1") if follows else None)
+    assert announced == (messages.HeatmapBody(topic="goldline.heatmaps", key="f-1") if follows else None)
 
 
 def test_a_heatmap_says_how_to_read_it():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers import wire
+from workers import messages, wire
 from workers.demo.tally import STAGES, Tally, Truth, quantiles, read_manifest
 
 START = datetime(2025, 6, 15, 12, tzinfo=UTC)
@@ -15,8 +15,8 @@ FIELDS = {"queue": 1.0, "decode": 2.0, "embed": 3.0, "score": 4.0, "total": 20.0
 
 
 def result(frame_id, verdict="pass", *, reason=None, score=None, version="a" * 64, decided_ms=30.0):
-    return wire.Result(
-        result_id=wire.result_id(frame_id, version),
+    return messages.Result(
+        result_id=messages.result_id(frame_id, version),
         frame_id=frame_id,
         part_id=None,
         station="line-1/top",
@@ -25,8 +25,8 @@ def result(frame_id, verdict="pass", *, reason=None, score=None, version="a" * 6
         reason=reason,
         score=None if reason else score if score is not None else 1.0,
         threshold=None if reason else 2.0,
-        model=None if reason else wire.ModelBody(method="patchcore", version=version),
-        timings_ms=wire.TimingsBody(**FIELDS),
+        model=None if reason else messages.ModelBody(method="patchcore", version=version),
+        timings_ms=messages.TimingsBody(**FIELDS),
         captured_at=START,
         deadline_at=START + timedelta(milliseconds=300),
         decided_at=START + timedelta(milliseconds=decided_ms),
@@ -43,7 +43,7 @@ def record(body, *, appended_ms=35.0):
         offset=next(_offsets),
         timestamp_ms=round(START.timestamp() * 1000 + appended_ms),
         key=b"line-1/top",
-        value=body if isinstance(body, bytes) else wire.encode_result(body),
+        value=body if isinstance(body, bytes) else messages.encode_result(body),
         headers=[],
     )
 

@@ -12,8 +12,9 @@ import pytest
 from pipeline import settings as line
 from pipeline.data import Decision, Failure, Reason, Region, Verdict
 from pipeline.settings import STATION_PATTERN
-from workers import wire
-from workers.wire import Record, decode_result, encode_result, read_frame, result_id, rfc3339
+from workers import messages, wire
+from workers.messages import decode_result, encode_result, result_id
+from workers.wire import Record, read_frame, rfc3339
 
 SCHEMA = Path(wire.__file__).parent / "schemas" / "result.v1.json"
 SETTINGS = line.build(
@@ -330,8 +331,8 @@ def test_whatever_comes_is_an_arrival_that_can_be_answered():
         answer = arrival.problem or Failure(frame_id=frame.frame_id, reason=Reason.ERROR, detail="x")
         assert answer.frame_id == frame.frame_id
         reasons.add(answer.reason)
-        body = wire.result_of(
-            arrival, answer, model=None, timings=wire.TimingsBody(), heatmap=None, decided_at=APPENDED
+        body = messages.result_of(
+            arrival, answer, model=None, timings=messages.TimingsBody(), heatmap=None, decided_at=APPENDED
         )
         assert decode_result(encode_result(body)) == body
         assert len(encode_result(body)) < 5000
@@ -352,12 +353,12 @@ def example(**changes):
         regions=(Region(box=(1, 2, 30, 40), peak=(5, 6), area_px=77),),
     )
     given = {
-        "model": wire.ModelBody(method="patchcore", version="ab" * 32),
-        "timings": wire.TimingsBody(queue=1.0, decode=2.0, embed=3.0, score=4.0, total=10.5),
-        "heatmap": wire.HeatmapBody(topic="goldline.heatmaps", key=arrival.frame.frame_id),
+        "model": messages.ModelBody(method="patchcore", version="ab" * 32),
+        "timings": messages.TimingsBody(queue=1.0, decode=2.0, embed=3.0, score=4.0, total=10.5),
+        "heatmap": messages.HeatmapBody(topic="goldline.heatmaps", key=arrival.frame.frame_id),
         "decided_at": CAPTURED + timedelta(milliseconds=90),
     }
-    return wire.result_of(arrival, verdict, **{**given, **changes})
+    return messages.result_of(arrival, verdict, **{**given, **changes})
 
 
 def test_a_result_comes_back_as_it_was_sent():
@@ -431,8 +432,10 @@ def test_late_is_decided_after_the_deadline():
 def test_a_failure_has_neither_score_nor_heatmap():
     arrival = read()
     failure = Failure(frame_id=ORIGIN, reason=Reason.SHED, detail="x" * 10_000)
-    place = wire.HeatmapBody(topic="t", key="k")
-    body = wire.result_of(arrival, failure, model=None, timings=wire.TimingsBody(), heatmap=place, decided_at=APPENDED)
+    place = messages.HeatmapBody(topic="t", key="k")
+    body = messages.result_of(
+        arrival, failure, model=None, timings=messages.TimingsBody(), heatmap=place, decided_at=APPENDED
+    )
     assert (body.verdict, body.reason, body.score, body.heatmap) == ("no_decision", "shed", None, None)
     assert len(body.detail) == 500
 
@@ -441,9 +444,9 @@ def test_a_failure_has_neither_score_nor_heatmap():
 
 
 def test_the_schema_in_the_repository_is_the_one_in_force():
-    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json.loads(json.dumps(wire.result_schema())), (
-        "workers/schemas/result.v1.json differs from workers.wire.Result; if the change is additive, regenerate it: "
-        "python -c 'import json; from workers import wire; print(json.dumps(wire.result_schema(), indent=2))' "
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json.loads(json.dumps(messages.result_schema())), (
+        "workers/schemas/result.v1.json differs from workers.messages.Result; if it is additive, regenerate: "
+        "python -c 'import json; from workers import messages; print(json.dumps(messages.result_schema(), indent=2))' "
         "> workers/schemas/result.v1.json"
     )
 
@@ -518,7 +521,7 @@ def test_the_schema_refuses_what_is_no_result(name, value):
 
 
 def test_the_schema_promises_what_readers_need():
-    schema = wire.result_schema()
+    schema = messages.result_schema()
     required = set(schema["$defs"]["Result"]["required"])
     assert {"result_id", "frame_id", "verdict", "captured_at", "deadline_at", "decided_at"} <= required
     assert "additionalProperties" not in json.dumps(schema), "readers ignore what they do not know"

@@ -21,7 +21,7 @@ from workers.commands.fit import DEFAULT_BACKBONE
     help="Write the figures there, and a page beside them (.html).",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="A dataset in MVTec layout, instead of drawn parts.")
-@click.option("--keep", is_flag=True, help="Keep pictures, models, settings and logs in .goldline/demo.")
+@click.option("--keep", is_flag=True, help="Keep pictures, models, settings and logs in .goldline/demo-PID.")
 @click.option("--broker", help="HOST:PORT of a broker of your own (or GOLDLINE_BROKER); without, one is started.")
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method.")
@@ -59,13 +59,14 @@ def command(
     from workers.demo.run import Order, run  # noqa: PLC0415 - torch takes seconds to import
 
     console = Console()
+    directory = Path(".goldline") / f"demo-{os.getpid()}"
     run(
         Order(
             frames=frames,
             rate=rate or (5.0 if data else 30.0),
             data=data,
             report=report,
-            directory=Path(".goldline/demo"),
+            directory=directory,
             keep=keep,
             broker=broker or os.environ.get("GOLDLINE_BROKER"),
             method=method,
@@ -79,3 +80,5 @@ def command(
         console,
     )
     console.print(f"report: {report}\npage:   {report.with_suffix('.html')}")
+    if keep:
+        console.print(f"kept:   {directory}")

@@ -7,7 +7,7 @@ import click
 
 from pipeline.settings import Settings
 from workers.commands import options
-from workers.wire import Result
+from workers.messages import Result
 
 
 @click.command("results")
@@ -29,7 +29,7 @@ def command(
 
     Where two workers raced, the first result of a frame is its verdict: repeats are left out.
     """
-    from workers import clients, topics, wire  # noqa: PLC0415
+    from workers import clients, messages, topics  # noqa: PLC0415
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -42,12 +42,12 @@ def command(
         click.echo(f"{'decided at':13} {'verdict':11} {'score':>8} {'limit':>8} {'p':>6} {'ms':>6}  station  frame")
     while not stop.is_set() and (count is None or shown < count):
         for record in clients.records(client):
-            result = wire.decode_result(record.value)
+            result = messages.decode_result(record.value)
             if result is None or result.frame_id in seen or (station and result.station != station):
                 continue
             seen.add(result.frame_id)
             shown += 1
-            click.echo(wire.encode_result(result).decode() if as_json else _row(result))
+            click.echo(messages.encode_result(result).decode() if as_json else _row(result))
             if count is not None and shown >= count:
                 break
         if until_end and all(client.position(tp) >= end for tp, end in ends.items()):

@@ -14,7 +14,7 @@ from pipeline.heatmap import encode_picture
 from pipeline.inspection import Inspector
 from workers.commands.score import overlay_of
 from workers.demo.tally import Tally, Truth
-from workers.wire import Result
+from workers.messages import Result
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --paper: #fbfaf7; --line: #d9d4c7; --pass: #1d7a46; --reject: #b3261e;

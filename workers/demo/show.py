@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.demo.tally import Tally
-from workers.wire import Result
+from workers.messages import Result
 
 _COLOURS = {"pass": "green", "reject": "red", "no_decision": "yellow"}
 _RECENT = 8

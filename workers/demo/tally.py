@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.figures import auroc
-from workers.wire import Record, Result, decode_result
+from workers.messages import Result, decode_result
+from workers.wire import Record
 
 STAGES = ("to_worker", "queue", "decode", "embed", "score", "publish")
 
