@@ -15,7 +15,8 @@ from pipeline.decide import calibrate
 from pipeline.decode import Decoded, Limits, View, decode
 from pipeline.errors import FitError
 from pipeline.inspection import Inspector
-from pipeline.methods.base import Detector, Progress, silent
+from pipeline.methods.base import Detector
+from pipeline.progress import Progress, silent
 
 CALIBRATE_SHARE = 0.3
 GOODS_MIN = 10

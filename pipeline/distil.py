@@ -27,7 +27,7 @@ from torch.nn.functional import mse_loss
 from pipeline.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from pipeline.errors import ConfigError, FitError
 from pipeline.goldline_s import CHANNELS, LAYERS, GoldlineS
-from pipeline.methods.base import Progress, silent
+from pipeline.progress import Progress, silent
 
 _PCA_PHOTOS = 400
 
@@ -130,8 +130,8 @@ class _Targets:
 
     def __init__(self, folder: Path, count: int, key: str) -> None:
         self.key = key
-        self._pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        self._maps = {layer: np.load(folder / f"{layer}.npy", mmap_mode="r") for layer in LAYERS}
+        self._pixels = _open(folder / "pixels.npy")
+        self._maps = {layer: _open(folder / f"{layer}.npy") for layer in LAYERS}
         self.variance = json.loads((folder / "done.json").read_text())["variance"]
         self._count = count
 
@@ -273,6 +273,10 @@ def _crop(photo: Path, size: int, seed: tuple[int, int]) -> NDArray[np.uint8]:
     resized = picture.resize((size, size), Image.Resampling.BILINEAR, box=(x0, y0, x0 + side, y0 + side))
     pixels = np.asarray(resized).transpose(2, 0, 1)
     return np.ascontiguousarray(pixels[:, :, ::-1] if chance.random() < 0.5 else pixels)
+
+
+def _open(path: Path) -> Any:  # numpy's memory map is not typed; it holds no objects, so nothing is unpickled
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def _array(path: Path, kind: Any, shape: tuple[int, ...]) -> Any:  # numpy's memory map is not typed

@@ -10,8 +10,9 @@ import msgspec
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.methods.base import Detector, Method, Progress, silent
+from pipeline.methods.base import Detector, Method
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
+from pipeline.progress import Progress, silent
 
 __all__ = ["METHODS", "MethodEntry", "fit", "load", "make_config"]
 

@@ -1,19 +1,12 @@
 """What every method promises: `fit` and `load` are the only ways to a detector, and scoring never mutates it."""
 
-from collections.abc import Callable
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called as `progress(stage, done, total)` while a fit runs."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """The progress callback that shows nothing."""
+from pipeline.progress import Progress, silent
 
 
 class Detector(Protocol):

@@ -29,9 +29,9 @@ from pipeline.coreset import select
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.maps import smooth, upsample
-from pipeline.methods.base import Progress, silent
 from pipeline.neighbours import nearest, squared_norms
 from pipeline.patches import Pooling, feature_dim
+from pipeline.progress import Progress, silent
 
 NAME = "patchcore"
 _FIT_BATCH = 8
