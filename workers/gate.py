@@ -99,26 +99,34 @@ class Gate:
         self._waiting: dict[str, _Part] = {}
         self._due: list[tuple[float, str]] = []
         self._done: OrderedDict[str, Why] = OrderedDict()
+        self._early: OrderedDict[str, Result] = OrderedDict()
         self.counts = Counts()
         self.in_a_row = 0
 
-    def expect(self, *, frame_id: str, part_id: str | None, station: str, deadline: float) -> None:
-        """A part is on its way: act by `deadline` (wall time, seconds)."""
+    def expect(self, *, frame_id: str, part_id: str | None, station: str, deadline: float) -> Action | None:
+        """A part is on its way: act by `deadline` (wall time, seconds); at once, if its verdict came before it."""
         part = _Part(frame_id, part_id, station, deadline)
         key = self._key(part)
         if station not in self._stations or key in self._waiting or key in self._done:
-            return
+            return None
+        early = self._early.pop(key, None)
+        if early is not None:
+            return self._settle(key, _Part(early.frame_id, part_id, station, deadline), early)
         self._waiting[key] = part
         heapq.heappush(self._due, (deadline, key))
+        return None
 
-    def see_frame(self, arrival: Arrival) -> None:
+    def see_frame(self, arrival: Arrival) -> Action | None:
         """A frame's message names a part."""
         frame = arrival.frame
         deadline = frame.deadline_at.timestamp() if frame.deadline_at else self._clock()
-        self.expect(frame_id=frame.frame_id, part_id=frame.part_id, station=frame.station, deadline=deadline)
+        return self.expect(frame_id=frame.frame_id, part_id=frame.part_id, station=frame.station, deadline=deadline)
 
     def see_result(self, result: Result) -> Action | None:
-        """A result: the part's action if it is the first to say so, else None."""
+        """A result: the part's action if it is the first to say so, else None.
+
+        Where a trigger announces parts, a verdict that comes before its part is kept until the part is there.
+        """
         station = result.station or ""
         if station not in self._stations:
             return None
@@ -127,8 +135,15 @@ class Gate:
         if key in self._done:
             self._count_again(key)
             return None
+        if self._by_part and part.part_id and key not in self._waiting:
+            self._early.setdefault(key, result)
+            while len(self._early) > _REMEMBERED:
+                self._early.popitem(last=False)
+            return None
         known = self._waiting.pop(key, part)
-        part = _Part(part.frame_id, part.part_id, station, known.deadline)
+        return self._settle(key, _Part(part.frame_id, part.part_id, station, known.deadline), result)
+
+    def _settle(self, key: str, part: _Part, result: Result) -> Action:
         if self._clock() > part.deadline:
             # It came between the deadline and our own look at the clock: late all the same.
             action = self._act(key, part, None, "no_verdict_in_time")

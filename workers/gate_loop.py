@@ -41,7 +41,7 @@ def run(
     gate, hooks = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate)
     log.info("gate started", stations=sorted(stations), trigger=trigger is not None)
     results = clients.tail(settings.kafka, topics.name(settings.kafka.prefix, "results"))
-    sightings: deque[Callable[[], None]] = deque()
+    sightings: deque[Callable[[], Action | None]] = deque()
     if trigger:
         _beside(_triggers, settings, gate, stations, trigger, sightings)
     else:
@@ -58,7 +58,8 @@ def run(
                     actions.append(action)
             while sightings:
                 heard = time.monotonic()
-                sightings.popleft()()
+                at_once = sightings.popleft()()
+                actions += [at_once] if at_once else []
             actions += gate.expire()
             for action in actions:
                 write(action)
@@ -76,7 +77,9 @@ def _beside(target: Callable[..., None], *arguments: object) -> None:
     threading.Thread(target=target, args=arguments, daemon=True).start()
 
 
-def _frames(settings: Settings, gate: Gate, sightings: deque[Callable[[], None]], stopped: Callable[[], bool]) -> None:
+def _frames(
+    settings: Settings, gate: Gate, sightings: deque[Callable[[], Action | None]], stopped: Callable[[], bool]
+) -> None:
     """Parts as the cameras announce them. The pictures come along: Kafka has no way to read headers alone."""
     topic = topics.name(settings.kafka.prefix, "frames")
     client = clients.tail(settings.kafka, topic, fetch_max_bytes=2 * topics.frame_max_bytes(settings))
@@ -92,7 +95,7 @@ def _triggers(
     gate: Gate,
     stations: frozenset[str],
     lines: IO[str],
-    sightings: deque[Callable[[], None]],
+    sightings: deque[Callable[[], Action | None]],
 ) -> None:
     """Parts as a light barrier or a PLC announces them, one JSON object a line."""
     only = next(iter(stations)) if len(stations) == 1 else None
@@ -112,6 +115,7 @@ def _triggers(
                 frame_id="", part_id=p, station=s, deadline=d
             )
         )
+    log.error("the trigger ended: no further part is known, and the actuator stays at rest")
 
 
 def writer(output: Path | None, *, as_json: bool) -> Callable[[Action], None]:

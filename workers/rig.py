@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from pipeline import settings as line
 from pipeline.errors import ConfigError
-from pipeline.settings import Settings
+from pipeline.settings import ENVIRONMENT_PREFIX, Settings
 from workers import clients, dev_broker, topics
 
 BROKER_VARIABLE = "GOLDLINE_BROKER"
@@ -116,7 +116,7 @@ class Rig:
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
                 text=True,
-                env={**os.environ, **(environment or {})},
+                env={**_environment(), **(environment or {})},
             )
         process = Process(name, popen, log)
         self.processes.append(process)
@@ -171,6 +171,12 @@ class Rig:
 def temporary(tree: dict[str, Any], *, address: str | None = None) -> Rig:
     """A rig in a folder that goes when it does."""
     return Rig(Path(tempfile.mkdtemp(prefix="goldline-")), tree, address=address, keep=False)
+
+
+def _environment() -> dict[str, str]:
+    """Our own, without overrides of settings: a rig's line.toml is all that counts."""
+    ours = ENVIRONMENT_PREFIX
+    return {name: value for name, value in os.environ.items() if not (name.startswith(ours) and "__" in name)}
 
 
 def to_toml(tree: Mapping[str, Any], path: Sequence[str] = ()) -> str:

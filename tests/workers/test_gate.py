@@ -362,3 +362,18 @@ def test_what_was_decided_long_ago_is_forgotten_in_order(clock, monkeypatch):
         gate.see_result(result(str(i)))
     assert gate.see_result(result("4")) is None
     assert gate.see_result(result("0")) is not None
+
+
+def test_a_verdict_before_its_part_waits_for_the_part(barrier, clock):
+    assert barrier.see_result(result("f-1", part_id="p-1")) is None
+    assert barrier.counts.parts == 0
+    action = barrier.expect(frame_id="", part_id="p-1", station=TOP, deadline=START + DEADLINE_S)
+    assert (action.action, action.frame_id, action.why) == ("pass", "f-1", "verdict")
+    clock.at += 10
+    assert barrier.expire() == []
+
+
+def test_of_two_early_verdicts_the_first_stands(barrier):
+    barrier.see_result(result("f-1", "reject", part_id="p-1"))
+    barrier.see_result(result("f-1", "pass", part_id="p-1"))
+    assert barrier.expect(frame_id="", part_id="p-1", station=TOP, deadline=START + DEADLINE_S).action == "reject"

@@ -32,7 +32,10 @@ DEFAULT_BACKBONE = "resnet18"
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
 @click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
 @click.option("--crop", is_flag=True, help="See the papers' centre crop. What lies outside is not inspected.")
-@click.option("--false-reject-rate", "rate", default=0.005, show_default=True, help="Good parts that may be rejected.")
+@click.option("--false-reject-rate", "rate", type=float, help="Share of good parts that may be rejected.  [0.005]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="A line.toml: the station's false_reject_rate is taken from it."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the split, the coreset and random weights.")
 @click.option("--promote", is_flag=True, help="Put it in service even if another model is. (The first one is anyway.)")
 @options.backbone
@@ -46,7 +49,8 @@ def command(
     settings: tuple[str, ...],
     size: int,
     crop: bool,
-    rate: float,
+    rate: float | None,
+    config: Path | None,
     seed: int,
     promote: bool,
     backbone: str | None,
@@ -66,6 +70,7 @@ def command(
       goldline fit photos/good --station line-1/top --store file://$PWD/models
       goldline fit bottle --station line-1/top --backbone resnet50 --weights resnet50.safetensors --set coreset=0.1
     """
+    rate = options.optional_settings(config).false_reject_rate(station) if rate is None else rate
     if not 0 < rate < 0.5:
         raise click.BadParameter(f"{rate} is not between 0 and 0.5", param_hint="--false-reject-rate")
     key = ModelKey(station, recipe)

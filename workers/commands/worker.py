@@ -1,5 +1,8 @@
 """`goldline worker`."""
 
+import signal
+import sys
+
 import click
 
 from pipeline.settings import Settings
@@ -23,6 +26,8 @@ def command(ctx: click.Context, settings: Settings, log_level: str, without_mode
     \b
     Exit status: 0 ended as asked; 1 ended by itself; 2 refused to start; 70 was stuck (see [worker] stuck_s).
     """
+    # Until the worker has handlers of its own nothing is in flight, and to end at once is to end in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logs.set_up(log_level, process="worker")
     from workers import service  # noqa: PLC0415 - torch and Faust take seconds to import
     from workers.pass_all import PassAll  # noqa: PLC0415
