@@ -220,6 +220,10 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         if station.partition in seen:
             yield f"stations.{name}.partition: {station.partition} is {seen[station.partition]}'s already"
         seen[station.partition] = name
+    longest = settings.frames.deadline_max_ms
+    for name in settings.stations:
+        if settings.deadline_ms(name) > longest:
+            yield f"stations.{name}: deadline_ms {settings.deadline_ms(name)} is above frames.deadline_max_ms {longest}"
     if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
         yield "kafka.tls: cert_file and key_file go together"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from workers import clients, messages, topics
+from workers import clients, messages, pauses, topics
 from workers.camera import Camera, Shot
 from workers.rig import temporary
 
@@ -67,6 +67,7 @@ def run(*, size: int, rate: float, frames: int, seed: int = 0) -> Walked:
         shot = Shot(name="random", image=picture, content_type="application/octet-stream")
         camera.play(iter([shot] * _WARM_UP), rate=min(rate or 30.0, 30.0))
         time.sleep(1.0)
+        pauses.settle()
         sent: dict[str, float] = {}
         started = time.monotonic()
         for i in range(frames):

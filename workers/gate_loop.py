@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from kafka import KafkaConsumer
+
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
-from workers import clients, logs, messages, topics, wire
+from workers import clients, logs, messages, pauses, topics, wire
 from workers.gate import Action, Counts, Gate
 from workers.hooks import Hooks
 
@@ -39,13 +41,19 @@ def run(
             passes the barrier; its deadline runs from the line's arrival.
     """
     gate, hooks = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate)
-    log.info("gate started", stations=sorted(stations), trigger=trigger is not None)
     results = clients.tail(settings.kafka, topics.name(settings.kafka.prefix, "results"))
     sightings: deque[Callable[[], Action | None]] = deque()
     if trigger:
         _beside(_triggers, settings, gate, stations, trigger, sightings)
     else:
-        _beside(_frames, settings, gate, sightings, stopped)
+        frames = clients.tail(
+            settings.kafka,
+            topics.name(settings.kafka.prefix, "frames"),
+            fetch_max_bytes=2 * topics.frame_max_bytes(settings),
+        )
+        _beside(_frames, settings, gate, frames, sightings, stopped)
+    pauses.settle()
+    log.info("gate started", stations=sorted(stations), trigger=trigger is not None)
     heard = time.monotonic()
     try:
         while not stopped():
@@ -74,15 +82,23 @@ def run(
 
 
 def _beside(target: Callable[..., None], *arguments: object) -> None:
-    threading.Thread(target=target, args=arguments, daemon=True).start()
+    def run_and_tell() -> None:
+        try:
+            target(*arguments)
+        except Exception:
+            log.exception("parts are no longer announced: only verdicts tell of them")
+
+    threading.Thread(target=run_and_tell, daemon=True).start()
 
 
 def _frames(
-    settings: Settings, gate: Gate, sightings: deque[Callable[[], Action | None]], stopped: Callable[[], bool]
+    settings: Settings,
+    gate: Gate,
+    client: KafkaConsumer,
+    sightings: deque[Callable[[], Action | None]],
+    stopped: Callable[[], bool],
 ) -> None:
     """Parts as the cameras announce them. The pictures come along: Kafka has no way to read headers alone."""
-    topic = topics.name(settings.kafka.prefix, "frames")
-    client = clients.tail(settings.kafka, topic, fetch_max_bytes=2 * topics.frame_max_bytes(settings))
     while not stopped():
         for record in clients.records(client):
             arrival = wire.read_frame(record, settings)

@@ -7,14 +7,14 @@ candidate, the model in place stays: a bad artifact is refused, logged, and not 
 import random
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from model_store import ModelKey, ModelStore, Version
 from pipeline.backbone import Backbone, BackboneSpec
-from pipeline.data import Frame
+from pipeline.data import Artifact, Frame
 from pipeline.decode import Limits
 from pipeline.errors import ModelError, StoreError
 from pipeline.heatmap import encode_picture
@@ -98,7 +98,7 @@ class Models:
 
     def _swap(self, key: ModelKey, wanted: Version) -> None:
         try:
-            artifact = self._store.get(key, wanted)
+            artifact = _in_memory(self._store.get(key, wanted))
             inspector = Inspector.load(artifact, open_backbone=self._open_backbone, limits=self._limits)
             _warm(inspector)
         except StoreError:
@@ -124,6 +124,12 @@ class Models:
                 self.refresh()
             except Exception:  # the models in service stay, whatever a store or an artifact does
                 log.exception("refresh failed: keeping the models there are")
+
+
+def _in_memory(artifact: Artifact) -> Artifact:
+    """A copy that does not stand on the store's file: a shared disk that goes away must not take the worker along."""
+    tensors = {name: tensor.clone() for name, tensor in artifact.tensors.items()}
+    return replace(artifact, tensors=tensors)
 
 
 def _shared(open_backbone: Callable[[BackboneSpec], Backbone]) -> Callable[[BackboneSpec], Backbone]:

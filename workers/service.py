@@ -16,7 +16,7 @@ from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from workers import app as faust_app
-from workers import clients, logs, topics, watchdog
+from workers import clients, logs, pauses, topics, watchdog
 from workers.backbones import opener
 from workers.desk import Desk, Finds
 from workers.inspect import Counts, Lane, Lanes
@@ -96,6 +96,7 @@ async def _serve(settings: Settings, models: Finds) -> int:
     batching = asyncio.ensure_future(desk.batcher.run())
     await app.start()
     watchdog.start(settings, lambda: {tp.partition for tp in app.consumer.assignment()})
+    pauses.settle()
     log.info("worker started", stations=list(settings.stations), group=settings.kafka.group)
     crashed = asyncio.ensure_future(app.wait_until_stopped())
     stopping = asyncio.ensure_future(stop.wait())
