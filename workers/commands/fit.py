@@ -21,7 +21,7 @@ from pipeline.decode import Limits, View
 from pipeline.evaluation import dataset
 from workers.commands import options
 
-DEFAULT_BACKBONE = "resnet18"
+DEFAULT_BACKBONE = "goldline-s"
 
 
 @click.command("fit")

@@ -67,7 +67,7 @@ def run(order: Order, console: Console) -> dict[str, Any]:
     )
     console.print(f"backbone: {net.spec.name}, layers {', '.join(net.spec.layers)}, weights {net.spec.weights}")
     parts.clear(order.directory)
-    rig = Rig(order.directory, _tree(order), address=order.broker, keep=order.keep)
+    rig = Rig(order.directory, _tree(order), address=order.broker)
     plans = _plans(order, console)
     inspectors = _fit(order, plans, net, rig.store_url, console)
     with rig:
