@@ -12,7 +12,7 @@ from workers.commands.fit import DEFAULT_BACKBONE
 
 @click.command("demo")
 @click.option("--frames", type=click.IntRange(min=2), help="How many to send: 600 drawn, or a dataset's test set once.")
-@click.option("--rate", type=float, help="Frames a second, of both stations together: 30 drawn, 5 real.")
+@click.option("--rate", type=float, help="Frames a second, of both stations together: 15 drawn, 5 real.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -63,7 +63,7 @@ def command(
     run(
         Order(
             frames=frames,
-            rate=rate or (5.0 if data else 30.0),
+            rate=rate or (5.0 if data else 15.0),
             data=data,
             report=report,
             directory=directory,
