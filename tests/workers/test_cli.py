@@ -258,7 +258,20 @@ def pictures(tmp_path_factory):
     return folder
 
 
-FIT = ("--station", "line-1/top", "--size", 64, "--layers", "layer1,layer2", "--set", "coreset=0.02", "--device", "cpu")
+FIT = (
+    "--station",
+    "line-1/top",
+    "--size",
+    64,
+    "--backbone",
+    "resnet18",
+    "--layers",
+    "layer1,layer2",
+    "--set",
+    "coreset=0.02",
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture(scope="module")
