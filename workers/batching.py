@@ -7,7 +7,7 @@ urgent frame late, whichever comes first. While the device is busy frames gather
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -21,6 +21,7 @@ _SMOOTHING = 0.2  # share of the newest batch in the running estimate of a batch
 @dataclass(slots=True)
 class _Waiting(Generic[Work, Done]):
     work: Work
+    key: Hashable
     arrived: float
     deadline: float
     future: "asyncio.Future[Done]"
@@ -56,15 +57,17 @@ class Batcher(Generic[Work, Done]):
         self._arrival = asyncio.Event()
         self._batch_s = 0.0
 
-    async def submit(self, work: Work, *, deadline: float) -> Done:
+    async def submit(self, work: Work, *, deadline: float, key: Hashable = None) -> Done:
         """The answer for one piece of work.
 
         Args:
             work: the piece.
             deadline: wall time in seconds after which the answer is of little use.
+            key: a batch holds pieces of one key only, the oldest piece's: answers of one model must not wait for
+                another's.
         """
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(work, self._clock(), deadline, future))
+        self._queue.append(_Waiting(work, key, self._clock(), deadline, future))
         self._arrival.set()
         return await future
 
@@ -84,7 +87,7 @@ class Batcher(Generic[Work, Done]):
         while not self._queue:
             self._arrival.clear()
             await self._arrival.wait()
-        while len(self._queue) < self._batch_max:
+        while len(self._next()) < self._batch_max:
             self._arrival.clear()
             urgent = min(w.deadline for w in self._queue) - self._batch_s
             left = min(self._queue[0].arrived + self._wait_s, urgent) - self._clock()
@@ -94,7 +97,15 @@ class Batcher(Generic[Work, Done]):
                 await asyncio.wait_for(self._arrival.wait(), left)
             except TimeoutError:
                 break
-        return [self._queue.popleft() for _ in range(min(self._batch_max, len(self._queue)))]
+        batch = self._next()
+        taken = {id(waiting) for waiting in batch}
+        self._queue = deque(waiting for waiting in self._queue if id(waiting) not in taken)
+        return batch
+
+    def _next(self) -> list[_Waiting[Work, Done]]:
+        """What the next batch would hold now."""
+        key = self._queue[0].key
+        return [waiting for waiting in self._queue if waiting.key == key][: self._batch_max]
 
     async def _answer(self, batch: list[_Waiting[Work, Done]]) -> None:
         loop = asyncio.get_running_loop()

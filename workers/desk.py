@@ -69,7 +69,8 @@ class Desk:
         if received >= deadline:
             return _late(arrival, received)
         try:
-            return await self.batcher.submit(_Ticket(arrival, received), deadline=deadline)
+            key = (arrival.frame.station, arrival.frame.recipe)
+            return await self.batcher.submit(_Ticket(arrival, received), deadline=deadline, key=key)
         except asyncio.CancelledError:
             raise
         except Exception as error:

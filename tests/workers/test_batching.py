@@ -303,3 +303,24 @@ def test_ending_the_batcher_leaves_nobody_answered_twice():
         waiting[0].cancel()
 
     run(scenario())
+
+
+def test_a_batch_holds_one_key_the_oldest_pieces_first():
+    async def scenario():
+        device = Device()
+        device.free.clear()
+        async with serving(device, batch_max=3) as batcher:
+            first = asyncio.ensure_future(batcher.submit("held", deadline=FAR))
+            await until(device.started.is_set)
+            rest = [
+                asyncio.ensure_future(batcher.submit(f"{key}{i}", deadline=FAR, key=key))
+                for i in range(4)
+                for key in ("a", "b")
+            ]
+            await settled()
+            device.free.set()
+            assert await asyncio.gather(*rest) == [f"did {key}{i}" for i in range(4) for key in ("a", "b")]
+            await first
+        assert device.batches == [["held"], ["a0", "a1", "a2"], ["b0", "b1", "b2"], ["a3"], ["b3"]]
+
+    run(scenario())
