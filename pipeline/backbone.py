@@ -1,90 +1,38 @@
 """Frozen feature extractors, by name and layer: pictures in, feature maps out.
 
-A name is either a torchvision model (`resnet18`) or a factory of one's own (`module:factory`), which must be
-permitted by name before it is imported: an artifact never causes an import. Weights are read from safetensors
-alone; nothing is unpickled.
+A name is a torchvision model (`resnet18`), one of timm's (`timm:resnet18`), or a factory of one's own
+(`module:factory`), which must be permitted by name before it is imported: an artifact never causes an import. Weights
+are read from safetensors alone; nothing is unpickled.
 """
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from pipeline import engines
 from pipeline import goldline_s as own
-from pipeline.data import Meta
+from pipeline.backbone_spec import BackboneSpec, Preprocessing
+from pipeline.data import Size
+from pipeline.engines import Preprocessed
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.networks import (
+    TIMM,
     check_layers,
     check_weights_file,
     from_factory,
+    from_timm,
     from_torchvision,
     goldline_s,
     state_sha256,
 )
 
 SHIPPED = "shipped:"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _PROBE_SIZE_PX = 224  # every torchvision classifier accepts it, vision transformers nothing else
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneSpec:
-    """What has to be equal for two backbones to give the same features.
-
-    Attributes:
-        name: torchvision model, or `module:factory`.
-        layers: the feature maps taken, in order.
-        weights_sha256: digest of the state dict in use, see `state_sha256`.
-        weights: provenance for people: `file:NAME`, `shipped:NAME` or `random:seed=N`.
-        mean: per channel (R, G, B), of pixels in [0, 1].
-        std: likewise.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    weights_sha256: str
-    weights: str
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-
-    def to_meta(self) -> Meta:
-        """JSON values that `from_meta` reads back."""
-        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
-
-    @classmethod
-    def from_meta(cls, meta: object) -> "BackboneSpec":
-        """The spec that `to_meta` wrote.
-
-        Raises:
-            ArtifactError: a value is missing, unknown, or of the wrong kind.
-        """
-        known = {entry.name for entry in fields(cls)}
-        if not isinstance(meta, Mapping) or set(meta) != known:
-            raise ArtifactError(f"backbone: needs exactly the values {', '.join(sorted(known))}, not {meta!r:.200}")
-        try:
-            spec = msgspec.convert(dict(meta), cls)
-        except msgspec.ValidationError as error:
-            raise ArtifactError(f"backbone: {error}") from error
-        if not spec.name or not spec.layers or not all(spec.layers) or len(set(spec.layers)) < len(spec.layers):
-            raise ArtifactError(f"backbone: needs a name and layers, each once, not {spec.name!r} {spec.layers}")
-        if not re.fullmatch(r"[0-9a-f]{64}", spec.weights_sha256):
-            raise ArtifactError(f"backbone: weights_sha256 needs 64 hex digits, not {spec.weights_sha256!r:.80}")
-        finite = torch.tensor([spec.mean, spec.std]).isfinite().all()
-        if not finite or min(spec.std) <= 0:
-            raise ArtifactError(f"backbone: mean must be finite and std positive, not {spec.mean} {spec.std}")
-        return spec
-
-    def same_features(self, other: "BackboneSpec") -> bool:
-        """Whether both give equal features; where the weights came from does not matter."""
-        ours, theirs = self.to_meta(), other.to_meta()
-        return all(ours[key] == theirs[key] for key in ours if key != "weights")
 
 
 class Backbone:
@@ -92,7 +40,7 @@ class Backbone:
 
     Attributes:
         spec: what it is.
-        device: where it runs and where its feature maps lie.
+        device: where its feature maps lie; where it runs, too, unless its engine is OpenVINO.
         channels: C of each layer.
     """
 
@@ -100,18 +48,21 @@ class Backbone:
         self.spec = spec
         self.device = device
         self._net = net.eval().requires_grad_(requires_grad=False).float()
-        self._net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        mean = torch.tensor(spec.mean, dtype=torch.float64).view(1, 3, 1, 1)
-        std = torch.tensor(spec.std, dtype=torch.float64).view(1, 3, 1, 1)
-        self._scale = (1 / (255 * std)).float().to(device)
-        self._shift = (-mean / std).float().to(device)
-        self.channels: dict[str, int] = self._probe()
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (spec.mean, spec.std))
+        whole = Preprocessed(
+            self._net, spec.layers, (1 / (255 * std)).float(), (-mean / std).float(), bgr=spec.order == "bgr"
+        ).eval()
+        self.channels: dict[str, int] = _probe(self._net, spec)
+        self._engine = engines.make(whole, spec.engine, device)
 
-    @torch.inference_mode()
+    def on(self, engine: str) -> "Backbone":
+        """The same features from another engine."""
+        return Backbone(self._net, replace(self.spec, engine=engine), self.device)
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps of a batch.
 
-        They are inference tensors: `clone()` one before training against it.
+        They may be inference tensors: `clone()` one before training against it.
 
         Args:
             images: (B, 3, H, W) uint8, RGB, on any device; left as they are.
@@ -125,22 +76,21 @@ class Backbone:
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[1] != 3 or images.dtype != torch.uint8:
             raise ShapeError(f"images must be (B, 3, H, W) uint8, not {shape} {images.dtype}")
-        x = images.to(self.device, non_blocking=True).to(torch.float32, memory_format=torch.channels_last)
-        maps = self._net(x.mul_(self._scale).add_(self._shift))
-        return {layer: maps[layer].float() for layer in self.spec.layers}
+        return dict(zip(self.spec.layers, self._engine(images), strict=True))
 
-    def _probe(self) -> dict[str, int]:
-        blank = torch.zeros(1, 3, _PROBE_SIZE_PX, _PROBE_SIZE_PX, dtype=torch.uint8)
-        with torch.inference_mode():
-            maps = self._net(blank.to(self.device).float().mul_(self._scale).add_(self._shift))
-        if not isinstance(maps, Mapping):
-            raise ConfigError(f"backbone {self.spec.name} returns {type(maps).__name__}, not dict[layer, Tensor]")
-        check_layers(self.spec.name, self.spec.layers, list(maps))
-        for layer in self.spec.layers:
-            if not isinstance(maps[layer], Tensor) or maps[layer].dim() != 4:
-                seen = tuple(getattr(maps[layer], "shape", ())) or type(maps[layer]).__name__
-                raise ConfigError(f"layer {layer} of {self.spec.name} is {seen}, not a map (B, C, h, w)")
-        return {layer: int(maps[layer].shape[1]) for layer in self.spec.layers}
+
+def _probe(net: nn.Module, spec: BackboneSpec) -> dict[str, int]:
+    """Channels of each layer, from one blank picture; refuses what is no dict of maps."""
+    with torch.inference_mode():
+        maps = net(torch.zeros(1, 3, _PROBE_SIZE_PX, _PROBE_SIZE_PX))
+    if not isinstance(maps, Mapping):
+        raise ConfigError(f"backbone {spec.name} returns {type(maps).__name__}, not dict[layer, Tensor]")
+    check_layers(spec.name, spec.layers, list(maps))
+    for layer in spec.layers:
+        if not isinstance(maps[layer], Tensor) or maps[layer].dim() != 4:
+            seen = tuple(getattr(maps[layer], "shape", ())) or type(maps[layer]).__name__
+            raise ConfigError(f"layer {layer} of {spec.name} is {seen}, not a map (B, C, h, w)")
+    return {layer: int(maps[layer].shape[1]) for layer in spec.layers}
 
 
 def resolve(
@@ -149,6 +99,9 @@ def resolve(
     *,
     weights: Path | None,
     factories: Collection[str],
+    random_weights: bool = False,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - frozen
+    engine: str = "torch",
     device: str = "cpu",
     seed: int = 0,
     expected_sha256: str | None = None,
@@ -156,52 +109,118 @@ def resolve(
     """The backbone of that name, with these weights, on this device.
 
     Args:
-        name: torchvision classification model, or `module:factory`.
+        name: torchvision classification model, `timm:` and a name of timm's, or `module:factory`.
         layers: feature maps to take, each once.
-        weights: a safetensors file; without one goldline-s has the weights that it ships with, and any other
-            network random ones, the same for the same seed.
+        weights: a safetensors file; without one goldline-s has the weights that it ships with, and a factory what it
+            makes by itself.
         factories: the `module:factory` names that may be imported and called.
+        random_weights: take random ones on purpose, the same for the same seed.
+        preprocessing: what the network wants of its pixels.
+        engine: what runs it, see `engines`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         seed: of random weights.
         expected_sha256: digest that the weights must have, from an artifact.
 
     Raises:
-        ConfigError: a name, layer, file or device does not exist or is not permitted.
+        ConfigError: a name, layer, file or device does not exist or is not permitted, or there are no weights.
         ArtifactError: the weights are not those an artifact was fitted with, or it names a forbidden factory.
     """
     wanted = tuple(layers)
     if not wanted or len(set(wanted)) < len(wanted):
         raise ConfigError(f"backbone {name} needs one or more layers, each once, not {list(wanted)}")
+    if random_weights and weights is not None:
+        raise ConfigError(f"random weights and the file {weights.name} exclude each other")
     place = resolve_device(device)
+    if name == own.NAME and not random_weights:
+        weights = weights or own.SHIPPED
     if weights is not None:
         check_weights_file(weights)
-    if ":" in name:
+    net = _network(name, wanted, weights, factories, seed, random_weights=random_weights, stored=bool(expected_sha256))
+    digest = state_sha256(net.state_dict())
+    if expected_sha256 is not None and digest != expected_sha256:
+        source = weights.name if weights else "random weights" if random_weights else "the factory"
+        raise ArtifactError(f"the model needs {name} with weights {expected_sha256}, but {source} has {digest}")
+    spec = BackboneSpec(
+        name=name,
+        layers=wanted,
+        weights_sha256=digest,
+        weights=_provenance(name, weights, seed, random_weights=random_weights),
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        order=preprocessing.order,
+        engine=engine,
+    )
+    return Backbone(_folded(name, net), spec, place)
+
+
+def on_fastest_engine(backbone: Backbone, size: Size) -> Backbone:
+    """The same backbone on the engine that takes least time here for a picture of (H, W); torch must be its engine now.
+
+    Every candidate runs a few pictures, and one whose features differ from torch's is out.
+    """
+    opened = {name: backbone.on(name) for name in engines.candidates(backbone.device)}
+    return engines.fastest(opened, lambda each, images: list(each(images).values()), size)
+
+
+def _network(
+    name: str,
+    layers: tuple[str, ...],
+    weights: Path | None,
+    factories: Collection[str],
+    seed: int,
+    *,
+    random_weights: bool,
+    stored: bool,
+) -> nn.Module:
+    """By its name: ours, timm's, a permitted factory's, or torchvision's."""
+    if name == own.NAME:
+        return goldline_s(layers, weights, seed)
+    build: Callable[[str, tuple[str, ...], Path | None, int], nn.Module] = from_torchvision
+    if name.startswith(TIMM):
+        build = from_timm
+    elif ":" in name:
         if name not in factories:
-            forbidden = ConfigError if expected_sha256 is None else ArtifactError
+            forbidden = ArtifactError if stored else ConfigError
             raise forbidden(
                 f"backbone {name!r} is a factory that nobody permitted: name it on the command line, "
                 f'or in line.toml as [backbones."{name}"]'
             )
         net = from_factory(name, weights, seed)
-        digest = state_sha256(net.state_dict())
-    elif name == own.NAME:
-        weights = weights or own.SHIPPED
-        net = goldline_s(wanted, weights)
-        digest = state_sha256(net.state_dict())
-        net = fuse(net)
-    else:
-        net = from_torchvision(name, wanted, weights, seed)
-        digest = state_sha256(net.state_dict())
-        net = fuse(net, inplace=True, no_trace=True)  # batch norms into the convolutions before them
-    if expected_sha256 is not None and digest != expected_sha256:
-        source = "random weights" if weights is None else weights.name
-        raise ArtifactError(f"the model needs {name} with weights {expected_sha256}, but {source} has {digest}")
+        if weights is None and not random_weights:
+            again = from_factory(name, weights, seed + 1)
+            if state_sha256(net.state_dict()) != state_sha256(again.state_dict()):
+                raise missing_weights(name)
+        return net
+    if weights is None and not random_weights:
+        build(name, layers, None, seed)  # a wrong name or layer is said first
+        raise missing_weights(name)
+    return build(name, layers, weights, seed)
+
+
+def missing_weights(name: str) -> ConfigError:
+    """One clear error with the ways to mend it."""
+    return ConfigError(
+        f"there are no weights for backbone {name} on this machine (`goldline weights where {name}` says where it "
+        f"looked). Either name a file: --weights FILE.safetensors; or import one: goldline weights import FILE.pth "
+        f"--name {name}; or allow downloads: [weights] download = true in line.toml. To go on with random ones: "
+        "--random-weights"
+    )
+
+
+def _provenance(name: str, weights: Path | None, seed: int, *, random_weights: bool) -> str:
+    if random_weights:
+        return f"random:seed={seed}"
     if weights == own.SHIPPED:
-        provenance = f"{SHIPPED}{name}"
-    else:
-        provenance = f"random:seed={seed}" if weights is None else f"file:{weights.name}"
-    spec = BackboneSpec(name=name, layers=wanted, weights_sha256=digest, weights=provenance)
-    return Backbone(net, spec, place)
+        return f"{SHIPPED}{name}"
+    return f"file:{weights.name}" if weights else "factory"
+
+
+def _folded(name: str, net: nn.Module) -> nn.Module:
+    """Batch norms into the convolutions before them, where torch's tracer can follow the network."""
+    if ":" in name:  # a factory's network may branch on its input; its engine folds what it can
+        return net
+    folded: nn.Module = fuse(net, inplace=True, no_trace=name != own.NAME)
+    return folded
 
 
 def default_layers(name: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ the leading principal components of the teacher's layers of those strides, so di
 distances between the teacher's.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.functional import relu
 NAME = "goldline-s"
 LAYERS = ("layer2", "layer3")
 CHANNELS = (128, 256)
+WIDTHS = (32, 64, 128, 256)
 SHIPPED = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
 
 
@@ -34,20 +36,33 @@ class _Block(nn.Module):
 
 
 class GoldlineS(nn.Module):
-    """(B, 3, H, W) -> {"layer2": (B, 128, H/8, W/8), "layer3": (B, 256, H/16, W/16)}; 2.8 million parameters."""
+    """(B, 3, H, W) -> {"layer2": (B, 128, H/8, W/8), "layer3": (B, 256, H/16, W/16)}.
 
-    def __init__(self) -> None:
+    2.8 million parameters and 1.2 G multiply-adds at 224x224, with the widths that it ships with.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int] = WIDTHS) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
-        self.bn = nn.BatchNorm2d(32)
-        self.stage1 = nn.Sequential(_Block(32, 64, 2), _Block(64, 64, 1))
-        self.stage2 = nn.Sequential(_Block(64, 128, 2), _Block(128, 128, 1))
-        self.stage3 = nn.Sequential(_Block(128, 256, 2), _Block(256, 256, 1))
-        self.head2 = nn.Conv2d(128, CHANNELS[0], 1)
-        self.head3 = nn.Conv2d(256, CHANNELS[1], 1)
+        stem, one, two, three = widths
+        self.stem = nn.Conv2d(3, stem, 3, 2, 1, bias=False)
+        self.bn = nn.BatchNorm2d(stem)
+        self.stage1 = nn.Sequential(_Block(stem, one, 2), _Block(one, one, 1))
+        self.stage2 = nn.Sequential(_Block(one, two, 2), _Block(two, two, 1))
+        self.stage3 = nn.Sequential(_Block(two, three, 2), _Block(three, three, 1))
+        self.head2 = nn.Conv2d(two, CHANNELS[0], 1)
+        self.head3 = nn.Conv2d(three, CHANNELS[1], 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """As the class says; H and W are best multiples of 16."""
         x = self.stage1(relu(self.bn(self.stem(x))))
         two = self.stage2(x)
         return {"layer2": self.head2(two), "layer3": self.head3(self.stage3(two))}
+
+
+def widths_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int, int]:
+    """The widths of the network that has tensors of these shapes; those it ships with, where they do not say."""
+    names = ("stem.weight", "stage1.0.conv1.weight", "stage2.0.conv1.weight", "stage3.0.conv1.weight")
+    stem, one, two, three = (
+        shapes[name][0] if shapes.get(name) else usual for name, usual in zip(names, WIDTHS, strict=True)
+    )
+    return stem, one, two, three

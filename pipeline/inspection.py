@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline import methods
-from pipeline.backbone import Backbone, BackboneSpec
+from pipeline.backbone import Backbone
+from pipeline.backbone_spec import BackboneSpec
 from pipeline.data import Artifact, Failure, Frame, Verdict
 from pipeline.decide import Threshold, decide
 from pipeline.decode import Decoded, Limits, Placement, View, decode

@@ -5,7 +5,6 @@ override the file: `GOLDLINE_WORKER__DEVICE=cpu` is `[worker] device = "cpu"`.
 """
 
 import copy
-import difflib
 import os
 import tomllib
 import typing
@@ -17,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipeline.errors import ConfigError
+from pipeline.settings_check import fields_of, problems_of
 
 Positive = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
@@ -28,6 +28,7 @@ Recipe = Annotated[str, Meta(pattern=RECIPE_PATTERN)]
 STATION_PATTERN = r"^[a-z0-9-]{1,60}/[a-z0-9-]{1,60}$"
 StationName = Annotated[str, Meta(pattern=STATION_PATTERN)]
 ENVIRONMENT_PREFIX = "GOLDLINE_"
+_SHORT = {"GOLDLINE_WEIGHTS": "GOLDLINE_WEIGHTS__FOLDER"}
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -109,6 +110,13 @@ class Gate(Section, frozen=True):
     silence_s: Annotated[float, Meta(gt=0.0)] = 10.0
 
 
+class Weights(Section, frozen=True):
+    """Where weights of backbones lie. GOLDLINE_WEIGHTS names the folder, too."""
+
+    folder: str = "~/.cache/goldline/weights"
+    download: bool = False
+
+
 class Known(Section, frozen=True):
     """A backbone that models may name: an artifact never causes an import that is not permitted here."""
 
@@ -141,6 +149,7 @@ class Settings(Section, frozen=True):
     worker: Worker = Worker()
     frames: Frames = Frames()
     gate: Gate = Gate()
+    weights: Weights = Weights()
     backbones: dict[str, Known] = {}
     defaults: Defaults = Defaults()
     stations: dict[StationName, Station] = {}
@@ -202,7 +211,7 @@ def build(tree: dict[str, Any], *, source: str = "settings", environment: Mappin
     """
     tree = copy.deepcopy(tree)
     problems = list(_override(tree, environment or {}))
-    problems += _problems(tree, Settings, "")
+    problems += problems_of(tree, Settings, "")
     if not problems:
         settings = msgspec.convert(tree, Settings, strict=True)
         problems += _contradictions(settings)
@@ -230,15 +239,16 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
     """Lay `GOLDLINE_SECTION__KEY` over the tree, in the type that the key has."""
-    for variable, text in sorted(environment.items()):
+    longhand = {_SHORT.get(variable, variable): text for variable, text in environment.items()}
+    for variable, text in sorted(longhand.items()):
         section, found, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         if not variable.startswith(ENVIRONMENT_PREFIX) or not found:
             continue
-        kind = _fields(Settings).get(section)
-        if not (isinstance(kind, type) and issubclass(kind, Section)) or key not in _fields(kind):
+        kind = fields_of(Settings).get(section)
+        if not (isinstance(kind, type) and issubclass(kind, Section)) or key not in fields_of(kind):
             yield f"environment {variable}: no setting [{section}] {key}"
             continue
-        wanted = _fields(kind)[key]
+        wanted = fields_of(kind)[key]
         listed = [v.strip() for v in text.split(",")] if text.strip() else []
         values: object = listed if typing.get_origin(wanted) is tuple else text
         try:
@@ -248,52 +258,3 @@ def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> Iterator[
             continue
         if isinstance(table := tree.setdefault(section, {}), dict):  # what is no table is told of with the file
             table[key] = value
-
-
-def _fields(kind: type[Struct]) -> dict[str, Any]:
-    return {f.name: f.type for f in msgspec.structs.fields(kind)}
-
-
-def _section_of(kind: object) -> type[Section] | None:
-    for option in (kind, *typing.get_args(kind)):
-        if isinstance(option, type) and issubclass(option, Section):
-            return option
-    return None
-
-
-def _problems(value: object, kind: Any, path: str) -> list[str]:
-    """Every wrong value under `path`, walking the tables so that one error does not hide the next."""
-    if typing.get_origin(kind) is dict and isinstance(value, dict):
-        key_kind, item_kind = typing.get_args(kind)
-        found = []
-        for key, item in value.items():
-            found += _leaf(key, key_kind, f"{path}.{key}")
-            found += _problems(item, item_kind, f"{path}.{key}")
-        return found
-    if typing.get_origin(kind) is tuple and isinstance(value, list):
-        item_kind = typing.get_args(kind)[0]
-        return [problem for at, item in enumerate(value) for problem in _leaf(item, item_kind, f"{path}[{at}]")]
-    section = _section_of(kind)
-    if section is None or not isinstance(value, dict):
-        return _leaf(value, kind, path)
-    known, found = _fields(section), []
-    required = {f.name for f in msgspec.structs.fields(section) if f.required}
-    for key in sorted(required - value.keys()):
-        found.append(f"{path}.{key}: is missing".lstrip("."))
-    for key, item in value.items():
-        where = f"{path}.{key}".lstrip(".")
-        if key in known:
-            found += _problems(item, known[key], where)
-        else:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-            found.append(f"{where}: unknown setting; {hint}")
-    return found
-
-
-def _leaf(value: object, kind: Any, path: str) -> list[str]:
-    try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        return [f"{path.lstrip('.')}: {error} (saw {value!r})"]
-    return []

@@ -22,7 +22,7 @@ def model() -> Artifact:
         Frame(frame_id=str(i), image=synthetic.encode(synthetic.draw("cap", seed=i, size=(96, 96)).image))
         for i in range(24)
     ]
-    backbone = resolve("resnet18", ("layer1", "layer2"), weights=None, factories=[])
+    backbone = resolve("resnet18", ("layer1", "layer2"), weights=None, random_weights=True, factories=[])
     made = commissioning.commission(
         goods,
         method="patchcore",

@@ -54,7 +54,8 @@ from pipeline.synthetic import draw, encode
 goods = [Frame(frame_id=str(k), image=encode(draw("cap", seed=k, size=(64, 64)).image)) for k in range(10)]
 made = commission(
     goods, method="patchcore", config=make_config("patchcore", {"coreset": 0.1}), view=View(size=(64, 64)),
-    backbone=resolve("resnet18", ("layer2",), weights=None, factories=()), limits=Limits(), rate=0.1,
+    backbone=resolve("resnet18", ("layer2",), weights=None, random_weights=True, factories=()),
+    limits=Limits(), rate=0.1,
 )
 print(len(made.inspector.inspect(goods).verdicts))
 """

@@ -1,37 +1,101 @@
-"""Opens the backbones that models name, where settings or the command line permit it."""
+"""Opens backbones: the one that a command names, and those that models name where settings or the command permit it."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.backbone import SHIPPED, Backbone, BackboneSpec, resolve
-from pipeline.errors import ArtifactError
+import msgspec
 
+from pipeline.backbone import SHIPPED, Backbone, default_layers, on_fastest_engine, resolve
+from pipeline.backbone_spec import BackboneSpec, Preprocessing
+from pipeline.data import Size
+from pipeline.engines import AUTO
+from pipeline.errors import ArtifactError, ConfigError
+from pipeline.settings import Known, Settings
+from pipeline.weight_files import Sources, preprocessing_of
+
+DEFAULT = "goldline-s"
 _RANDOM = re.compile(r"random:seed=(\d{1,9})")
 
 
-def opener(known: Mapping[str, Path | None], device: str) -> Callable[[BackboneSpec], Backbone]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A backbone as a person names it on the command line."""
+
+    name: str = DEFAULT
+    layers: Sequence[str] = ()
+    weights: Path | None = None
+    random_weights: bool = False
+    engine: str = AUTO
+    device: str = "auto"
+    seed: int = 0
+
+
+def sources(settings: Settings) -> Sources:
+    """Where these settings look for weights."""
+    return Sources(
+        named=settings.weights_files(),
+        folder=Path(settings.weights.folder).expanduser(),
+        download=settings.weights.download,
+    )
+
+
+def choose(choice: Choice, settings: Settings, size: Size) -> Backbone:
+    """The backbone to fit with, on the engine that is asked for or, with `auto`, the fastest for pictures of (H, W).
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    if choice.random_weights and choice.weights:
+        raise ConfigError(f"--random-weights and --weights {choice.weights} exclude each other")
+    weights = None if choice.random_weights else sources(settings).find(choice.name, choice.weights)
+    backbone = resolve(
+        choice.name,
+        tuple(choice.layers) or default_layers(choice.name),
+        weights=weights,
+        random_weights=choice.random_weights,
+        factories=[choice.name],
+        preprocessing=preprocessing_of(weights) if weights else Preprocessing(),
+        engine="torch" if choice.engine == AUTO else choice.engine,
+        device=choice.device,
+        seed=choice.seed,
+    )
+    return on_fastest_engine(backbone, size) if choice.engine == AUTO else backbone
+
+
+def with_backbone(settings: Settings, name: str, weights: Path | None) -> Settings:
+    """The same settings, in which this backbone is permitted, with this file where there is one."""
+    known = Known(weights=str(weights)) if weights else settings.backbones.get(name, Known())
+    return msgspec.structs.replace(settings, backbones={**settings.backbones, name: known})
+
+
+def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone]:
     """A function from what an artifact says to a backbone.
 
     Args:
-        known: permitted names, each with its weights file where it needs one.
-        device: as in settings.
+        settings: whose `backbones` are permitted, and where weights are looked for.
+        device: as in settings. A model that was fitted for OpenVINO runs on the CPU where that is `auto`.
     """
+    looked_at = sources(settings)
 
     def open_backbone(spec: BackboneSpec) -> Backbone:
-        weights = known.get(spec.name)
         seeded = _RANDOM.fullmatch(spec.weights)
-        if weights is None and not seeded and not spec.weights.startswith(SHIPPED):
+        weights = None if seeded or spec.weights.startswith(SHIPPED) else looked_at.find(spec.name)
+        if weights is None and spec.weights.startswith("file:"):
             raise ArtifactError(
                 f"the model stands on {spec.name} with weights {spec.weights}; name the file: --weights FILE, "
-                f'or in line.toml [backbones."{spec.name}"] weights = "FILE"'
+                f'or in line.toml [backbones."{spec.name}"] weights = "FILE", or import it: goldline weights import'
             )
         return resolve(
             spec.name,
             spec.layers,
-            weights=None if seeded else weights,
-            factories=known.keys(),
-            device=device,
+            weights=weights,
+            random_weights=bool(seeded),
+            factories=settings.backbones.keys(),
+            preprocessing=Preprocessing(mean=spec.mean, std=spec.std, order=spec.order),
+            engine=spec.engine,
+            device="cpu" if device == AUTO and spec.engine != "torch" else device,
             seed=int(seeded.group(1)) if seeded else 0,
             expected_sha256=spec.weights_sha256,
         )

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from model_store import ModelKey, ModelStore, Version
-from pipeline.backbone import Backbone, BackboneSpec
+from pipeline.backbone import Backbone
+from pipeline.backbone_spec import BackboneSpec
 from pipeline.data import Artifact, Frame
 from pipeline.decode import Limits
 from pipeline.errors import ModelError, StoreError

@@ -75,7 +75,7 @@ def _models_of(settings: Settings) -> Models:
     return Models(
         open_store(settings.store.url),
         keys,
-        open_backbone=opener(settings.weights_files(), settings.worker.device),
+        open_backbone=opener(settings, settings.worker.device),
         limits=limits_of(settings),
         poll_s=settings.store.poll_s,
     )

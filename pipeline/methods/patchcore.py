@@ -24,7 +24,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from pipeline.backbone import Backbone, BackboneSpec
+from pipeline.backbone import Backbone
+from pipeline.backbone_spec import BackboneSpec
 from pipeline.coreset import select
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError

@@ -9,7 +9,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from pipeline.backbone import BackboneSpec, default_layers, resolve, resolve_device, state_sha256
+from pipeline.backbone import default_layers, resolve, resolve_device, state_sha256
+from pipeline.backbone_spec import BackboneSpec
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 
 LAYERS = ("layer2", "layer3")
@@ -21,7 +22,7 @@ def pictures(b=2, size=64, seed=0):
 
 
 def small(**options):
-    given = {"weights": None, "factories": (), **options}
+    given = {"weights": None, "factories": (), "random_weights": "weights" not in options, **options}
     return resolve("resnet18", given.pop("layers", LAYERS), **given)
 
 
@@ -136,7 +137,7 @@ def test_refuses_other_tensors(backbone, images):
 
 def test_unknown_names_and_layers():
     with pytest.raises(ConfigError, match=r"'resnet19'.*resnet18"):
-        resolve("resnet19", LAYERS, weights=None, factories=())
+        resolve("resnet19", LAYERS, weights=None, random_weights=True, factories=())
     with pytest.raises(ConfigError, match=r"no layer 'layer33'; nearest: layer3.*layer1"):
         small(layers=("layer33",))
     for layers in ((), ("layer2", "layer2")):
@@ -189,17 +190,24 @@ def test_digest_sees_names_types_shapes_and_values():
 
 def test_a_factory_is_imported_only_with_permission(factory):
     with pytest.raises(ConfigError, match=r'\[backbones."goldline_test_net:build"\]'):
-        resolve(factory, ("one",), weights=None, factories=())
+        resolve(factory, ("one",), weights=None, random_weights=True, factories=())
     with pytest.raises(ArtifactError, match="permitted"):
-        resolve(factory, ("one",), weights=None, factories=("goldline_test_net:bare",), expected_sha256="0" * 64)
+        resolve(
+            factory,
+            ("one",),
+            weights=None,
+            random_weights=True,
+            factories=("goldline_test_net:bare",),
+            expected_sha256="0" * 64,
+        )
     assert "goldline_test_net" not in sys.modules
-    net = resolve(factory, ("two", "one"), weights=None, factories=[factory], seed=3)
+    net = resolve(factory, ("two", "one"), weights=None, random_weights=True, factories=[factory], seed=3)
     assert net.channels == {"two": 2, "one": 6}
     assert list(net(pictures())) == ["two", "one"]
-    again = resolve(factory, ("two", "one"), weights=None, factories=[factory], seed=3)
+    again = resolve(factory, ("two", "one"), weights=None, random_weights=True, factories=[factory], seed=3)
     assert again.spec == net.spec
     with pytest.raises(ArtifactError, match="needs"):
-        resolve(factory, ("one",), weights=None, factories=[factory], expected_sha256="0" * 64)
+        resolve(factory, ("one",), weights=None, random_weights=True, factories=[factory], expected_sha256="0" * 64)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +225,7 @@ def test_a_factory_is_imported_only_with_permission(factory):
 )
 def test_factories_that_fail(factory, name, layer, message):
     with pytest.raises(ConfigError, match=message):
-        resolve(name, (layer,), weights=None, factories=[name])
+        resolve(name, (layer,), weights=None, random_weights=True, factories=[name])
 
 
 def test_spec_survives_json(backbone):
@@ -266,5 +274,5 @@ def test_resnet50v2_with_real_weights(monkeypatch):
     maps = net(pictures(1, 128))
     assert maps["layer2a"].shape == (1, 512, 16, 16)
     assert maps["layer2a"].min() >= 0
-    untrained = resolve(name, ("layer2a", "layer3a"), weights=None, factories=[name])
+    untrained = resolve(name, ("layer2a", "layer3a"), weights=None, random_weights=True, factories=[name])
     assert untrained.spec.weights_sha256 != net.spec.weights_sha256

@@ -18,7 +18,7 @@ WHOLE_BANK = make_config("patchcore", {"coreset": 1.0, "reweight": False})
 
 @pytest.fixture(scope="module")
 def backbone():
-    return resolve("resnet18", ("layer2", "layer3"), weights=None, factories=())
+    return resolve("resnet18", ("layer2", "layer3"), weights=None, random_weights=True, factories=())
 
 
 @pytest.fixture(scope="module")

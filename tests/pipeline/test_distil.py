@@ -25,7 +25,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def teacher() -> Backbone:
-    return resolve("resnet18", ("layer2", "layer3"), weights=None, factories=[])
+    return resolve("resnet18", ("layer2", "layer3"), weights=None, random_weights=True, factories=[])
 
 
 def test_the_student_explains_more_with_more_training(teacher: Backbone, photos: list[Path], tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_too_few_photographs_are_said_to_be_too_few(teacher: Backbone, photos: l
 
 
 def test_a_teacher_of_other_strides_is_refused(photos: list[Path], tmp_path: Path) -> None:
-    shallow = resolve("resnet18", ("layer1", "layer2"), weights=None, factories=[])
+    shallow = resolve("resnet18", ("layer1", "layer2"), weights=None, random_weights=True, factories=[])
     with pytest.raises(ConfigError, match="strides 8 and 16"):
         distil(shallow, photos, tmp_path / "x.safetensors", CONFIG)
 

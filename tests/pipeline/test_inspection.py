@@ -31,7 +31,7 @@ def frames(seed, count, defect=None):
 
 @pytest.fixture(scope="module")
 def backbone():
-    return resolve("resnet18", ("layer2", "layer3"), weights=None, factories=())
+    return resolve("resnet18", ("layer2", "layer3"), weights=None, random_weights=True, factories=())
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +215,6 @@ def test_a_backbone_that_cannot_be_had_is_the_artifact_s_fault(artifact):
 
 
 def test_another_backbone_than_the_fit_s_is_refused(artifact):
-    other = resolve("resnet18", ("layer2", "layer3"), weights=None, factories=(), seed=7)
+    other = resolve("resnet18", ("layer2", "layer3"), weights=None, random_weights=True, factories=(), seed=7)
     with pytest.raises(ArtifactError):
         load(artifact, other)

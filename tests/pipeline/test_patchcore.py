@@ -34,7 +34,7 @@ def bad(n, size=64):
 
 @pytest.fixture(scope="module")
 def backbone():
-    return resolve("resnet18", ("layer2", "layer3"), weights=None, factories=())
+    return resolve("resnet18", ("layer2", "layer3"), weights=None, random_weights=True, factories=())
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_damaged_artifacts_are_refused(detector, backbone):
 
 
 def test_another_backbone_is_refused(detector):
-    other = resolve("resnet18", ("layer2", "layer3"), weights=None, factories=(), seed=1)
+    other = resolve("resnet18", ("layer2", "layer3"), weights=None, random_weights=True, factories=(), seed=1)
     with pytest.raises(ArtifactError, match="fitted on"):
         methods.load(detector.save(), backbone=other)
 

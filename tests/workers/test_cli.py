@@ -271,6 +271,9 @@ FIT = (
     "coreset=0.02",
     "--device",
     "cpu",
+    "--engine",
+    "torch",
+    "--random-weights",
 )
 
 

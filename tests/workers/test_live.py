@@ -14,6 +14,7 @@ from pipeline.backbone import Backbone, resolve
 from pipeline.data import Artifact, Frame
 from pipeline.decode import Limits, View
 from pipeline.inspection import Inspector
+from pipeline.settings import Settings
 from workers.backbones import opener
 from workers.live import Models
 
@@ -31,7 +32,7 @@ def fitted():
         Frame(frame_id=str(i), image=synthetic.encode(synthetic.draw("cap", seed=i, size=(96, 96)).image))
         for i in range(14)
     ]
-    net = resolve("resnet18", ("layer1", "layer2"), weights=None, factories=[])
+    net = resolve("resnet18", ("layer1", "layer2"), weights=None, random_weights=True, factories=[])
     config = methods.make_config("patchcore", {"coreset": "0.02"})
     return [
         commissioning.commission(
@@ -56,7 +57,7 @@ def store(tmp_path):
 @pytest.fixture(scope="module")
 def open_backbone():
     """As in a worker, but opened once for all tests."""
-    opened, really = {}, opener({}, "cpu")
+    opened, really = {}, opener(Settings(), "cpu")
 
     def backbone(spec):
         if spec not in opened:
@@ -177,7 +178,7 @@ def test_what_has_not_changed_is_not_loaded_again(store, watch, fitted):
 
 
 def test_a_backbone_is_opened_once_for_all_models(store, watch, fitted):
-    opened, really = [], opener({}, "cpu")
+    opened, really = [], opener(Settings(), "cpu")
     promote(store, fitted[0])
     promote(store, fitted[1], SIDE)
     models = watch(opens=lambda spec: opened.append(spec) or really(spec))

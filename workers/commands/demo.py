@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from workers.backbones import DEFAULT, Choice
 from workers.commands import options
-from workers.commands.fit import DEFAULT_BACKBONE
 
 
 @click.command("demo")
@@ -25,9 +25,7 @@ from workers.commands.fit import DEFAULT_BACKBONE
 @click.option("--broker", help="HOST:PORT of a broker of your own (or GOLDLINE_BROKER); without, one is started.")
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method.")
-@click.option("--backbone", default=DEFAULT_BACKBONE, show_default=True, help="torchvision model or module:factory.")
-@click.option("--layers", help="Feature maps to use, as in layer2,layer3.")
-@click.option("--weights", type=click.Path(path_type=Path, dir_okay=False), help="The backbone's safetensors file.")
+@options.backbone
 @click.option("--deadline-ms", default=1000, show_default=True, help="From capture to the gate.")
 @click.option("--seed", default=0, show_default=True, help="Of the parts, the fit and random weights.")
 def command(
@@ -39,9 +37,12 @@ def command(
     broker: str | None,
     method: str,
     settings: tuple[str, ...],
-    backbone: str,
+    backbone: str | None,
     layers: str | None,
     weights: Path | None,
+    random_weights: bool,
+    engine: str,
+    device: str,
     deadline_ms: int,
     seed: int,
 ) -> None:
@@ -71,9 +72,15 @@ def command(
             broker=broker or os.environ.get("GOLDLINE_BROKER"),
             method=method,
             settings=options.pairs(settings),
-            backbone=backbone,
-            layers=layers,
-            weights=weights,
+            backbone=Choice(
+                name=backbone or DEFAULT,
+                layers=layers.split(",") if layers else (),
+                weights=weights,
+                random_weights=random_weights,
+                engine=engine,
+                device=device,
+                seed=seed,
+            ),
             deadline_ms=deadline_ms,
             seed=seed,
         ),

@@ -14,14 +14,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from model_store import ModelKey, open_store, short
 from pipeline import commissioning, methods
-from pipeline.backbone import default_layers, resolve
 from pipeline.commissioning import Commissioned
 from pipeline.data import JSON, Frame
 from pipeline.decode import Limits, View
 from pipeline.evaluation import dataset
+from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
-
-DEFAULT_BACKBONE = "goldline-s"
 
 
 @click.command("fit")
@@ -34,7 +32,7 @@ DEFAULT_BACKBONE = "goldline-s"
 @click.option("--crop", is_flag=True, help="See the papers' centre crop. What lies outside is not inspected.")
 @click.option("--false-reject-rate", "rate", type=float, help="Share of good parts that may be rejected.  [0.005]")
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="A line.toml: the station's false_reject_rate is taken from it."
+    "--config", type=click.Path(path_type=Path), help="A line.toml, for false_reject_rate and where weights lie."
 )
 @click.option("--seed", default=0, show_default=True, help="Of the split, the coreset and random weights.")
 @click.option("--promote", is_flag=True, help="Put it in service even if another model is. (The first one is anyway.)")
@@ -56,6 +54,8 @@ def command(
     backbone: str | None,
     layers: str | None,
     weights: Path | None,
+    random_weights: bool,
+    engine: str,
     device: str,
     store_url: str,
     as_json: bool,
@@ -70,26 +70,26 @@ def command(
       goldline fit photos/good --station line-1/top --store file://$PWD/models
       goldline fit bottle --station line-1/top --backbone resnet50 --weights resnet50.safetensors --set coreset=0.1
     """
-    rate = options.optional_settings(config).false_reject_rate(station) if rate is None else rate
+    line = options.optional_settings(config)
+    rate = line.false_reject_rate(station) if rate is None else rate
     if not 0 < rate < 0.5:
         raise click.BadParameter(f"{rate} is not between 0 and 0.5", param_hint="--false-reject-rate")
     key = ModelKey(station, recipe)
     store = open_store(store_url)
     paths = dataset.goods(folder)
-    chosen = backbone or DEFAULT_BACKBONE
-    net = resolve(
-        chosen,
-        tuple(layers.split(",")) if layers else default_layers(chosen),
+    chosen = Choice(
+        name=backbone or DEFAULT,
+        layers=layers.split(",") if layers else (),
         weights=weights,
-        factories=[chosen],
+        random_weights=random_weights,
+        engine=engine,
         device=device,
         seed=seed,
     )
+    net = choose(chosen, line, (size, size))
     console = Console(stderr=True)
-    if net.spec.weights.startswith("random:"):
-        console.print(
-            f"[yellow]{chosen} has random weights[/]: it finds coarse defects only. Name a file with --weights."
-        )
+    if random_weights:
+        console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
     made = _commission(paths, method, settings, net, View(size=(size, size), crop=crop), rate, seed, console)
     artifact = made.inspector.save()
     lineage: dict[str, JSON] = {

@@ -1,5 +1,6 @@
 """Options that several commands share, and what they mean."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,16 +39,26 @@ def store(command: F) -> F:
 
 
 def backbone(command: F) -> F:
-    """`--backbone`, `--layers`, `--weights`, `--device`."""
+    """`--backbone`, `--layers`, `--weights`, `--random-weights`, `--engine`, `--device`."""
     for option in (
+        click.option(
+            "--engine",
+            default="auto",
+            show_default=True,
+            help="What runs the backbone: torch, openvino-fp32 or openvino-bf16; auto tries which is fastest here.",
+        ),
+        click.option("--random-weights", is_flag=True, help="Random weights on purpose; the results say so."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option(
             "--weights",
             type=click.Path(path_type=Path, dir_okay=False),
-            help="The backbone's weights, a safetensors file. Without one they are random, and that is said.",
+            help="The backbone's weights, a safetensors file. Without: where `goldline weights where NAME` says.",
         ),
         click.option("--layers", help="Feature maps to use, as in layer2,layer3."),
-        click.option("--backbone", help="torchvision model, or module:factory of your own (on PYTHONPATH)."),
+        click.option(
+            "--backbone",
+            help="goldline-s, a torchvision model, timm:MODEL, or module:factory of your own (on PYTHONPATH).",
+        ),
     ):
         command = option(command)
     return command
@@ -71,5 +82,5 @@ def pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def optional_settings(path: Path | None) -> Settings:
-    """The settings of a file, or all defaults."""
-    return settings.read(path) if path else Settings()
+    """The settings of a file, or all defaults; the environment overrides either."""
+    return settings.read(path) if path else settings.build({}, environment=os.environ)

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, ModelNotFound
 from pipeline.evaluation.dataset import pictures
 from pipeline.heatmap import encode_picture, overlay
 from pipeline.inspection import Inspector
-from workers.backbones import opener
+from workers.backbones import opener, with_backbone
 from workers.commands import options
 
 _BATCH = 8
@@ -66,10 +66,11 @@ def command(
     key, version = find(store, model, recipe)
     artifact = store.get(key, version)
     named = str(artifact.meta.get("backbone", {}).get("name", ""))
-    known = options.optional_settings(config).weights_files()
+    settings = options.optional_settings(config)
     if weights is not None or backbone is not None:
-        known[backbone or (named if ":" not in named else "")] = weights
-    inspector = Inspector.load(artifact, open_backbone=opener(known, device), limits=Limits())
+        name = backbone or (named if ":" not in named else "")
+        settings = with_backbone(settings, name, weights)
+    inspector = Inspector.load(artifact, open_backbone=opener(settings, device), limits=Limits())
     for path, answer in _inspect(inspector, _paths(images), heatmaps):
         if as_json:
             click.echo(json.dumps(_body(path, answer, artifact.method, version)))

@@ -1,6 +1,7 @@
 """The demo from start to end: draw or read parts, fit, start a line of real processes, watch it, and report."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from rich.live import Live
 from rich.progress import Progress
 
 from model_store import ModelKey, open_store
-from pipeline import commissioning, methods
-from pipeline.backbone import Backbone, default_layers, resolve
+from pipeline import commissioning, methods, settings
+from pipeline.backbone import Backbone
 from pipeline.data import Frame
 from pipeline.decode import Limits, View
 from pipeline.errors import ConfigError
 from pipeline.inspection import Inspector
 from workers import clients, topics
+from workers.backbones import Choice, choose
 from workers.demo import page, parts
 from workers.demo.parts import Plan
 from workers.demo.show import Show, defects_table, summary_table
@@ -45,9 +47,7 @@ class Order:
     broker: str | None
     method: str
     settings: dict[str, str]
-    backbone: str
-    layers: str | None
-    weights: Path | None
+    backbone: Choice
     deadline_ms: int
     seed: int
 
@@ -58,14 +58,11 @@ def run(order: Order, console: Console) -> dict[str, Any]:
     Returns:
         The report, as it was written to `order.report`.
     """
-    net = resolve(
-        order.backbone,
-        tuple(order.layers.split(",")) if order.layers else default_layers(order.backbone),
-        weights=order.weights,
-        factories=[order.backbone],
-        seed=order.seed,
+    net = choose(order.backbone, settings.build({}, environment=os.environ), View().size)
+    console.print(
+        f"backbone: {net.spec.name}, layers {', '.join(net.spec.layers)}, weights {net.spec.weights}, "
+        f"engine {net.spec.engine}"
     )
-    console.print(f"backbone: {net.spec.name}, layers {', '.join(net.spec.layers)}, weights {net.spec.weights}")
     parts.clear(order.directory)
     rig = Rig(order.directory, _tree(order), address=order.broker)
     plans = _plans(order, console)
@@ -92,8 +89,9 @@ def run(order: Order, console: Console) -> dict[str, Any]:
 def _tree(order: Order) -> dict[str, Any]:
     stations = {station: {"deadline_ms": order.deadline_ms} for station in parts.STATIONS}
     tree: dict[str, Any] = {"stations": stations, "frames": {"inline_max_bytes": 8_000_000}}
-    weights = {"weights": str(order.weights.resolve())} if order.weights else {}
-    return tree | {"backbones": {order.backbone: weights}}
+    chosen = order.backbone
+    weights = {"weights": str(chosen.weights.resolve())} if chosen.weights else {}
+    return tree | {"backbones": {chosen.name: weights}, "worker": {"device": chosen.device}}
 
 
 def _plans(order: Order, console: Console) -> tuple[Plan, ...]:

@@ -1,0 +1,164 @@
+"""What a student regresses: crops of photographs, and the leading principal components of what a teacher makes of them.
+
+The teacher sees each photograph once for each view (a crop, perhaps mirrored, perhaps without colour). Pixels and
+components are kept on disk, so that every further epoch costs the student's time alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipeline.backbone import Backbone
+from pipeline.errors import ConfigError
+from pipeline.goldline_s import CHANNELS, LAYERS
+from pipeline.progress import Progress
+
+_PCA_PHOTOS = 400
+_STRIDES = (8, 16)
+_SMALLEST_CROP = 0.5  # of a photograph's short side
+_GREY = 0.15  # share of the crops without colour: many a line's camera has none
+
+
+class Targets:
+    """Crops and what the teacher makes of them, on disk.
+
+    Attributes:
+        key: digest of all that the targets depend on.
+        variance: by layer, of each component, over the photographs: (D,).
+    """
+
+    def __init__(self, folder: Path, count: int, key: str) -> None:
+        self.key = key
+        self._pixels = _open(folder / "pixels.npy")
+        self._maps = {layer: _open(folder / f"{layer}.npy") for layer in LAYERS}
+        told = json.loads((folder / "done.json").read_text())["variance"]
+        self.variance = {layer: torch.tensor(told[layer]) for layer in LAYERS}
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pixels (B, 3, H, W) uint8 and components (B, D, h, w) float32."""
+        rows = np.sort(places)
+        maps = {layer: torch.from_numpy(values[rows].astype(np.float32)) for layer, values in self._maps.items()}
+        return torch.from_numpy(self._pixels[rows]), maps
+
+
+def make(
+    teacher: Backbone,
+    photos: Sequence[Path],
+    folder: Path,
+    *,
+    views: int,
+    size: int,
+    seed: int,
+    fast: AbstractContextManager[Any],
+    progress: Progress,
+) -> Targets:
+    """Targets of these photographs; those that lie in the folder already are taken as they are.
+
+    Args:
+        teacher: with two layers, at strides 8 and 16.
+        photos: pictures' files.
+        folder: where to write, 0.3 MB a view at 224 pixels.
+        views: crops of each photograph.
+        size: side of a crop, in pixels.
+        seed: of the crops.
+        fast: context in which the teacher runs, such as autocast; may be entered again and again.
+        progress: told of each stage.
+
+    Raises:
+        ConfigError: the teacher's layers have other strides, or fewer channels than the student's.
+    """
+    count = len(photos) * views
+    said = [teacher.spec.to_meta(), [p.name for p in photos], views, size, seed, _SMALLEST_CROP, _GREY]
+    key = hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    done = folder / "done.json"
+    if done.exists() and json.loads(done.read_text())["key"] == key:
+        return Targets(folder, count, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
+    sample = photos[:: max(1, len(photos) // _PCA_PHOTOS)]
+    with fast:
+        bases = _principal(teacher, sample, size, seed, progress)
+    pixels = _array(folder / "pixels.npy", np.uint8, (count, 3, size, size))
+    maps = {
+        layer: _array(folder / f"{layer}.npy", np.float16, (count, c, size // stride, size // stride))
+        for layer, c, stride in zip(LAYERS, CHANNELS, _STRIDES, strict=True)
+    }
+    step = 32
+    for at in range(0, count, step):
+        progress("teacher", at, count)
+        places = range(at, min(at + step, count))
+        crops = np.stack([_crop(photos[i % len(photos)], size, (seed, i)) for i in places])
+        pixels[at : places.stop] = crops
+        with fast:
+            seen = teacher(torch.from_numpy(crops))
+        for (layer, (mean, basis, _)), features in zip(bases.items(), seen.values(), strict=True):
+            scored = torch.einsum("bchw,cd->bdhw", features.cpu() - mean.view(1, -1, 1, 1), basis)
+            maps[layer][at : places.stop] = scored.numpy().astype(np.float16)
+    progress("teacher", count, count)
+    variance = {layer: kept.tolist() for layer, (_, _, kept) in bases.items()}
+    done.write_text(json.dumps({"key": key, "variance": variance}))
+    return Targets(folder, count, key)
+
+
+def _principal(
+    teacher: Backbone, photos: Sequence[Path], size: int, seed: int, progress: Progress
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """By student's layer: mean (C,), leading components (C, D) and their variance (D,), from float64 sums."""
+    sums: list[tuple[Tensor, Tensor, int]] = []
+    for done, photo in enumerate(photos):
+        progress("components", done, len(photos))
+        maps = teacher(torch.from_numpy(_crop(photo, size, (seed, done))[None]))
+        for i, (features, stride) in enumerate(zip(maps.values(), _STRIDES, strict=True)):
+            if features.shape[-1] != size // stride:
+                raise ConfigError(f"the teacher's layers must have strides 8 and 16; one has {features.shape[-1]} px")
+            rows = features[0].flatten(1).T.cpu().double()
+            if done == 0:
+                sums.append((rows.sum(0), rows.T @ rows, len(rows)))
+            else:
+                total, square, n = sums[i]
+                sums[i] = (total + rows.sum(0), square + rows.T @ rows, n + len(rows))
+    progress("components", len(photos), len(photos))
+    bases = {}
+    for layer, width, (total, square, n) in zip(LAYERS, CHANNELS, sums, strict=True):
+        if len(total) < width:
+            raise ConfigError(f"the teacher's layer for {layer} has {len(total)} channels; at least {width} are needed")
+        mean = total / n
+        values, vectors = torch.linalg.eigh(square / n - torch.outer(mean, mean))
+        leading = vectors[:, -width:].flip(1).float().contiguous()
+        bases[layer] = (mean.float(), leading, values[-width:].flip(0).clamp_(min=1e-12).float())
+    return bases
+
+
+def _crop(photo: Path, size: int, seed: tuple[int, int]) -> NDArray[np.uint8]:
+    """A crop (3, size, size) of at least half the short side; mirrored half the time, sometimes grey."""
+    chance = np.random.default_rng(seed)
+    with Image.open(photo) as opened:
+        picture = opened.convert("RGB")
+    side = max(1.0, min(picture.size) * chance.uniform(_SMALLEST_CROP, 1.0))
+    x0, y0 = (chance.uniform(0, extent - side) for extent in picture.size)
+    resized = picture.resize((size, size), Image.Resampling.BILINEAR, box=(x0, y0, x0 + side, y0 + side))
+    if chance.random() < _GREY:
+        resized = resized.convert("L").convert("RGB")
+    pixels = np.asarray(resized).transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels[:, :, ::-1] if chance.random() < 0.5 else pixels)
+
+
+def _open(path: Path) -> Any:  # numpy's memory map is not typed; it holds no objects, so nothing is unpickled
+    return np.lib.format.open_memmap(path, mode="r")
+
+
+def _array(path: Path, kind: Any, shape: tuple[int, ...]) -> Any:  # numpy's memory map is not typed
+    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)

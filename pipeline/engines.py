@@ -1,0 +1,188 @@
+"""What runs a frozen network: torch anywhere, or OpenVINO on a CPU, in float32 or bfloat16.
+
+The engine belongs to a model version: thresholds are calibrated with it, so it is chosen when a model is fitted, never
+when it is loaded. OpenVINO sees one picture at a time: on a CPU a batch gains nothing (measured), and a picture's
+features are then the same alone as in any company.
+"""
+
+import statistics
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+
+ENGINES = ("torch", "openvino-fp32", "openvino-bf16")
+AUTO = "auto"
+_AGREE = 0.02  # relative error of features that an engine may have against torch in float32
+_TRIALS = 7
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """Pixels to feature maps."""
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) uint8 -> a map (B, C, h, w) float32 for each layer."""
+        ...
+
+
+class Preprocessed(nn.Module):
+    """A network with its normalisation in front: (B, 3, H, W) uint8, RGB -> one map a layer, in order."""
+
+    def __init__(self, net: nn.Module, layers: tuple[str, ...], scale: Tensor, shift: Tensor, *, bgr: bool) -> None:
+        super().__init__()
+        self.net, self.layers, self.bgr = net, layers, bgr
+        self.scale = nn.Buffer(scale.view(1, 3, 1, 1))
+        self.shift = nn.Buffer(shift.view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """As the class says; scale and shift are in the network's order of channels."""
+        x = images.flip(1) if self.bgr else images
+        x = x.to(torch.float32, memory_format=torch.channels_last) * self.scale + self.shift
+        maps = self.net(x)
+        return tuple(maps[layer] for layer in self.layers)
+
+
+class TorchEngine:
+    """Runs on any device of torch, in float32."""
+
+    def __init__(self, net: Preprocessed, device: torch.device) -> None:
+        self._device = device
+        self._net = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """As `Engine` says."""
+        return [each.float() for each in self._net(images.to(self._device, non_blocking=True))]
+
+
+class OpenVinoEngine:
+    """Runs on the CPU; a graph is compiled for each size of picture when the first of it comes."""
+
+    def __init__(self, net: Preprocessed, precision: str) -> None:
+        self._core = _openvino().Core()
+        if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ConfigError("this CPU has no bfloat16: fit anew here, or with --engine openvino-fp32")
+        self._net = net.cpu()
+        self._options = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._requests: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """As `Engine` says."""
+        pixels = np.ascontiguousarray(images.cpu().numpy())
+        with self._lock:
+            request = self._request((pixels.shape[2], pixels.shape[3]))
+            maps: list[Tensor] = []
+            for place in range(len(pixels)):
+                request.infer({0: pixels[place : place + 1]}, share_inputs=True)
+                outputs = [torch.from_numpy(output.data) for output in request.output_tensors]
+                maps = maps or [output.new_empty(len(pixels), *output.shape[1:]) for output in outputs]
+                for whole, output in zip(maps, outputs, strict=True):
+                    whole[place] = output[0]
+            return maps or [each[:0] for each in self._blank(request)]
+
+    @staticmethod
+    def _blank(request: Any) -> list[Tensor]:
+        return [torch.zeros(tuple(output.shape)) for output in request.output_tensors]
+
+    def _request(self, size: tuple[int, int]) -> Any:
+        if size not in self._requests:
+            example = torch.zeros(1, 3, *size, dtype=torch.uint8)
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's and OpenVINO's about each other
+                graph = _openvino().convert_model(torch.export.export(self._net, (example,)))
+            graph.reshape({0: example.shape})
+            self._requests[size] = self._core.compile_model(graph, "CPU", self._options).create_infer_request()
+        return self._requests[size]
+
+
+def make(net: Preprocessed, engine: str, device: torch.device) -> Engine:
+    """The engine of that name, running this network.
+
+    Raises:
+        ConfigError: no such engine, or it cannot run here or not on this device.
+    """
+    if engine == "torch":
+        return TorchEngine(net, device)
+    if engine not in ENGINES:
+        raise ConfigError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
+    if device.type != "cpu":
+        raise ConfigError(f"{engine} runs on the CPU, and the device asked for is {device}: choose cpu, or fit anew")
+    return OpenVinoEngine(net, engine.partition("-")[2])
+
+
+def candidates(device: torch.device) -> list[str]:
+    """Engines worth a trial on this device, torch first."""
+    if device.type != "cpu" or not _has_openvino():
+        return ["torch"]
+    able = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return [name for name in ENGINES if name != "openvino-bf16" or "BF16" in able]
+
+
+def fastest(opened: dict[str, T], run: Callable[[T, Tensor], list[Tensor]], size: tuple[int, int]) -> T:
+    """The one that takes least time for a picture of (H, W), among those that agree with torch.
+
+    Args:
+        opened: by engine's name, torch first.
+        run: features of a picture.
+        size: (H, W) of the trial.
+    """
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (1, 3, 8, 8), generator=generator).float()
+    picture = nn.functional.interpolate(coarse, size=size, mode="bilinear").to(torch.uint8)
+    truth = run(opened["torch"], picture)
+    took: dict[str, float] = {}
+    for name, each in opened.items():
+        made = run(each, picture)
+        wrong = max(float((a - b).norm() / b.norm().clamp_(min=1e-9)) for a, b in zip(made, truth, strict=True))
+        if wrong <= _AGREE:
+            took[name] = statistics.median(_seconds(partial(run, each, picture)) for _ in range(_TRIALS))
+    return opened[min(took, key=lambda name: took[name])]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+@cache
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware, as far as the kernel says."""
+    try:
+        return "bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+@cache
+def _has_openvino() -> bool:
+    try:
+        _openvino()
+    except ConfigError:
+        return False
+    return True
+
+
+def _openvino() -> Any:
+    """The package, imported when it is first needed: it takes a second."""
+    try:
+        import openvino  # noqa: PLC0415 - an optional extra
+    except ImportError as error:
+        raise ConfigError("OpenVINO is not installed: pip install 'goldline[cpu]', or --engine torch") from error
+    return openvino

@@ -1,0 +1,90 @@
+"""Engines give torch's features, whichever runs them; the fastest that does is chosen."""
+
+import time
+
+import pytest
+import torch
+
+from pipeline import engines
+from pipeline.backbone import on_fastest_engine, resolve
+from pipeline.errors import ConfigError
+
+CPU = torch.device("cpu")
+OTHERS = [name for name in engines.candidates(CPU) if name != "torch"]
+TOLERANCE = {"openvino-fp32": 1e-5, "openvino-bf16": engines._AGREE}
+
+
+def pictures(b=3, h=64, w=96):
+    return torch.randint(0, 256, (b, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module", params=["goldline-s", "resnet18"])
+def backbone(request):
+    random = request.param != "goldline-s"
+    return resolve(request.param, ("layer2", "layer3"), weights=None, random_weights=random, factories=())
+
+
+def test_openvino_is_there_where_the_tests_run():
+    assert "openvino-fp32" in OTHERS, "the development environment has the extra `cpu`"
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_features_agree_with_torch(backbone, engine):
+    images = pictures()
+    copy = images.clone()
+    made, truth = backbone.on(engine)(images), backbone(images)
+    assert list(made) == list(truth)
+    for layer, expected in truth.items():
+        assert made[layer].shape == expected.shape
+        assert made[layer].dtype == torch.float32
+        assert (made[layer] - expected).norm() <= TOLERANCE[engine] * expected.norm()
+    assert torch.equal(images, copy)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_a_picture_has_the_same_features_alone_and_in_company(backbone, engine):
+    net = backbone.on(engine)
+    images = pictures()
+    together = net(images)
+    for place in range(len(images)):
+        alone = net(images[place : place + 1])
+        assert all(torch.equal(alone[layer][0], together[layer][place]) for layer in together)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_pictures_of_another_size_and_no_pictures_at_all(backbone, engine):
+    net = backbone.on(engine)
+    assert [tuple(m.shape) for m in net(pictures(1, 32, 64)).values()] == [(1, 128, 4, 8), (1, 256, 2, 4)]
+    assert [tuple(m.shape) for m in net(pictures(0, 32, 64)).values()] == [(0, 128, 4, 8), (0, 256, 2, 4)]
+
+
+def test_what_later_pictures_do_leaves_earlier_features_alone(backbone):
+    net = backbone.on(OTHERS[0])
+    first = net(pictures())
+    kept = {layer: each.clone() for layer, each in first.items()}
+    net(255 - pictures())
+    assert all(torch.equal(first[layer], kept[layer]) for layer in kept)
+
+
+def test_the_chosen_engine_belongs_to_the_spec(backbone):
+    chosen = on_fastest_engine(backbone, (64, 64))
+    assert chosen.spec.engine in engines.candidates(CPU)
+    assert not chosen.spec.same_features(backbone.spec) or chosen.spec.engine == "torch"
+
+
+def test_the_fastest_wins_unless_its_features_are_wrong():
+    def run(engine, picture):
+        seconds, factor = engine
+        time.sleep(seconds)
+        return [picture.float() * factor]
+
+    opened = {"torch": (0.02, 1.0), "wrong": (0.0, 1.1), "fast": (0.002, 1.001), "slow": (0.03, 1.0)}
+    assert engines.fastest(opened, run, (8, 8)) == opened["fast"]
+
+
+def test_an_engine_that_cannot_be_is_refused(backbone):
+    with pytest.raises(ConfigError, match="there are torch, openvino"):
+        backbone.on("tensorrt")
+    net = engines.Preprocessed(torch.nn.Identity(), ("x",), torch.ones(3), torch.zeros(3), bgr=False)
+    with pytest.raises(ConfigError, match="runs on the CPU"):
+        engines.make(net, "openvino-fp32", torch.device("cuda"))
