@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import threading
 import time
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,20 @@ from workers.camera import Camera, Shot
 from workers.rig import temporary
 
 STATION = "bench/walk"
-_WARM_UP = 150
+# A broker runs for months, and a Java program is slow at first: cold, each message takes a millisecond longer.
+_WARM_UP = 1000
+_WARM_UP_RATE = 100.0
+_PAUSE = re.compile(r"\[(\S+)\].* Pause .* ([\d.]+)ms$")
 _LEFT_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walked:
-    """Milliseconds from frame sent to result read. `stages_ms` are medians and p99s; `slowest` the worst frames."""
+    """Milliseconds from frame sent to result read, of a broker that is warm.
+
+    `stages_ms` are medians and p99s; `slowest` the worst frames, with how long the development broker stood still for a
+    garbage collection meanwhile.
+    """
 
     frames: int
     rate: float
@@ -48,7 +57,7 @@ def run(*, size: int, rate: float, frames: int, seed: int = 0) -> Walked:
     Args:
         size: bytes of a frame; they are random, as a JPEG's are to Kafka.
         rate: frames a second.
-        frames: how many are measured, after 30 that warm up.
+        frames: how many are measured, after those that warm worker and broker up.
         seed: of the bytes.
     """
     tree = {
@@ -65,7 +74,7 @@ def run(*, size: int, rate: float, frames: int, seed: int = 0) -> Walked:
         camera = Camera(settings, STATION)
         picture = np.random.default_rng(seed).bytes(size)
         shot = Shot(name="random", image=picture, content_type="application/octet-stream")
-        camera.play(iter([shot] * _WARM_UP), rate=min(rate or 30.0, 30.0))
+        camera.play(iter([shot] * _WARM_UP), rate=_WARM_UP_RATE)
         time.sleep(1.0)
         pauses.settle()
         sent: dict[str, float] = {}
@@ -82,7 +91,17 @@ def run(*, size: int, rate: float, frames: int, seed: int = 0) -> Walked:
             time.sleep(0.05)
         reader.stop()
         worker.check()
-    return _figures(sent, reader, size=size, rate=rate)
+        pauses_of_broker = _pauses(rig.directory / "kafka" / "gc.log")
+    return _figures(sent, reader, pauses_of_broker, size=size, rate=rate)
+
+
+def _pauses(log: Path) -> list[tuple[float, float]]:
+    """Begin and end of the development broker's collections, in seconds of the epoch; none of another broker's."""
+    if not log.exists():
+        return []
+    found = (_PAUSE.search(line) for line in log.read_text(encoding="utf-8").splitlines())
+    ends = [(datetime.fromisoformat(m[1]).timestamp(), float(m[2]) / 1000) for m in found if m]
+    return [(end - lasted, end) for end, lasted in ends]
 
 
 class _Reader(threading.Thread):
@@ -111,7 +130,9 @@ class _Reader(threading.Thread):
         self.join(10)
 
 
-def _figures(sent: dict[str, float], reader: _Reader, *, size: int, rate: float) -> Walked:
+def _figures(
+    sent: dict[str, float], reader: _Reader, broker: list[tuple[float, float]], *, size: int, rate: float
+) -> Walked:
     rows = []
     for frame_id, at in sent.items():
         if frame_id not in reader.read:
@@ -126,6 +147,7 @@ def _figures(sent: dict[str, float], reader: _Reader, *, size: int, rate: float)
                 "in_worker": result.timings_ms.total,
                 "to_broker": (appended - result.decided_at.timestamp()) * 1000,
                 "to_reader": (read - appended) * 1000,
+                "broker_paused": 1000 * sum(max(0.0, min(read, end) - max(at, begin)) for begin, end in broker),
             }
         )
     total = np.array([r["total"] for r in rows] or [math.nan])

@@ -145,7 +145,7 @@ def _launch(directory: Path, port: int, *, keep_data: bool) -> int:
     log = directory / "kafka.log"
     if log.exists():
         log.replace(directory / "kafka.log.1")
-    gc_log = "-Xlog:gc:file=gc.log:uptime:filecount=1,filesize=1m"
+    gc_log = "-Xlog:gc:file=gc.log:time:filecount=1,filesize=1m"
     argv = [runtime, *_JVM, gc_log, _mark(directory), *classes, "kafka.Kafka", str(settings)]
     with log.open("wb") as out:
         # A session of its own: Ctrl-C in the terminal that started it must not end it.
