@@ -73,7 +73,7 @@ def commission(
         FitError: too few readable goods; the message says how many are needed.
     """
     started = time.perf_counter()
-    decoded = _decode_all(goods, view, limits, progress)
+    decoded = decode_all(goods, view, limits, progress)
     n = len(decoded.frame_ids)
     if n < GOODS_MIN:
         raise FitError(
@@ -105,7 +105,8 @@ def score_all(detector: Detector, images: Images, *, progress: Progress = silent
     return Scores(torch.cat([p.image for p in parts]), torch.cat([p.map for p in parts]))
 
 
-def _decode_all(goods: Sequence[Frame], view: View, limits: Limits, progress: Progress) -> Decoded:
+def decode_all(goods: Sequence[Frame], view: View, limits: Limits, progress: Progress) -> Decoded:
+    """Many frames as one batch; what cannot be read is in its `failures`."""
     parts = []
     for done, frame in enumerate(goods):
         progress("decode", done, len(goods))

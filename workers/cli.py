@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "the whole line on this machine: broker, cameras, worker, gate, and a report",
     "fit": "learn a station's good parts from a folder of pictures",
     "score": "verdicts for pictures, without Kafka",
+    "evaluate": "figures of merit of methods on datasets with known defects",
     "check": "validate a line.toml",
     "models": "list, show, promote and roll back model versions",
     "worker": "inspect frames: the process that runs on line servers",
@@ -21,7 +22,7 @@ COMMANDS = {
     "dead-letters": "list, show and replay frames that could not be read",
     "topics": "create and check the topics",
     "kafka": "run a development broker on this machine",
-    "weights": "train the compact backbone",
+    "weights": "find, import, export and verify weights of backbones; train the compact one",
     "bench": "measure",
 }
 

@@ -1,9 +1,13 @@
-"""Figures of merit."""
+"""Figures of merit. All rank: a higher score means more anomalous, and no threshold is chosen on the test set."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from numpy.typing import NDArray
+from scipy import ndimage, stats
+
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+_FEWEST = 1.0  # goods that the allowed share must amount to, for misses at that share to mean anything
 
 
 def auroc(goods: Sequence[float], defects: Sequence[float]) -> float | None:
@@ -12,9 +16,90 @@ def auroc(goods: Sequence[float], defects: Sequence[float]) -> float | None:
     Returns:
         None where either side is empty: then there is nothing to rank.
     """
-    if not goods or not defects:
+    return _auroc(np.asarray(goods, np.float64), np.asarray(defects, np.float64))
+
+
+def average_precision(goods: Sequence[float], defects: Sequence[float]) -> float | None:
+    """Sum over thresholds of precision times the recall gained there, defects being what is sought.
+
+    Returns:
+        None where there are no defects.
+    """
+    if not len(defects):
         return None
-    ranks = stats.rankdata(np.concatenate([np.asarray(goods, np.float64), np.asarray(defects, np.float64)]))
+    scores = np.concatenate([np.asarray(goods, np.float64), np.asarray(defects, np.float64)])
+    sought = np.arange(len(scores)) >= len(goods)
+    order = np.argsort(-scores, kind="stable")
+    ends = _ends_of_ties(scores[order])
+    found = np.cumsum(sought[order])[ends]
+    recall_gained = np.diff(found, prepend=0) / len(defects)
+    return float((recall_gained * found / (ends + 1)).sum())
+
+
+def misses_at(goods: Sequence[float], defects: Sequence[float], rate: float) -> float | None:
+    """Share of the defects that pass where at most `rate` of these goods is rejected.
+
+    Returns:
+        None where `rate` of the goods is less than one of them, or there are no defects.
+    """
+    allowed = int(rate * len(goods) + 1e-9)
+    if not len(defects) or allowed < _FEWEST:
+        return None
+    line = np.sort(np.asarray(goods, np.float64))[-(allowed + 1)] if allowed < len(goods) else -np.inf
+    return float((np.asarray(defects, np.float64) <= line).mean())
+
+
+def pixel_auroc(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> float | None:
+    """AUROC of all pixels pooled. It saturates, and favours large defects.
+
+    Args:
+        maps: (N, H, W).
+        masks: (N, H, W), true on defects.
+    """
+    return _auroc(maps[~masks].astype(np.float64), maps[masks].astype(np.float64))
+
+
+def aupro(maps: NDArray[np.float32], masks: NDArray[np.bool_], limit: float = 0.3) -> float | None:
+    """Area under the per-region overlap, up to a false-positive rate of `limit`, divided by it.
+
+    Regions are the masks' connected components (eight neighbours); each counts the same, however large
+    (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021).
+
+    Args:
+        maps: (N, H, W).
+        masks: (N, H, W), true on defects.
+        limit: in (0, 1].
+
+    Returns:
+        None where no pixel, or every pixel, is defective.
+    """
+    if not masks.any() or masks.all():
+        return None
+    overlap = np.zeros(maps.shape, np.float64)
+    regions = 0
+    for share, mask in zip(overlap, masks, strict=True):
+        labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
+        regions += count
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        share[mask] = 1 / sizes[labels[mask]]
+    order = np.argsort(-maps.ravel(), kind="stable")
+    ends = _ends_of_ties(maps.ravel()[order])
+    pro = np.concatenate([[0], np.cumsum(overlap.ravel()[order])[ends] / regions])
+    fpr = np.concatenate([[0], np.cumsum(~masks.ravel()[order])[ends] / (~masks).sum()])
+    at_limit = np.interp(limit, fpr, pro)
+    inside = fpr < limit
+    return float(np.trapezoid(np.append(pro[inside], at_limit), np.append(fpr[inside], limit)) / limit)
+
+
+def _auroc(goods: NDArray[np.float64], defects: NDArray[np.float64]) -> float | None:
+    if not len(goods) or not len(defects):
+        return None
+    ranks = stats.rankdata(np.concatenate([goods, defects]))
     m = len(defects)
     above = float(ranks[len(goods) :].sum()) - m * (m + 1) / 2
     return above / (len(goods) * m)
+
+
+def _ends_of_ties(descending: NDArray[np.floating]) -> NDArray[np.intp]:
+    """The last place of every run of equal values: a threshold cannot part them."""
+    return np.append(np.flatnonzero(np.diff(descending)), len(descending) - 1)

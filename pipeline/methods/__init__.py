@@ -14,7 +14,7 @@ from pipeline.methods.base import Detector, Method
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
 from pipeline.progress import Progress, silent
 
-__all__ = ["METHODS", "MethodEntry", "fit", "load", "make_config"]
+__all__ = ["METHODS", "MethodEntry", "fit", "load", "make_config", "settings_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,16 @@ def make_config(method_name: str, settings: Mapping[str, Any]) -> Any:
         return msgspec.convert(dict(settings), config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{method_name}: {error}") from error
+
+
+def settings_for(method_name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that the method has: for one list that serves several methods.
+
+    Raises:
+        ConfigError: an unknown method.
+    """
+    known = {entry.name for entry in fields(_entry(method_name).config)}
+    return {key: value for key, value in settings.items() if key in known}
 
 
 def _entry(method_name: str) -> MethodEntry:

@@ -1,12 +1,19 @@
 """Figures against their definitions, and folders as people really leave them."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
+from sklearn import metrics
 
+from pipeline.backbone import resolve
+from pipeline.decode import Limits, View
 from pipeline.errors import ConfigError
-from pipeline.evaluation import dataset
-from pipeline.evaluation.figures import auroc
+from pipeline.evaluation import dataset, trial
+from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc
+from pipeline.methods import make_config
 from pipeline.synthetic import defects_of, write_dataset
 
 
@@ -96,3 +103,99 @@ def test_a_test_picture_in_no_folder_is_told(tmp_path):
     picture(tmp_path / "test/stray.png")
     with pytest.raises(ConfigError, match=r"stray\.png lies beside"):
         dataset.tests(tmp_path)
+
+
+def scored(seed, levels):
+    rng = np.random.default_rng(seed)
+    maps = rng.integers(0, levels, (3, 12, 14)).astype(np.float32)
+    masks = np.zeros(maps.shape, bool)
+    masks[0, 2:5, 3:6] = masks[0, 8:10, 1:3] = masks[1, 4:9, 4:12] = True
+    return maps + masks * rng.random(maps.shape).astype(np.float32) * levels, masks
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_equal_scikit_learn(seed, levels):
+    rng = np.random.default_rng(seed)
+    goods = rng.integers(0, levels, 30).astype(float).tolist()
+    defects = (rng.integers(0, levels, 20) + 1).astype(float).tolist()
+    truth, scores = [0] * 30 + [1] * 20, goods + defects
+    assert auroc(goods, defects) == pytest.approx(metrics.roc_auc_score(truth, scores))
+    assert average_precision(goods, defects) == pytest.approx(metrics.average_precision_score(truth, scores))
+    maps, masks = scored(seed, levels)
+    assert pixel_auroc(maps, masks) == pytest.approx(metrics.roc_auc_score(masks.ravel(), maps.ravel()))
+
+
+def aupro_by_thresholds(maps, masks, limit):
+    """The definition, one threshold at a time."""
+    regions = []
+    for place, mask in enumerate(masks):
+        labels, count = ndimage.label(mask, np.ones((3, 3)))
+        regions += [(place, labels == n + 1) for n in range(count)]
+    points = [(0.0, 0.0)]
+    for line in np.unique(maps)[::-1]:
+        above = maps >= line
+        overlap = np.mean([above[place][region].mean() for place, region in regions])
+        points.append((above[~masks].mean(), overlap))
+    area = 0.0
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x0 >= limit:
+            break
+        end = min(x1, limit)
+        top = y1 if x1 == x0 else y0 + (y1 - y0) * (end - x0) / (x1 - x0)
+        area += (end - x0) * (y0 + top) / 2
+    return area / limit
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+@pytest.mark.parametrize("seed", range(3))
+def test_aupro_equals_its_definition(seed, levels, limit):
+    maps, masks = scored(seed, levels)
+    assert aupro(maps, masks, limit) == pytest.approx(aupro_by_thresholds(maps, masks, limit))
+
+
+def test_aupro_of_cases_made_by_hand():
+    masks = np.zeros((1, 10, 10), bool)
+    masks[0, :2, :5] = True  # one region of 10 pixels
+    masks[0, 9, 9] = True  # one of 1 pixel
+    perfect = masks.astype(np.float32)
+    assert aupro(perfect, masks) == pytest.approx(1.0)
+    assert aupro(1 - perfect, masks) == pytest.approx(0.0)
+    only_the_large_one = perfect.copy()
+    only_the_large_one[0, 9, 9] = 0
+    # Half the regions are found at no false positive; the rest of the curve is a straight line to (1, 1).
+    assert aupro(only_the_large_one, masks, 0.3) == pytest.approx(0.5 + 0.5 * 0.3 / 2)
+    assert aupro(perfect, np.zeros_like(masks)) is None
+    assert aupro(perfect, np.ones_like(masks)) is None
+
+
+def test_misses_at_a_rate_of_false_rejects():
+    goods = [float(i) for i in range(200)]
+    defects = [150.0, 198.0, 197.5, 250.0]
+    assert misses_at(goods, defects, 0.01) == 0.25, "two goods may lie above, so the line is at 197"
+    assert misses_at(goods, [197.0], 0.01) == 1.0, "a defect on the line passes, as a part does"
+    assert misses_at(goods, defects, 0.005) == 0.5, "one good may lie above: the line is at 198"
+    assert misses_at(goods, defects, 0.001) is None, "a thousandth of 200 goods is no part"
+    assert misses_at(goods, [], 0.01) is None
+
+
+def test_a_trial_has_every_figure_that_its_dataset_allows(tmp_path):
+    write_dataset(tmp_path / "cap", "cap", goods=12, test_goods=4, defects_each=1, seed=5)
+    net = resolve("resnet18", ("layer1",), weights=None, random_weights=True, factories=())
+    view = View(size=(64, 64))
+    pictures = trial.read(tmp_path / "cap", view, Limits())
+    config = make_config("patchcore", {"coreset": 0.02})
+    done = trial.run(pictures, "patchcore", config, net, seed=0)
+    row = done.row
+    assert (row.dataset, row.method, row.backbone, row.seed, row.engine) == ("cap", "patchcore", "resnet18", 0, "torch")
+    assert (row.goods, row.defects) == (4, len(defects_of("cap")))
+    for value in (row.image_auroc, row.pixel_auroc, row.aupro_030, row.aupro_005, row.average_precision):
+        assert 0 <= value <= 1
+    assert row.misses_at == {"0.01": None, "0.005": None, "0.001": None}, "four goods are too few to say"
+    assert row.fit_s > 0
+    assert row.ms_per_frame > 0
+    assert row.bank_bytes == 4 * 64 * int(12 * 16 * 16 * 0.02)
+    (next((tmp_path / "cap" / "ground_truth").rglob("*.png"))).unlink()
+    assert trial.read(tmp_path / "cap", view, Limits()).masks is None, "a defect without a mask would count as good"
+    assert trial.run(pictures, "patchcore", config, net, seed=0).row.image_auroc == row.image_auroc

@@ -500,3 +500,22 @@ def test_score_refuses_what_cannot_be_read_or_written(goldline, plant, pictures,
     taken.write_text("")
     message = goldline(*score, pictures / "parts", "--store", url, "--heatmaps", taken).refused()
     assert message == f"goldline: {taken}: File exists"
+
+
+def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
+    folder = tmp_path / "sets"
+    synthetic.write_dataset(folder / "gear", "gear", goods=8, test_goods=3, defects_each=1, seed=2)
+    options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
+    files = ("--json", tmp_path / "rows.json", "--html", tmp_path / "page.html")
+    ran = goldline("evaluate", folder, *options, "--set", "coreset=0.05", "--seeds", 2, *files)
+    assert ran.status == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["dataset"], row["method"], row["seed"]) for row in rows] == [("gear", "patchcore", s) for s in (0, 1)]
+    wanted = "dataset method backbone seed image_auroc pixel_auroc aupro_030 aupro_005 misses_at goods"
+    assert {*wanted.split(), "average_precision", "defects", "fit_s", "ms_per_frame", "bank_bytes"} <= rows[0].keys()
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") == 2
+    assert page.count("<figure") > 4
+    assert "nearest: patchcore" in goldline("evaluate", folder, *options, "--methods", "patchcor").refused()
+    assert "none of patchcore has the setting" in goldline("evaluate", folder, *options, "--set", "x=1").refused()
+    assert "neither a dataset" in goldline("evaluate", tmp_path / "sets" / "gear" / "test", *options).refused()

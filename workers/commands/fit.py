@@ -3,14 +3,12 @@
 import getpass
 import hashlib
 import json
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from model_store import ModelKey, open_store, short
 from pipeline import commissioning, methods
@@ -20,6 +18,7 @@ from pipeline.decode import Limits, View
 from pipeline.evaluation import dataset
 from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
+from workers.progress_bars import shown
 
 
 @click.command("fit")
@@ -120,20 +119,7 @@ def _commission(
     console: Console,
 ) -> Commissioned:
     config = methods.make_config(method, options.pairs(settings))
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bars:
-        shown: dict[str, TaskID] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                shown[stage] = bars.add_task(stage, total=total)
-            bars.update(shown[stage], completed=done, total=total)
-
+    with shown(console) as progress:
         return commissioning.commission(
             [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths],
             method=method,

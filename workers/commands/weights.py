@@ -2,16 +2,14 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Literal
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipeline.errors import ConfigError
 from workers.commands import options
+from workers.progress_bars import shown
 
 
 @click.group("weights")
@@ -207,15 +205,7 @@ def distil(
     chosen = Choice(name=teacher, layers=teacher_layers.split(","), weights=teacher_weights, device=device)
     net = choose(chosen, options.optional_settings(None), (224, 224))
     stem, one, two, three = (max(8, round(width * usual / 8) * 8) for usual in WIDTHS)
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
-        shown: dict[str, TaskID] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in shown:
-                shown[stage] = bars.add_task(stage, total=total)
-            bars.update(shown[stage], completed=done, total=total)
-
+    with shown() as progress:
         made = train(
             net,
             pictures(photos)[:limit],

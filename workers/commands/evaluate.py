@@ -1,0 +1,130 @@
+"""`goldline evaluate`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import ConfigError
+from workers.backbones import DEFAULT, Choice
+from workers.commands import options
+from workers.progress_bars import shown
+
+_COLUMNS = ("image_auroc", "pixel_auroc", "aupro_030", "aupro_005", "average_precision")
+
+
+@click.command("evaluate")
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--methods", "names", default="patchcore", show_default=True, help="Methods, as in patchcore,padim.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting, for the methods that have it.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
+@click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
+@click.option("--crop", is_flag=True, help="See the papers' centre crop.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows there.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the worst cases.")
+@click.option("--config", type=click.Path(path_type=Path), help="A line.toml, for where weights lie.")
+@options.backbone
+def command(
+    folders: tuple[Path, ...],
+    names: str,
+    settings: tuple[str, ...],
+    seeds: int,
+    size: int,
+    crop: bool,
+    json_file: Path | None,
+    html: Path | None,
+    config: Path | None,
+    backbone: str | None,
+    layers: str | None,
+    weights: Path | None,
+    random_weights: bool,
+    engine: str,
+    device: str,
+) -> None:
+    """Figures of merit of methods on FOLDERS: datasets in MVTec layout, or folders of such datasets.
+
+    Fits on train/good, scores the test set. Labels are used for the figures alone. Misses are given where one false
+    reject is at most the stated share of the test's goods; figures of pixels where every defect has a mask (positive:
+    more than half after a nearest resize).
+
+    \b
+    Examples:
+      goldline evaluate photos --methods patchcore --seeds 3
+      goldline evaluate datasets/ --json rows.json --html worst.html
+    """
+    from pipeline import methods  # noqa: PLC0415 - torch takes seconds to import
+    from pipeline.decode import Limits, View  # noqa: PLC0415
+    from pipeline.evaluation import trial  # noqa: PLC0415
+    from workers import evaluation_page  # noqa: PLC0415
+    from workers.backbones import choose  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    view = View(size=(size, size), crop=crop)
+    chosen = Choice(
+        name=backbone or DEFAULT,
+        layers=layers.split(",") if layers else (),
+        weights=weights,
+        random_weights=random_weights,
+        engine=engine,
+        device=device,
+    )
+    given = options.pairs(settings)
+    configs = {name: methods.make_config(name, methods.settings_for(name, given)) for name in names.split(",")}
+    known = {key for name in configs for key in methods.settings_for(name, given)}
+    if unknown := given.keys() - known:
+        raise ConfigError(f"none of {names} has the setting {', '.join(sorted(unknown))}")
+    net = choose(chosen, options.optional_settings(config), view.size)
+    rows: list[trial.Row] = []
+    kept: list[trial.Trial] = []
+    for folder in _datasets(folders):
+        with shown(console) as progress:
+            pictures = trial.read(folder, view, Limits(), progress=progress)
+        for name, method_config in configs.items():
+            for seed in range(seeds):
+                with shown(console) as progress:
+                    done = trial.run(pictures, name, method_config, net, seed=seed, progress=progress)
+                rows.append(done.row)
+                if html and seed == 0:
+                    kept.append(done)
+            of_method = rows[-seeds:]
+            console.print(f"{folder.name} {name}: {_line(trial.mean_of(of_method))}", highlight=False)
+    if json_file:
+        json_file.write_text(json.dumps([row.body() for row in rows], indent=2) + "\n", encoding="utf-8")
+    if html:
+        html.write_text(evaluation_page.render(kept), encoding="utf-8")
+    Console().print(_table(rows))
+
+
+def _datasets(folders: tuple[Path, ...]) -> list[Path]:
+    """Each folder that has train/good, or those in it that do."""
+    found: list[Path] = []
+    for folder in folders:
+        below = sorted(p.parent for p in folder.glob("*/train") if p.is_dir())
+        inner = [folder] if (folder / "train").is_dir() else below
+        if not inner:
+            raise ConfigError(
+                f"{folder}: neither a dataset in MVTec layout (train/good, test/good, test/DEFECT) nor a folder of such"
+            )
+        found += inner
+    return found
+
+
+def _line(means: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in means.items() if value is not None)
+
+
+def _table(rows: list[Any]) -> Table:
+    table = Table(caption="ms: embed and score of one picture; pixel figures: masks after a nearest resize")
+    for name in ("dataset", "method", "seed"):
+        table.add_column(name)
+    for name in (*_COLUMNS, "fit s", "ms", "bank MB"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        figures = [getattr(row, name) for name in _COLUMNS]
+        shown_figures = ["-" if value is None else f"{value:.4f}" for value in figures]
+        costs = [f"{row.fit_s:.1f}", f"{row.ms_per_frame:.1f}", f"{row.bank_bytes / 1e6:.1f}"]
+        table.add_row(row.dataset, row.method, str(row.seed), *shown_figures, *costs)
+    return table
