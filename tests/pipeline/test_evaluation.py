@@ -175,7 +175,7 @@ def test_misses_at_a_rate_of_false_rejects():
     defects = [150.0, 198.0, 197.5, 250.0]
     assert misses_at(goods, defects, 0.01) == 0.25, "two goods may lie above, so the line is at 197"
     assert misses_at(goods, [197.0], 0.01) == 1.0, "a defect on the line passes, as a part does"
-    assert misses_at(goods, defects, 0.005) == 0.5, "one good may lie above: the line is at 198"
+    assert misses_at(goods, defects, 0.005) == 0.75, "one good may lie above: the line is at 198"
     assert misses_at(goods, defects, 0.001) is None, "a thousandth of 200 goods is no part"
     assert misses_at(goods, [], 0.01) is None
 
