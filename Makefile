@@ -1,7 +1,7 @@
 # Nothing here needs an activated virtual environment. ARGS goes to the command: make test ARGS="-k gate".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format bench clean
+.PHONY: help setup demo test check lint format bench backbones clean
 BIN := .venv/bin
 TESTS ?= tests
 
@@ -33,6 +33,9 @@ format: setup ## format, and mend what can be mended by itself
 
 bench: setup ## measure this machine
 	@$(BIN)/goldline bench $(ARGS)
+
+backbones: setup ## the table of backbones, on the pictures that GOLDLINE_DATA names
+	@$(BIN)/python -m tests.benchmarks.backbones $(ARGS)
 
 clean: ## remove what the tools left behind; .venv and the broker's data stay
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache build dist

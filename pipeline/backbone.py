@@ -6,7 +6,7 @@ are read from safetensors alone; nothing is unpickled.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +54,10 @@ class Backbone:
         ).eval()
         self.channels: dict[str, int] = _probe(self._net, spec)
         self._engine = engines.make(whole, spec.engine, device)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of the network, frozen."""
+        return self._net.parameters()
 
     def on(self, engine: str) -> "Backbone":
         """The same features from another engine."""

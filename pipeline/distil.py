@@ -24,7 +24,8 @@ from pipeline import distil_targets, engines
 from pipeline.backbone import Backbone
 from pipeline.backbone_spec import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.errors import FitError
-from pipeline.goldline_s import LAYERS, WIDTHS, GoldlineS
+from pipeline.goldline_s import LAYERS, NAME, WIDTHS, GoldlineS
+from pipeline.networks import state_sha256
 from pipeline.progress import Progress, silent
 
 
@@ -175,14 +176,17 @@ class _Checkpoint:
 def _write(
     student: GoldlineS, out: Path, teacher: Backbone, photos: int, config: DistilConfig, missed: Mapping[str, float]
 ) -> None:
+    state: dict[str, Any] = student.state_dict()
+    half = {n: t.half().contiguous().cpu() for n, t in state.items() if not n.endswith("num_batches_tracked")}
     card = {
+        "name": NAME,
+        "origin": f"distilled from {teacher.spec.name}",
+        "sha256": state_sha256(half),
         "teacher": teacher.spec.to_meta(),
         "photos": photos,
         "config": asdict(config),
         "unexplained": dict(missed),
     }
-    state: dict[str, Any] = student.state_dict()
-    half = {n: t.half().contiguous() for n, t in state.items() if not n.endswith("num_batches_tracked")}
     part = out.with_suffix(".part")
     save_file(half, part, {"goldline": json.dumps(card, sort_keys=True)})
     part.replace(out)

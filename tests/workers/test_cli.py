@@ -7,7 +7,10 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
+import torch
+import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline import synthetic
 from workers import cli
@@ -500,6 +503,40 @@ def test_score_refuses_what_cannot_be_read_or_written(goldline, plant, pictures,
     taken.write_text("")
     message = goldline(*score, pictures / "parts", "--store", url, "--heatmaps", taken).refused()
     assert message == f"goldline: {taken}: File exists"
+
+
+def test_weights_are_imported_found_verified_and_carried_on(goldline, tmp_path, monkeypatch):
+    monkeypatch.setenv("GOLDLINE_WEIGHTS", str(tmp_path / "folder"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, tmp_path / "resnet18.pth")
+    assert "there are no weights for resnet18" in goldline("weights", "verify", "resnet18").refused()
+    made = goldline("weights", "import", tmp_path / "resnet18.pth", "--name", "resnet18", "--json").json()
+    assert made["tensors"] == len(state)
+    rows = goldline("weights", "where", "resnet18", "--json").json()
+    assert [row["kind"] for row in rows if row["taken"]] == ["folder"]
+    assert "resnet18" in [row["name"] for row in goldline("weights", "list", "--json").json()]
+    assert goldline("weights", "verify", "resnet18", "--json").json()["stated"] == made["sha256"]
+    assert goldline("weights", "export", "resnet18", tmp_path / "stick.safetensors").status == 0
+    assert goldline("weights", "verify", tmp_path / "stick.safetensors", "--json").json()["sha256"] == made["sha256"]
+    assert "three numbers" in goldline("weights", "import", "x", "--name", "y", "--mean", "1,2").refused()
+
+
+def test_distil_runs_on_64_photographs(goldline, tmp_path):
+    for i in range(64):
+        image = synthetic.draw(synthetic.PARTS[i % 3], seed=i, size=(64, 64)).image
+        (tmp_path / f"{i:02d}.jpg").write_bytes(synthetic.encode(image))
+    teacher = tmp_path / "teacher.safetensors"
+    save_file(torchvision.models.resnet18().state_dict(), teacher)
+    out = tmp_path / "student.safetensors"
+    told = goldline(
+        *("weights", "distil", "--teacher", "resnet18", "--teacher-weights", teacher, "--teacher-layers"),
+        *("layer2,layer3", "--photos", tmp_path, "--out", out, "--epochs", 1, "--views", 1, "--json"),
+    ).json()
+    assert (told["photos"], told["epochs"]) == (64, 1)
+    assert out.stat().st_size < 6_000_000
+    shown = goldline("weights", "verify", out, "--json").json()
+    assert len(shown["sha256"]) == 64
 
 
 def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
