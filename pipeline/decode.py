@@ -39,21 +39,28 @@ class View:
     Attributes:
         size: (H, W) given to the model.
         crop: the papers' centre crop, instead of the whole frame. What lies outside the crop is not inspected.
+        keep_aspect: the whole frame without stretching it; what is left over repeats the frame's edge.
     """
 
     size: Size = (224, 224)
     crop: bool = False
+    keep_aspect: bool = False
 
     def __post_init__(self) -> None:
+        if self.crop and self.keep_aspect:
+            raise ConfigError("crop and keep_aspect exclude each other: a crop keeps the aspect by itself")
         if not all(32 <= side <= 4096 for side in self.size):
             raise ConfigError(f"a view is 32 to 4096 pixels a side, not {self.size[0]}x{self.size[1]}")
 
     def box(self, size: Size) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) of what is seen of a picture of (H, W) pixels."""
+        """(x0, y0, x1, y1) of what is seen of a picture of (H, W) pixels; beyond the picture with `keep_aspect`."""
         height, width = size
-        if not self.crop:
+        if not (self.crop or self.keep_aspect):
             return 0.0, 0.0, float(width), float(height)
-        scale = min(height / self.size[0], width / self.size[1]) / SHORT_SIDE_RATIO
+        if self.crop:
+            scale = min(height / self.size[0], width / self.size[1]) / SHORT_SIDE_RATIO
+        else:
+            scale = max(height / self.size[0], width / self.size[1])
         seen_h, seen_w = self.size[0] * scale, self.size[1] * scale
         x0, y0 = (width - seen_w) / 2, (height - seen_h) / 2
         return x0, y0, x0 + seen_w, y0 + seen_h
@@ -143,11 +150,28 @@ def _read(picture: Image.Image, view: View) -> tuple[NDArray[np.uint8], Placemen
     colour = _to_rgb(picture)
     x0, y0, x1, y1 = view.box(image_size)
     shrink_x, shrink_y = colour.width / image_size[1], colour.height / image_size[0]
-    box = (x0 * shrink_x, y0 * shrink_y, min(x1 * shrink_x, colour.width), min(y1 * shrink_y, colour.height))
+    pixels = see(colour, (x0 * shrink_x, y0 * shrink_y, x1 * shrink_x, y1 * shrink_y), view.size)
     height, width = view.size
-    resized = colour.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    placement = Placement(image_size, x0, y0, (x1 - x0) / width, (y1 - y0) / height)
-    return np.array(resized, dtype=np.uint8), placement
+    return pixels, Placement(image_size, x0, y0, (x1 - x0) / width, (y1 - y0) / height)
+
+
+def see(
+    picture: Image.Image,
+    box: tuple[float, float, float, float],
+    size: Size,
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
+) -> NDArray[np.uint8]:
+    """What lies in a box (x0, y0, x1, y1), as (H, W) or (H, W, C); beyond the picture its edge is repeated."""
+    (x0, y0, x1, y1), (height, width) = box, size
+    inner = max(x0, 0.0), max(y0, 0.0), min(x1, float(picture.width)), min(y1, float(picture.height))
+    left, right = (round((x - x0) / (x1 - x0) * width) for x in (inner[0], inner[2]))
+    top, bottom = (round((y - y0) / (y1 - y0) * height) for y in (inner[1], inner[3]))
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    resized = np.array(picture.resize((right - left, bottom - top), resampling, box=inner), dtype=np.uint8)
+    if resized.shape[:2] == size:
+        return resized
+    margins = [(top, height - bottom), (left, width - right)] + [(0, 0)] * (resized.ndim - 2)
+    return np.pad(resized, margins, mode="edge")
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

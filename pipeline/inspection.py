@@ -78,7 +78,11 @@ class Inspector:
             meta={
                 **inner.meta,
                 "threshold": self.threshold.to_meta(),
-                "view": {"size": list(self.view.size), "crop": self.view.crop},
+                "view": {
+                    "size": list(self.view.size),
+                    "crop": self.view.crop,
+                    "keep_aspect": self.view.keep_aspect,
+                },
             },
         )
 
@@ -118,8 +122,8 @@ class Inspector:
 
 def _read_view(meta: object) -> View:
     """The view that `save` described, nothing in it taken for granted."""
-    if not isinstance(meta, Mapping) or set(meta) != {"size", "crop"}:
-        raise ArtifactError(f"view: needs exactly size and crop, not {meta!r:.200}")
+    if not isinstance(meta, Mapping) or set(meta) != {"size", "crop", "keep_aspect"}:
+        raise ArtifactError(f"view: needs exactly size, crop and keep_aspect, not {meta!r:.200}")
     try:
         return msgspec.convert(dict(meta), View)
     except (msgspec.ValidationError, ConfigError) as error:

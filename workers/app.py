@@ -7,17 +7,15 @@ import tempfile
 from collections.abc import Awaitable
 from typing import Any
 
-import aiokafka.conn
 import faust
 from faust.transport.drivers import aiokafka as driver
 
 from pipeline.settings import Kafka, Settings
-from workers import clients, topics
+from workers import clients, fetched, topics
 from workers.inspect import Lanes
 from workers.wire import Headers
 
-# aiokafka stops reading from a socket at twice this many bytes, and a frame has more: half a millisecond each.
-aiokafka.conn.READER_LIMIT = 8 * 1024 * 1024
+fetched.prepare()
 
 
 class _Producer(driver.Producer):

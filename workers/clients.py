@@ -10,7 +10,10 @@ from kafka.errors import KafkaError
 
 from pipeline.errors import ConfigError
 from pipeline.settings import Kafka
+from workers.header_names import forgive_edges
 from workers.wire import Record
+
+forgive_edges()
 
 _RECONNECT_MS = 1000  # a line waits for its broker: the default's 30 s would outlast the outage
 

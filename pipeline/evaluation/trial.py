@@ -15,7 +15,7 @@ from pipeline import methods
 from pipeline.backbone import Backbone
 from pipeline.commissioning import decode_all, score_all
 from pipeline.data import Frame, Images
-from pipeline.decode import Limits, View
+from pipeline.decode import Limits, View, see
 from pipeline.errors import ConfigError
 from pipeline.evaluation import dataset
 from pipeline.evaluation.dataset import Sample
@@ -176,10 +176,8 @@ def _mask(sample: Sample, view: View) -> NDArray[np.bool_]:
         return np.zeros(view.size, np.bool_)
     with Image.open(sample.mask) as opened:
         grey = opened.convert("L")
-    height, width = view.size
     box = view.box((grey.height, grey.width))
-    resized = grey.resize((width, height), Image.Resampling.NEAREST, box=box)
-    return np.asarray(resized) > 127
+    return see(grey, box, view.size, Image.Resampling.NEAREST) > 127
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,7 +1,7 @@
 """The table of backbones: what goldline-s costs and finds, beside its teacher, other sizes and random weights.
 
-`make backbones` runs it on the folder that GOLDLINE_DATA names. Milliseconds are medians of one picture at 224x224, alone;
-figures are those of PatchCore with a 1 % coreset, whole frame, seed 0; all rows come from one run.
+`make backbones` runs it on the folder that GOLDLINE_DATA names. Milliseconds are medians of one picture at 224x224,
+alone; figures are those of PatchCore with a 1 % coreset, whole frame, seed 0; all rows come from one run.
 """
 
 import argparse

@@ -111,6 +111,31 @@ def _send(rig: Rig, messages: list[tuple[bytes | None, bytes | None, list[tuple[
     return [f"{m.topic}/{m.partition}/{m.offset}" for m in done]
 
 
+class _Name(str):
+    """A header's name that no text can be."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff\xfe" + super().encode()
+
+
+def test_a_header_name_that_is_no_text_stops_neither_worker_nor_gate(make_line: Callable[..., Rig]) -> None:
+    rig = make_line()
+    worker = start_worker(rig)
+    gate = rig.run("gate", "gate", "--config", str(rig.config), "--output", str(rig.directory / "actions.jsonl"))
+    rig.wait_for(gate, "gate started")
+    station = STATIONS[0].encode()
+    headers = [("ce_id", b"odd"), (_Name("ce_recipe"), b"other")]
+    _send(rig, [(station, _jpeg(0), [("ce_id", b"before")]), (station, _jpeg(1), headers)])
+    _send(rig, [(station, _jpeg(2), [("ce_id", b"after")])])
+    read = results(rig, 3)
+    assert {r.frame_id for r in read if r.verdict in {"pass", "reject"}} == {"before", "odd", "after"}
+    assert worker.end() == 0, worker.last_words()
+    assert gate.end() == 0, gate.last_words()
+    assert len((rig.directory / "actions.jsonl").read_text().splitlines()) == 3
+
+
 def _with_ids(messages: list[tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]]) -> int:
     """How many carry an id of their own: sent again, they have their verdict already."""
     ids = [dict(headers).get("ce_id", b"") for _, _, headers in messages]

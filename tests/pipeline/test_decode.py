@@ -271,3 +271,36 @@ def test_300_mutated_pictures_raise_nothing_but_decode_errors(kind):
         assert pixels.shape == (64, 64, 3)
         read_at_all += 1
     assert read_at_all < 300
+
+
+@pytest.mark.parametrize("size", [(60, 120), (120, 60), (90, 90), (1, 200)])
+def test_a_frame_that_keeps_its_aspect_is_seen_whole_and_unstretched(size):
+    height, width = size
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[:, :, 0] = np.linspace(40, 200, width).astype(np.uint8)
+    picture[:, :, 1] = np.linspace(40, 200, height).astype(np.uint8)[:, None]
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "PNG")
+    view = View(size=(96, 96), keep_aspect=True)
+    seen, placement = decode_one(out.getvalue(), view, Limits())
+    assert seen.shape == (96, 96, 3)
+    assert placement.step_x == placement.step_y == max(size) / 96
+    rows, columns = (round(side / max(size) * 96) for side in size)
+    top, left = (96 - max(rows, 1)) // 2, (96 - columns) // 2
+    if rows < 96:
+        assert np.array_equal(seen[: max(top - 1, 0)], np.repeat(seen[:1], max(top - 1, 0), axis=0)), "the edge repeats"
+    if columns < 96:
+        assert np.array_equal(seen[:, : left - 1], np.repeat(seen[:, :1], left - 1, axis=1))
+    # A pixel of the model lies where its placement says.
+    y, x = 48, 48
+    there_y, there_x = (
+        int(placement.y0 + (y + 0.5) * placement.step_y),
+        int(placement.x0 + (x + 0.5) * placement.step_x),
+    )
+    there = picture[min(there_y, height - 1), min(there_x, width - 1)].astype(int)
+    assert abs(seen[y, x].astype(int) - there).max() <= 8
+
+
+def test_a_crop_cannot_keep_the_aspect_as_well():
+    with pytest.raises(ConfigError, match="exclude each other"):
+        View(crop=True, keep_aspect=True)

@@ -21,6 +21,9 @@ from pipeline.synthetic import draw, encode
 VIEW = View(size=(64, 64))
 
 
+WHOLE = {"crop": False, "keep_aspect": False}
+
+
 def frames(seed, count, defect=None):
     drawn = [draw("cap", seed=seed + k, defect=defect, size=(96, 96)) for k in range(count)]
     kind = ["PNG", "JPEG", "WEBP"]
@@ -185,11 +188,11 @@ def test_an_artifact_without_one_of_its_tensors_is_refused(artifact, backbone, n
     "change",
     [
         {"view": None}, {"view": "64"}, {"view": {}}, {"view": {"size": [64, 64]}}, {"view": {"crop": False}},
-        {"view": {"size": [64], "crop": False}}, {"view": {"size": [64, 64, 64], "crop": False}},
-        {"view": {"size": ["64", "64"], "crop": False}}, {"view": {"size": [64.5, 64], "crop": False}},
-        {"view": {"size": [10**9, 64], "crop": False}}, {"view": {"size": [-64, 64], "crop": False}},
-        {"view": {"size": [64, 64], "crop": "no"}}, {"view": {"size": [96, 96], "crop": False}},
-        {"view": {"size": [64, 64], "crop": False, "extra": 1}},
+        {"view": {"size": [64], **WHOLE}}, {"view": {"size": [64, 64, 64], **WHOLE}},
+        {"view": {"size": ["64", "64"], **WHOLE}}, {"view": {"size": [64.5, 64], **WHOLE}},
+        {"view": {"size": [10**9, 64], **WHOLE}}, {"view": {"size": [-64, 64], **WHOLE}},
+        {"view": {"size": [64, 64], "crop": "no", "keep_aspect": False}}, {"view": {"size": [96, 96], **WHOLE}},
+        {"view": {"size": [64, 64], **WHOLE, "extra": 1}},
         {"threshold": None}, {"threshold": {}}, {"threshold": []}, {"backbone": None}, {"backbone": {"name": "x"}},
         {"image_size": [128, 128]}, {"image_size": None}, {"config": {}},
     ],

@@ -23,6 +23,7 @@ _COLUMNS = ("image_auroc", "pixel_auroc", "aupro_030", "aupro_005", "average_pre
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
 @click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
 @click.option("--crop", is_flag=True, help="See the papers' centre crop.")
+@click.option("--keep-aspect", is_flag=True, help="See the whole frame unstretched, its edge repeated around it.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows there.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the worst cases.")
 @click.option("--config", type=click.Path(path_type=Path), help="A line.toml, for where weights lie.")
@@ -34,6 +35,7 @@ def command(
     seeds: int,
     size: int,
     crop: bool,
+    keep_aspect: bool,
     json_file: Path | None,
     html: Path | None,
     config: Path | None,
@@ -62,7 +64,7 @@ def command(
     from workers.backbones import choose  # noqa: PLC0415
 
     console = Console(stderr=True)
-    view = View(size=(size, size), crop=crop)
+    view = View(size=(size, size), crop=crop, keep_aspect=keep_aspect)
     chosen = Choice(
         name=backbone or DEFAULT,
         layers=layers.split(",") if layers else (),

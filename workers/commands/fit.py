@@ -29,6 +29,7 @@ from workers.progress_bars import shown
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
 @click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
 @click.option("--crop", is_flag=True, help="See the papers' centre crop. What lies outside is not inspected.")
+@click.option("--keep-aspect", is_flag=True, help="See the whole frame unstretched, its edge repeated around it.")
 @click.option("--false-reject-rate", "rate", type=float, help="Share of good parts that may be rejected.  [0.005]")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A line.toml, for false_reject_rate and where weights lie."
@@ -46,6 +47,7 @@ def command(
     settings: tuple[str, ...],
     size: int,
     crop: bool,
+    keep_aspect: bool,
     rate: float | None,
     config: Path | None,
     seed: int,
@@ -85,11 +87,12 @@ def command(
         device=device,
         seed=seed,
     )
-    net = choose(chosen, line, (size, size))
+    view = View(size=(size, size), crop=crop, keep_aspect=keep_aspect)
+    net = choose(chosen, line, view.size)
     console = Console(stderr=True)
     if random_weights:
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
-    made = _commission(paths, method, settings, net, View(size=(size, size), crop=crop), rate, seed, console)
+    made = _commission(paths, method, settings, net, view, rate, seed, console)
     artifact = made.inspector.save()
     lineage: dict[str, JSON] = {
         "created_at": datetime.now(UTC).isoformat(),

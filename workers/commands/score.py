@@ -10,7 +10,7 @@ import numpy as np
 
 from model_store import ModelKey, ModelStore, Version, open_store, resolve_version
 from pipeline.data import Failure, Frame, Verdict
-from pipeline.decode import Limits, View, decode_one
+from pipeline.decode import Limits, decode_one
 from pipeline.errors import ConfigError, ModelNotFound
 from pipeline.evaluation.dataset import pictures
 from pipeline.heatmap import encode_picture, overlay
@@ -132,7 +132,7 @@ def _inspect(
 
 def overlay_of(inspector: Inspector, image: bytes, scores: Any) -> Any:
     """The picture as the model saw it, coloured where the map nears and passes the pixel threshold."""
-    picture, _ = decode_one(image, View(size=inspector.view.size, crop=inspector.view.crop), inspector.limits)
+    picture, _ = decode_one(image, inspector.view, inspector.limits)
     line = inspector.threshold.pixel
     return overlay(picture, scores, low=0.6 * line, high=max(1.6 * line, float(np.max(scores)) * 0.8))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import Frame
-from pipeline.decode import View, decode_one
+from pipeline.decode import decode_one
 from pipeline.heatmap import encode_picture
 from pipeline.inspection import Inspector
 from workers.commands.score import overlay_of
@@ -150,7 +150,7 @@ def _defects(report: dict[str, Any]) -> str:
 def _figure(picked: Picked, inspector: Inspector) -> str:
     """The frame as the model saw it, beside its heatmap, scored again here by the same code."""
     result, image = picked.result, picked.truth.path.read_bytes()
-    picture, _ = decode_one(image, View(size=inspector.view.size, crop=inspector.view.crop), inspector.limits)
+    picture, _ = decode_one(image, inspector.view, inspector.limits)
     inspected = inspector.inspect([Frame(frame_id="shown", image=image)])
     coloured = overlay_of(inspector, image, inspected.maps["shown"].numpy())
     wrong = (picked.truth.defect is None) != (result.verdict == "pass")
