@@ -53,12 +53,14 @@ def nearest(
     largest = norms.max()
     for start in range(0, queries.shape[0], rows):
         part = queries[start : start + rows]
-        found, safe = _search(part, bank, norms, largest, k)
-        if not bool(safe.all()):
-            unsafe = (~safe).nonzero().squeeze(1)
-            for few in torch.split(unsafe, max(1, rows // 4)):
-                again = _search_in_double(part[few], bank, k)
-                found[0][few], found[1][few] = again
+        one = k == 1
+        found, safe = _search_one(part, bank, norms, largest) if one else _search(part, bank, norms, largest, k)
+        unsafe = (~safe).nonzero().squeeze(1)
+        if one and len(unsafe):  # near ties: a shortlist settles most of them
+            (found[0][unsafe], found[1][unsafe]), safe = _search(part[unsafe], bank, norms, largest, k)
+            unsafe = unsafe[~safe]
+        for few in torch.split(unsafe, max(1, rows // 4)) if len(unsafe) else ():
+            found[0][few], found[1][few] = _search_in_double(part[few], bank, k)
         distances[start : start + rows], indices[start : start + rows] = found
     return distances, indices
 
@@ -67,6 +69,16 @@ def squared_norms(rows: Tensor) -> Tensor:
     """Squared Euclidean norm of each row: (M, D) -> (M,)."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norms.square_()
+
+
+def _search_one(queries: Tensor, bank: Tensor, norms: Tensor, largest: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """As `_search`, for one neighbour: two minima cost less than a shortlist."""
+    partial = torch.addmm(norms.unsqueeze(0), queries, bank.T, alpha=-2)
+    best, found = partial.min(dim=1, keepdim=True)
+    distances = (bank[found.squeeze(1)] - queries).square_().sum(dim=1, keepdim=True)
+    second = partial.scatter_(1, found, torch.inf).amin(dim=1)
+    slack = _tolerance(bank.shape[1]) * (squared_norms(queries) + largest)
+    return (distances, found), second - best.squeeze(1) > 2 * slack
 
 
 def _search(
