@@ -103,7 +103,8 @@ class OpenVinoEngine:
     def _request(self, size: tuple[int, int]) -> Any:
         if size not in self._requests:
             example = torch.zeros(1, 3, *size, dtype=torch.uint8)
-            with torch.no_grad(), warnings.catch_warnings():
+            # Autocast around a caller would be exported with the network, and OpenVINO reads it wrongly.
+            with torch.no_grad(), torch.autocast("cpu", enabled=False), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's and OpenVINO's about each other
                 graph = _openvino().convert_model(torch.export.export(self._net, (example,)))
             graph.reshape({0: example.shape})

@@ -66,6 +66,15 @@ def test_what_later_pictures_do_leaves_earlier_features_alone(backbone):
     assert all(torch.equal(first[layer], kept[layer]) for layer in kept)
 
 
+@pytest.mark.parametrize("engine", OTHERS)
+def test_autocast_around_a_caller_changes_nothing(backbone, engine):
+    net, images = backbone.on(engine), pictures()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = net(images)
+    truth = backbone(images)
+    assert all((inside[k] - truth[k]).norm() <= TOLERANCE[engine] * truth[k].norm() for k in truth)
+
+
 def test_the_chosen_engine_belongs_to_the_spec(backbone):
     chosen = on_fastest_engine(backbone, (64, 64))
     assert chosen.spec.engine in engines.candidates(CPU)
