@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ def commission(
     rate: float,
     calibrate_share: float = CALIBRATE_SHARE,
     seed: int = 0,
+    scratch: Path | None = None,
     progress: Progress = silent,
 ) -> Commissioned:
     """Fit a method to good frames and calibrate its threshold on others.
@@ -67,6 +69,7 @@ def commission(
         rate: the share of good parts that may be rejected.
         calibrate_share: share of the goods kept for the threshold, in (0, 1).
         seed: of the split and of the fit.
+        scratch: a folder for the checkpoints of a long training.
         progress: called as it goes.
 
     Raises:
@@ -84,7 +87,9 @@ def commission(
     kept = min(max(round(n * calibrate_share), 5), n - 5)
     pixels = decoded.images.pixels
     held_out, used = torch.from_numpy(np.sort(order[:kept])), torch.from_numpy(np.sort(order[kept:]))
-    detector = methods.fit(method, Images(pixels[used]), config, backbone=backbone, seed=seed, progress=progress)
+    detector = methods.fit(
+        method, Images(pixels[used]), config, backbone=backbone, seed=seed, scratch=scratch, progress=progress
+    )
     threshold = calibrate(score_all(detector, Images(pixels[held_out]), progress=progress), rate=rate)
     return Commissioned(
         inspector=Inspector(detector, threshold, view, limits),

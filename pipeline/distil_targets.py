@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from pipeline.backbone import Backbone
 from pipeline.errors import ConfigError
 from pipeline.goldline_s import CHANNELS, LAYERS
+from pipeline.natural import GREY, SMALLEST_CROP, crop_of
 from pipeline.progress import Progress
 
 _PCA_PHOTOS = 400
 _STRIDES = (8, 16)
-_SMALLEST_CROP = 0.5  # of a photograph's short side
-_GREY = 0.15  # share of the crops without colour: many a line's camera has none
 
 
 class Targets:
@@ -81,7 +79,7 @@ def make(
         ConfigError: the teacher's layers have other strides, or fewer channels than the student's.
     """
     count = len(photos) * views
-    said = [teacher.spec.to_meta(), [p.name for p in photos], views, size, seed, _SMALLEST_CROP, _GREY]
+    said = [teacher.spec.to_meta(), [p.name for p in photos], views, size, seed, SMALLEST_CROP, GREY]
     key = hashlib.sha256(json.dumps(said).encode()).hexdigest()
     done = folder / "done.json"
     if done.exists() and json.loads(done.read_text())["key"] == key:
@@ -100,7 +98,7 @@ def make(
     for at in range(0, count, step):
         progress("teacher", at, count)
         places = range(at, min(at + step, count))
-        crops = np.stack([_crop(photos[i % len(photos)], size, (seed, i)) for i in places])
+        crops = np.stack([crop_of(photos[i % len(photos)], (size, size), (seed, i)) for i in places])
         pixels[at : places.stop] = crops
         with fast:
             seen = teacher(torch.from_numpy(crops))
@@ -120,7 +118,7 @@ def _principal(
     sums: list[tuple[Tensor, Tensor, int]] = []
     for done, photo in enumerate(photos):
         progress("components", done, len(photos))
-        maps = teacher(torch.from_numpy(_crop(photo, size, (seed, done))[None]))
+        maps = teacher(torch.from_numpy(crop_of(photo, (size, size), (seed, done))[None]))
         for i, (features, stride) in enumerate(zip(maps.values(), _STRIDES, strict=True)):
             if features.shape[-1] != size // stride:
                 raise ConfigError(f"the teacher's layers must have strides 8 and 16; one has {features.shape[-1]} px")
@@ -140,20 +138,6 @@ def _principal(
         leading = vectors[:, -width:].flip(1).float().contiguous()
         bases[layer] = (mean.float(), leading, values[-width:].flip(0).clamp_(min=1e-12).float())
     return bases
-
-
-def _crop(photo: Path, size: int, seed: tuple[int, int]) -> NDArray[np.uint8]:
-    """A crop (3, size, size) of at least half the short side; mirrored half the time, sometimes grey."""
-    chance = np.random.default_rng(seed)
-    with Image.open(photo) as opened:
-        picture = opened.convert("RGB")
-    side = max(1.0, min(picture.size) * chance.uniform(_SMALLEST_CROP, 1.0))
-    x0, y0 = (chance.uniform(0, extent - side) for extent in picture.size)
-    resized = picture.resize((size, size), Image.Resampling.BILINEAR, box=(x0, y0, x0 + side, y0 + side))
-    if chance.random() < _GREY:
-        resized = resized.convert("L").convert("RGB")
-    pixels = np.asarray(resized).transpose(2, 0, 1)
-    return np.ascontiguousarray(pixels[:, :, ::-1] if chance.random() < 0.5 else pixels)
 
 
 def _open(path: Path) -> Any:  # numpy's memory map is not typed; it holds no objects, so nothing is unpickled

@@ -23,7 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PACKAGES = ("pipeline", "model_store", "workers")
 EXAMPLE = ROOT / "deploy" / "line.toml"
-DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / p / "README.md" for p in PACKAGES)]
+DOCUMENTS = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *(ROOT / p / "README.md" for p in (*PACKAGES, "pipeline/methods")),
+]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[str(p.relative_to(ROOT)) for p in DOCUMENTS])
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -130,10 +135,14 @@ def test_every_command_is_in_the_readme(name):
 
 
 def test_the_methods_are_documented_with_their_settings():
-    text, package = README.read_text(), (ROOT / "pipeline" / "README.md").read_text()
+    text = (ROOT / "pipeline" / "methods" / "README.md").read_text()
+    changes = (ROOT / "CHANGELOG.md").read_text()
     for name, entry in METHODS.items():
         assert f"--method {name}" in text
-        assert f"`{name}`" in package
+        assert re.search(rf"^\| `{name}` \|", text, re.MULTILINE)
+        title = re.search(rf"^## (.+), `--method {name}`$", text, re.MULTILINE)
+        assert title
+        assert title[1] in changes
         for setting, default in msgspec.to_builtins(entry.config()).items():
             shown = str(default).lower() if isinstance(default, bool) else str(default)
             assert re.search(rf"^\| `{setting}` \| {re.escape(shown)} \|", text, re.MULTILINE), setting

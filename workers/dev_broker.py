@@ -230,7 +230,12 @@ def _is_ours(directory: Path, pid: int) -> bool:
     if Path("/proc/self").exists():
         with contextlib.suppress(OSError):
             told = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-            # Empty just after exec and while it ends; a zombie holds its port until its last thread is gone.
+            for _ in range(20):  # empty for a moment after exec, whosever process it is
+                if told != [""]:
+                    break
+                time.sleep(0.005)
+                told = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+            # Empty while it ends, too; a zombie holds its port until its last thread is gone.
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
             over = state in "ZX" and len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1
             return not over and (told == [""] or _mark(directory) in told)

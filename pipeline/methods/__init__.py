@@ -1,8 +1,9 @@
 """The methods there are, by name. Adding one is a file beside this and a line in METHODS."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.methods.base import Detector, Method
+from pipeline.methods.padim import Padim, PadimConfig
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
 from pipeline.progress import Progress, silent
 
@@ -19,13 +21,19 @@ __all__ = ["METHODS", "MethodEntry", "fit", "load", "make_config", "settings_for
 
 @dataclass(frozen=True, kw_only=True)
 class MethodEntry:
-    """A method and the class of its settings."""
+    """A method and the class of its settings.
+
+    Attributes:
+        quick: settings for a short training, of those whose defaults take hours; see `make_config`.
+    """
 
     method: Method[Any]
     config: type[Any]
+    quick: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: dict[str, MethodEntry] = {
+    "padim": MethodEntry(method=Padim(), config=PadimConfig),
     "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),
 }
 
@@ -37,6 +45,7 @@ def fit(
     *,
     backbone: Backbone,
     seed: int,
+    scratch: Path | None = None,
     progress: Progress = silent,
 ) -> Detector:
     """A detector of that method that knows what these good pictures look like.
@@ -47,6 +56,7 @@ def fit(
         config: of the method's class of settings, see `make_config`.
         backbone: what sees the pictures.
         seed: the same seed gives the same detector.
+        scratch: a folder for the checkpoints of a long training; the same call goes on from them.
         progress: called as `progress(stage, done, total)`.
 
     Raises:
@@ -56,7 +66,7 @@ def fit(
     entry = _entry(method_name)
     if not isinstance(config, entry.config):
         raise ConfigError(f"{method_name} needs a {entry.config.__name__}, not {type(config).__name__}")
-    return entry.method.fit(images, config, backbone=backbone, seed=seed, progress=progress)
+    return entry.method.fit(images, config, backbone=backbone, seed=seed, scratch=scratch, progress=progress)
 
 
 def load(artifact: Artifact, *, backbone: Backbone) -> Detector:
@@ -70,12 +80,13 @@ def load(artifact: Artifact, *, backbone: Backbone) -> Detector:
     return METHODS[artifact.method].method.load(artifact, backbone=backbone)
 
 
-def make_config(method_name: str, settings: Mapping[str, Any]) -> Any:
+def make_config(method_name: str, settings: Mapping[str, Any], *, quick: bool = False) -> Any:
     """The method's settings; texts, as from `--set key=value`, are read as the field's type.
 
     Args:
         method_name: a key of METHODS.
         settings: by field; what is absent has the paper's value.
+        quick: what is absent has the value of the method's short training, where it has one.
 
     Raises:
         ConfigError: an unknown method or setting (the nearest known one is named), or an unfit value.
@@ -88,7 +99,8 @@ def make_config(method_name: str, settings: Mapping[str, Any]) -> Any:
             hint = f"; nearest: {near[0]}" if near else ""
             raise ConfigError(f"{method_name} has no setting {key!r}{hint}. It has: {', '.join(known)}")
     try:
-        return msgspec.convert(dict(settings), config, strict=False)
+        shorter = _entry(method_name).quick if quick else {}
+        return msgspec.convert({**shorter, **settings}, config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{method_name}: {error}") from error
 

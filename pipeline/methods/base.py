@@ -1,5 +1,6 @@
 """What every method promises: `fit` and `load` are the only ways to a detector, and scoring never mutates it."""
 
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -42,9 +43,18 @@ class Method(Protocol[Config_contra]):
         *,
         backbone: Backbone,
         seed: int,
+        scratch: Path | None = None,
         progress: Progress = silent,
     ) -> Detector:
         """A detector that knows what these good pictures look like.
+
+        Args:
+            images: good pictures, (N, 3, H, W).
+            config: settings of the method's own class.
+            backbone: what sees the pictures, or what a teacher is distilled from.
+            seed: the same seed gives the same detector.
+            scratch: a folder for the checkpoints of a long training; the same call goes on from them.
+            progress: called as `progress(stage, done, total)`.
 
         Raises:
             FitError: the pictures are too few; the message says how many are needed.

@@ -16,16 +16,14 @@ Departures, and why:
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-import msgspec
 import torch
 from torch import Tensor
 
+from pipeline import fitted
 from pipeline.backbone import Backbone
-from pipeline.backbone_spec import BackboneSpec
 from pipeline.coreset import select
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
@@ -128,11 +126,7 @@ class PatchCoreDetector:
 
     def save(self) -> Artifact:
         """The bank, the settings and the backbone's description."""
-        meta = {
-            "config": asdict(self.config),
-            "backbone": self._backbone.spec.to_meta(),
-            "image_size": list(self.image_size),
-        }
+        meta = fitted.to_meta(self.config, self._backbone, self.image_size)
         return Artifact(method=NAME, tensors={"bank": self.bank.cpu().clone()}, meta=meta)
 
     def _weights(self, worst: Tensor, found: Tensor, distance: Tensor) -> Tensor:
@@ -163,6 +157,7 @@ class PatchCore:
         *,
         backbone: Backbone,
         seed: int,
+        scratch: Path | None = None,  # noqa: ARG002 - nothing is trained
         progress: Progress = silent,
     ) -> PatchCoreDetector:
         """A bank of these good pictures. Memory: all patch features, N * D float32, and their coreset's.
@@ -170,8 +165,7 @@ class PatchCore:
         Raises:
             FitError: too few pictures, or too small a coreset; the message says how much is needed.
         """
-        if len(images) < _FEWEST_IMAGES:
-            raise FitError(f"patchcore needs at least {_FEWEST_IMAGES} good pictures, not {len(images)}")
+        fitted.check_enough(NAME, images, _FEWEST_IMAGES)
         features = self._features(images, config, backbone, progress)
         count = max(1, int(features.shape[0] * config.coreset))
         if config.reweight and count < config.neighbours:
@@ -192,22 +186,13 @@ class PatchCore:
         Raises:
             ArtifactError: a tensor or a setting is missing or does not fit, or another backbone made it.
         """
-        if artifact.method != NAME:
-            raise ArtifactError(f"this is a model of {artifact.method!r}, not of {NAME}")
-        config, size = _read_meta(artifact.meta)
-        spec = BackboneSpec.from_meta(artifact.meta.get("backbone"))
-        if not spec.same_features(backbone.spec):
-            raise ArtifactError(f"the model was fitted on {spec}, and cannot run on {backbone.spec}")
-        bank = artifact.tensors.get("bank")
+        config, size = fitted.from_meta(artifact, NAME, PatchCoreConfig, backbone)
+        (bank,) = fitted.tensors(artifact, ["bank"])
         dim = feature_dim(tuple(backbone.channels.values()), config.dim)
         fewest = config.neighbours if config.reweight else 1
-        if bank is None or set(artifact.tensors) != {"bank"}:
-            raise ArtifactError(f"patchcore needs one tensor, bank, not {sorted(artifact.tensors)}")
         if bank.dtype != torch.float32 or bank.dim() != 2 or bank.shape[1] != dim or bank.shape[0] < fewest:
             seen = f"{tuple(bank.shape)} {bank.dtype}"
             raise ArtifactError(f"bank must be (M >= {fewest}, {dim}) float32, not {seen}")
-        if not bool(bank.isfinite().all()):
-            raise ArtifactError("bank holds values that are not finite")
         return PatchCoreDetector(bank, config, size, backbone)
 
     @staticmethod
@@ -229,21 +214,5 @@ class PatchCore:
 
 @torch.inference_mode()
 def _embed(images: Tensor, size: Size, backbone: Backbone, pooling: Pooling) -> Features:
-    if images.dim() != 4 or tuple(images.shape[1:]) != (3, *size):
-        raise ShapeError(f"images are {tuple(images.shape)}; the model needs (B, 3, {size[0]}, {size[1]})")
+    fitted.check_pixels(images, size)
     return Features(maps={"patch": pooling(list(backbone(images).values()))}, image_size=size)
-
-
-def _read_meta(meta: Mapping[str, Any]) -> tuple[PatchCoreConfig, Size]:
-    known = set(asdict(PatchCoreConfig()))
-    config, size = meta.get("config"), meta.get("image_size")
-    if not isinstance(config, Mapping) or set(config) != known:
-        raise ArtifactError(f"config needs exactly {', '.join(sorted(known))}, not {config!r:.200}")
-    try:
-        read = msgspec.convert(dict(config), PatchCoreConfig)
-        height, width = msgspec.convert(size, Size)
-    except (msgspec.ValidationError, ConfigError) as error:
-        raise ArtifactError(f"patchcore: {error}") from error
-    if min(height, width) < 1:
-        raise ArtifactError(f"image_size must be positive, not {size}")
-    return read, (height, width)

@@ -25,6 +25,7 @@ from workers.commands import options
 @click.option("--broker", help="HOST:PORT of a broker of your own (or GOLDLINE_BROKER); without, one is started.")
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method.")
+@options.quick
 @options.backbone
 @click.option("--deadline-ms", default=1000, show_default=True, help="From capture to the gate.")
 @click.option("--seed", default=0, show_default=True, help="Of the parts, the fit and random weights.")
@@ -37,6 +38,7 @@ def command(
     broker: str | None,
     method: str,
     settings: tuple[str, ...],
+    quick: bool,
     backbone: str | None,
     layers: str | None,
     weights: Path | None,
@@ -72,6 +74,7 @@ def command(
             broker=broker or os.environ.get("GOLDLINE_BROKER"),
             method=method,
             settings=options.pairs(settings),
+            quick=quick,
             backbone=Choice(
                 name=backbone or DEFAULT,
                 layers=layers.split(",") if layers else (),

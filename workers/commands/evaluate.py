@@ -20,6 +20,7 @@ _COLUMNS = ("image_auroc", "pixel_auroc", "aupro_030", "aupro_005", "average_pre
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--methods", "names", default="patchcore", show_default=True, help="Methods, as in patchcore,padim.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting, for the methods that have it.")
+@options.quick
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
 @click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
 @click.option("--crop", is_flag=True, help="See the papers' centre crop.")
@@ -32,6 +33,7 @@ def command(
     folders: tuple[Path, ...],
     names: str,
     settings: tuple[str, ...],
+    quick: bool,
     seeds: int,
     size: int,
     crop: bool,
@@ -74,7 +76,9 @@ def command(
         device=device,
     )
     given = options.pairs(settings)
-    configs = {name: methods.make_config(name, methods.settings_for(name, given)) for name in names.split(",")}
+    configs = {
+        name: methods.make_config(name, methods.settings_for(name, given), quick=quick) for name in names.split(",")
+    }
     known = {key for name in configs for key in methods.settings_for(name, given)}
     if unknown := given.keys() - known:
         raise ConfigError(f"none of {names} has the setting {', '.join(sorted(unknown))}")

@@ -27,6 +27,7 @@ from workers.progress_bars import shown
 @click.option("--recipe", default="default", show_default=True, help="The product being made.")
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
+@options.quick
 @click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
 @click.option("--crop", is_flag=True, help="See the papers' centre crop. What lies outside is not inspected.")
 @click.option("--keep-aspect", is_flag=True, help="See the whole frame unstretched, its edge repeated around it.")
@@ -35,6 +36,7 @@ from workers.progress_bars import shown
     "--config", type=click.Path(path_type=Path), help="A line.toml, for false_reject_rate and where weights lie."
 )
 @click.option("--seed", default=0, show_default=True, help="Of the split, the coreset and random weights.")
+@options.scratch
 @click.option("--promote", is_flag=True, help="Put it in service even if another model is. (The first one is anyway.)")
 @options.backbone
 @options.store
@@ -45,12 +47,14 @@ def command(
     recipe: str,
     method: str,
     settings: tuple[str, ...],
+    quick: bool,
     size: int,
     crop: bool,
     keep_aspect: bool,
     rate: float | None,
     config: Path | None,
     seed: int,
+    scratch: Path | None,
     promote: bool,
     backbone: str | None,
     layers: str | None,
@@ -92,7 +96,21 @@ def command(
     console = Console(stderr=True)
     if random_weights:
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
-    made = _commission(paths, method, settings, net, view, rate, seed, console)
+    method_config = methods.make_config(method, options.pairs(settings), quick=quick)
+    goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
+    with shown(console) as progress:
+        made = commissioning.commission(
+            goods,
+            method=method,
+            config=method_config,
+            backbone=net,
+            view=view,
+            limits=Limits(),
+            rate=rate,
+            seed=seed,
+            scratch=scratch,
+            progress=progress,
+        )
     artifact = made.inspector.save()
     lineage: dict[str, JSON] = {
         "created_at": datetime.now(UTC).isoformat(),
@@ -109,31 +127,6 @@ def command(
         click.echo(json.dumps(_body(made, version, method, net.spec.to_meta(), promoted=promoted)))
         return
     _tell(made, key, version, promoted=promoted)
-
-
-def _commission(
-    paths: list[Path],
-    method: str,
-    settings: tuple[str, ...],
-    net: Any,
-    view: View,
-    rate: float,
-    seed: int,
-    console: Console,
-) -> Commissioned:
-    config = methods.make_config(method, options.pairs(settings))
-    with shown(console) as progress:
-        return commissioning.commission(
-            [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths],
-            method=method,
-            config=config,
-            backbone=net,
-            view=view,
-            limits=Limits(),
-            rate=rate,
-            seed=seed,
-            progress=progress,
-        )
 
 
 def _body(made: Commissioned, version: str, method: str, backbone: dict[str, Any], *, promoted: bool) -> dict[str, Any]:

@@ -64,6 +64,22 @@ def backbone(command: F) -> F:
     return command
 
 
+def quick(command: F) -> F:
+    """`--quick`."""
+    return click.option(
+        "--quick", is_flag=True, help="Train for minutes where the paper trains for hours. No matter without training."
+    )(command)
+
+
+def scratch(command: F) -> F:
+    """`--scratch DIR`."""
+    return click.option(
+        "--scratch",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Keep checkpoints of a long training there: the same command goes on from them.",
+    )(command)
+
+
 def as_json(command: F) -> F:
     """`--json`: for machines, on standard output."""
     return click.option("--json", "as_json", is_flag=True, help="JSON on standard output, for machines.")(command)
