@@ -99,7 +99,8 @@ from workers.cli import cli
 # In this process only: the rule of the artifact that carries all starts another, and `fit` and `score` below are two.
 METHODS["mean"] = MethodEntry(method=mean_distance.Mean(), config=mean_distance.MeanConfig)
 if sys.argv[1] == "rules":
-    sys.exit(pytest.main(["tests/conformance/test_rules.py", "-q", "-k", "mean and not carries_all", "-p", "no:cacheprovider"]))
+    chosen = ["-k", "mean and not carries_all"]
+    sys.exit(pytest.main(["tests/conformance/test_rules.py", "-q", "-p", "no:cacheprovider", *chosen]))
 cli(sys.argv[1:])
 """
 
