@@ -14,6 +14,7 @@ from pipeline.errors import ArtifactError, ConfigError
 from pipeline.methods.base import Detector, Method
 from pipeline.methods.padim import Padim, PadimConfig
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
+from pipeline.methods.spade import Spade, SpadeConfig
 from pipeline.progress import Progress, silent
 
 __all__ = ["METHODS", "MethodEntry", "fit", "load", "make_config", "settings_for"]
@@ -35,6 +36,7 @@ class MethodEntry:
 METHODS: dict[str, MethodEntry] = {
     "padim": MethodEntry(method=Padim(), config=PadimConfig),
     "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),
+    "spade": MethodEntry(method=Spade(), config=SpadeConfig),
 }
 
 
