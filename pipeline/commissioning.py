@@ -1,5 +1,6 @@
 """From good pictures to an `Inspector`: split, fit, calibrate. What `goldline fit` and every refit call."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
-from pipeline import methods
+from pipeline import tiling
 from pipeline.backbone import Backbone
 from pipeline.data import Frame, Images, Scores
 from pipeline.decide import calibrate
-from pipeline.decode import Decoded, Limits, View, decode
+from pipeline.decode import Decoded, Limits, decode
 from pipeline.errors import FitError
 from pipeline.inspection import Inspector
 from pipeline.methods.base import Detector
 from pipeline.progress import Progress, silent
+from pipeline.view import View
 
 CALIBRATE_SHARE = 0.3
 GOODS_MIN = 10
@@ -50,6 +54,7 @@ def commission(
     limits: Limits,
     rate: float,
     calibrate_share: float = CALIBRATE_SHARE,
+    rotations: int = 1,
     seed: int = 0,
     scratch: Path | None = None,
     progress: Progress = silent,
@@ -68,6 +73,8 @@ def commission(
         limits: what is accepted as a picture.
         rate: the share of good parts that may be rejected.
         calibrate_share: share of the goods kept for the threshold, in (0, 1).
+        rotations: how often each picture is shown to the fit, turned by equal angles: for few pictures of a part whose
+            pose is free.
         seed: of the split and of the fit.
         scratch: a folder for the checkpoints of a long training.
         progress: called as it goes.
@@ -87,8 +94,16 @@ def commission(
     kept = min(max(round(n * calibrate_share), 5), n - 5)
     pixels = decoded.images.pixels
     held_out, used = torch.from_numpy(np.sort(order[:kept])), torch.from_numpy(np.sort(order[kept:]))
-    detector = methods.fit(
-        method, Images(pixels[used]), config, backbone=backbone, seed=seed, scratch=scratch, progress=progress
+    detector = tiling.fit(
+        method,
+        Images(rotated(pixels[used], rotations)),
+        config,
+        tiles=view.tiles,
+        size=view.size,
+        backbone=backbone,
+        seed=seed,
+        scratch=scratch,
+        progress=progress,
     )
     threshold = calibrate(score_all(detector, Images(pixels[held_out]), progress=progress), rate=rate)
     return Commissioned(
@@ -97,6 +112,29 @@ def commission(
         unreadable=tuple(failure.frame_id for failure in decoded.failures),
         fit_s=time.perf_counter() - started,
     )
+
+
+def rotated(images: Tensor, count: int) -> Tensor:
+    """Pictures turned about their centres by all multiples of 360 / count degrees, mirrored at their borders.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        count: turns of each; with 1 the pictures are left as they are.
+
+    Returns:
+        (count B, 3, H, W) uint8, those not turned first.
+    """
+    turned = [images]
+    height, width = images.shape[2:]
+    for turn in range(1, count):
+        angle = 2 * math.pi * turn / count
+        cos, sin = math.cos(angle), math.sin(angle)
+        # Coordinates run from -1 to 1 along either side: the aspect keeps circles round.
+        theta = torch.tensor([[cos, -sin * height / width, 0], [sin * width / height, cos, 0]])
+        grid = affine_grid(theta.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+        values = grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+        turned.append(values.round_().to(torch.uint8))
+    return torch.cat(turned)
 
 
 def score_all(detector: Detector, images: Images, *, progress: Progress = silent) -> Scores:

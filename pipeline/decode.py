@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.data import Failure, Frame, Images, Reason, Size
-from pipeline.errors import ConfigError, DecodeError
+from pipeline.errors import DecodeError
+from pipeline.view import View, see
 
 # Our own limit is checked on each header, before decoding, and is a setting; Pillow's would only warn.
 Image.MAX_IMAGE_PIXELS = None
 
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNED = {5, 6, 7, 8}  # orientations that swap width and height
-SHORT_SIDE_RATIO = 256 / 224  # the papers resize the short side to 256 and crop the centre 224
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,40 +30,6 @@ class Limits:
 
     max_pixels: int = 50_000_000
     formats: tuple[str, ...] = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """Which part of a picture a model sees, and how large.
-
-    Attributes:
-        size: (H, W) given to the model.
-        crop: the papers' centre crop, instead of the whole frame. What lies outside the crop is not inspected.
-        keep_aspect: the whole frame without stretching it; what is left over repeats the frame's edge.
-    """
-
-    size: Size = (224, 224)
-    crop: bool = False
-    keep_aspect: bool = False
-
-    def __post_init__(self) -> None:
-        if self.crop and self.keep_aspect:
-            raise ConfigError("crop and keep_aspect exclude each other: a crop keeps the aspect by itself")
-        if not all(32 <= side <= 4096 for side in self.size):
-            raise ConfigError(f"a view is 32 to 4096 pixels a side, not {self.size[0]}x{self.size[1]}")
-
-    def box(self, size: Size) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) of what is seen of a picture of (H, W) pixels; beyond the picture with `keep_aspect`."""
-        height, width = size
-        if not (self.crop or self.keep_aspect):
-            return 0.0, 0.0, float(width), float(height)
-        if self.crop:
-            scale = min(height / self.size[0], width / self.size[1]) / SHORT_SIDE_RATIO
-        else:
-            scale = max(height / self.size[0], width / self.size[1])
-        seen_h, seen_w = self.size[0] * scale, self.size[1] * scale
-        x0, y0 = (width - seen_w) / 2, (height - seen_h) / 2
-        return x0, y0, x0 + seen_w, y0 + seen_h
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +72,13 @@ def decode(frames: Sequence[Frame], view: View, limits: Limits) -> Decoded:
         pixels.append(picture)
         ids.append(frame.frame_id)
         placements.append(placement)
-    batch = np.stack(pixels) if pixels else np.empty((0, *view.size, 3), np.uint8)
+    batch = np.stack(pixels) if pixels else np.empty((0, *view.seen, 3), np.uint8)
     images = Images(torch.from_numpy(batch).permute(0, 3, 1, 2))
     return Decoded(images=images, frame_ids=tuple(ids), placements=tuple(placements), failures=tuple(failures))
 
 
 def decode_one(image: bytes, view: View, limits: Limits) -> tuple[NDArray[np.uint8], Placement]:
-    """One encoded picture as (H, W, 3) uint8 of `view`, upright.
+    """One encoded picture as (H, W, 3) uint8 of `view.seen`, upright.
 
     Raises:
         DecodeError: it is empty, truncated, of a format not listed, too large, or several pictures in one.
@@ -139,7 +105,7 @@ def _check_header(picture: Image.Image, limits: Limits) -> None:
 
 
 def _read(picture: Image.Image, view: View) -> tuple[NDArray[np.uint8], Placement]:
-    long_side = 2 * max(view.size)
+    long_side = 2 * max(view.seen)
     turned = picture.getexif().get(_ORIENTATION) in _TURNED
     header: Size = picture.size if turned else (picture.height, picture.width)
     # JPEG only: the inverse DCT at a smaller scale, never below this.
@@ -150,28 +116,9 @@ def _read(picture: Image.Image, view: View) -> tuple[NDArray[np.uint8], Placemen
     colour = _to_rgb(picture)
     x0, y0, x1, y1 = view.box(image_size)
     shrink_x, shrink_y = colour.width / image_size[1], colour.height / image_size[0]
-    pixels = see(colour, (x0 * shrink_x, y0 * shrink_y, x1 * shrink_x, y1 * shrink_y), view.size)
-    height, width = view.size
-    return pixels, Placement(image_size, x0, y0, (x1 - x0) / width, (y1 - y0) / height)
-
-
-def see(
-    picture: Image.Image,
-    box: tuple[float, float, float, float],
-    size: Size,
-    resampling: Image.Resampling = Image.Resampling.BILINEAR,
-) -> NDArray[np.uint8]:
-    """What lies in a box (x0, y0, x1, y1), as (H, W) or (H, W, C); beyond the picture its edge is repeated."""
-    (x0, y0, x1, y1), (height, width) = box, size
-    inner = max(x0, 0.0), max(y0, 0.0), min(x1, float(picture.width)), min(y1, float(picture.height))
-    left, right = (round((x - x0) / (x1 - x0) * width) for x in (inner[0], inner[2]))
-    top, bottom = (round((y - y0) / (y1 - y0) * height) for y in (inner[1], inner[3]))
-    right, bottom = max(right, left + 1), max(bottom, top + 1)
-    resized = np.array(picture.resize((right - left, bottom - top), resampling, box=inner), dtype=np.uint8)
-    if resized.shape[:2] == size:
-        return resized
-    margins = [(top, height - bottom), (left, width - right)] + [(0, 0)] * (resized.ndim - 2)
-    return np.pad(resized, margins, mode="edge")
+    pixels = see(colour, (x0 * shrink_x, y0 * shrink_y, x1 * shrink_x, y1 * shrink_y), view.seen)
+    height, width = view.seen
+    return view.present(pixels), Placement(image_size, x0, y0, (x1 - x0) / width, (y1 - y0) / height)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

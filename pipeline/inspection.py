@@ -3,22 +3,24 @@
 The fifth, publishing, is in `workers/inspect.py`.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import msgspec
 import torch
 from torch import Tensor
 
-from pipeline import methods
+from pipeline import tiling
 from pipeline.backbone import Backbone
 from pipeline.backbone_spec import BackboneSpec
 from pipeline.data import Artifact, Failure, Frame, Verdict
 from pipeline.decide import Threshold, decide
-from pipeline.decode import Decoded, Limits, Placement, View, decode
+from pipeline.decode import Decoded, Limits, Placement, decode
 from pipeline.errors import ArtifactError, ConfigError, FrameError
 from pipeline.methods.base import Detector
+from pipeline.view import View
 
 # What an inspector's artifact has beside its detector's.
 _CALIBRATION = "calibration"
@@ -78,11 +80,7 @@ class Inspector:
             meta={
                 **inner.meta,
                 "threshold": self.threshold.to_meta(),
-                "view": {
-                    "size": list(self.view.size),
-                    "crop": self.view.crop,
-                    "keep_aspect": self.view.keep_aspect,
-                },
+                "view": json.loads(msgspec.json.encode(self.view)),
             },
         )
 
@@ -113,8 +111,8 @@ class Inspector:
             meta={name: value for name, value in artifact.meta.items() if name not in _OWN_META},
         )
         try:
-            detector = methods.load(inner, backbone=open_backbone(spec))
-            detector.embed(torch.zeros(1, 3, *view.size, dtype=torch.uint8))
+            detector = tiling.load(inner, backbone=open_backbone(spec))
+            detector.embed(torch.zeros(1, 3, *view.seen, dtype=torch.uint8))
         except (ConfigError, FrameError) as error:  # the artifact's fault, not the line's: the old model must stay
             raise ArtifactError(f"the model does not fit together: {error}") from error
         return cls(detector, threshold, view, limits)
@@ -122,8 +120,9 @@ class Inspector:
 
 def _read_view(meta: object) -> View:
     """The view that `save` described, nothing in it taken for granted."""
-    if not isinstance(meta, Mapping) or set(meta) != {"size", "crop", "keep_aspect"}:
-        raise ArtifactError(f"view: needs exactly size, crop and keep_aspect, not {meta!r:.200}")
+    known = {entry.name for entry in fields(View)}
+    if not isinstance(meta, Mapping) or set(meta) != known:
+        raise ArtifactError(f"view: needs exactly {', '.join(sorted(known))}, not {meta!r:.200}")
     try:
         return msgspec.convert(dict(meta), View)
     except (msgspec.ValidationError, ConfigError) as error:

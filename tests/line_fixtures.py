@@ -10,7 +10,8 @@ from model_store import ModelKey, open_store
 from pipeline import commissioning, methods, synthetic
 from pipeline.backbone import resolve
 from pipeline.data import Artifact, Frame
-from pipeline.decode import Limits, View
+from pipeline.decode import Limits
+from pipeline.view import View
 from tests.line import STATIONS
 from workers.rig import Rig
 

@@ -47,7 +47,8 @@ for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
 from pipeline.backbone import resolve
 from pipeline.commissioning import commission
 from pipeline.data import Frame
-from pipeline.decode import Limits, View
+from pipeline.decode import Limits
+from pipeline.view import View
 from pipeline.methods import make_config
 from pipeline.synthetic import draw, encode
 

@@ -11,17 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import methods
+from pipeline import tiling
 from pipeline.backbone import Backbone
-from pipeline.commissioning import decode_all, score_all
+from pipeline.commissioning import decode_all, rotated, score_all
 from pipeline.data import Frame, Images
-from pipeline.decode import Limits, View, see
+from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.evaluation import dataset
 from pipeline.evaluation.dataset import Sample
 from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc
 from pipeline.methods.base import Detector
 from pipeline.progress import Progress, silent
+from pipeline.view import View, see
 
 RATES = (0.01, 0.005, 0.001)
 _TIMED = 30
@@ -81,6 +82,7 @@ class Pictures:
     """A dataset's pictures as a model sees them, decoded once for all methods."""
 
     name: str
+    view: View
     train: Images
     test: Images
     samples: list[Sample]
@@ -105,7 +107,7 @@ def read(folder: Path, view: View, limits: Limits, *, progress: Progress = silen
         raise ConfigError(f"no readable test picture in {folder}")
     masked = all(sample.mask for sample in samples if sample.defect)
     masks = np.stack([_mask(sample, view) for sample in samples]) if masked else None
-    return Pictures(name=folder.name, train=train.images, test=test.images, samples=samples, masks=masks)
+    return Pictures(name=folder.name, view=view, train=train.images, test=test.images, samples=samples, masks=masks)
 
 
 def run(
@@ -114,16 +116,26 @@ def run(
     config: object,
     backbone: Backbone,
     *,
+    rotations: int = 1,
     seed: int,
     progress: Progress = silent,
 ) -> Trial:
-    """Fit and score.
+    """Fit and score; `rotations` as in `commissioning.commission`.
 
     Raises:
         FitError: the pictures are too few.
     """
     started = time.perf_counter()
-    detector = methods.fit(method, pictures.train, config, backbone=backbone, seed=seed, progress=progress)
+    detector = tiling.fit(
+        method,
+        Images(rotated(pictures.train.pixels, rotations)),
+        config,
+        tiles=pictures.view.tiles,
+        size=pictures.view.size,
+        backbone=backbone,
+        seed=seed,
+        progress=progress,
+    )
     fit_s = time.perf_counter() - started
     scored = score_all(detector, pictures.test, progress=progress)
     scores, maps = scored.image.numpy(), scored.map.numpy()
@@ -173,11 +185,11 @@ def _ms_per_frame(detector: Detector, images: Images) -> float:
 
 def _mask(sample: Sample, view: View) -> NDArray[np.bool_]:
     if sample.mask is None:
-        return np.zeros(view.size, np.bool_)
+        return np.zeros(view.seen, np.bool_)
     with Image.open(sample.mask) as opened:
         grey = opened.convert("L")
     box = view.box((grey.height, grey.width))
-    return see(grey, box, view.size, Image.Resampling.NEAREST) > 127
+    return see(grey, box, view.seen, Image.Resampling.NEAREST) > 127
 
 
 def _rounded(value: float | None) -> float | None:

@@ -25,16 +25,18 @@ class MethodEntry:
     """A method and the class of its settings.
 
     Attributes:
+        by_position: it keeps statistics of each position, so that pictures of different places cannot share a model.
         quick: settings for a short training, of those whose defaults take hours; see `make_config`.
     """
 
     method: Method[Any]
     config: type[Any]
+    by_position: bool = False
     quick: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: dict[str, MethodEntry] = {
-    "padim": MethodEntry(method=Padim(), config=PadimConfig),
+    "padim": MethodEntry(method=Padim(), config=PadimConfig, by_position=True),
     "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),
     "spade": MethodEntry(method=Spade(), config=SpadeConfig),
 }

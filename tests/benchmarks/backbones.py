@@ -18,9 +18,10 @@ import torch
 
 from pipeline import engines, synthetic
 from pipeline.backbone import Backbone, resolve
-from pipeline.decode import Limits, View
+from pipeline.decode import Limits
 from pipeline.evaluation import trial
 from pipeline.methods import make_config
+from pipeline.view import View
 
 SETS = ("bottle", "magnetic_tile", "deeppcb", "cubes")
 TEACHER = "resnetv2:resnet50v2"

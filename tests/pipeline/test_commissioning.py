@@ -7,10 +7,11 @@ import torch
 from pipeline.backbone import resolve
 from pipeline.commissioning import commission, score_all
 from pipeline.data import Frame, Images
-from pipeline.decode import Limits, View, decode
+from pipeline.decode import Limits, decode
 from pipeline.errors import FitError
 from pipeline.methods import make_config
 from pipeline.synthetic import draw, encode
+from pipeline.view import View
 
 VIEW = View(size=(64, 64))
 WHOLE_BANK = make_config("patchcore", {"coreset": 1.0, "reweight": False})

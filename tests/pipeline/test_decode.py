@@ -12,8 +12,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipeline.data import Frame, Reason
-from pipeline.decode import Limits, View, decode, decode_one
+from pipeline.decode import Limits, decode, decode_one
 from pipeline.errors import ConfigError, DecodeError
+from pipeline.view import View
 
 WHOLE = View(size=(64, 64))
 LIMITS = Limits()

@@ -9,12 +9,13 @@ from scipy import ndimage
 from sklearn import metrics
 
 from pipeline.backbone import resolve
-from pipeline.decode import Limits, View
+from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.evaluation import dataset, trial
 from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc
 from pipeline.methods import make_config
 from pipeline.synthetic import defects_of, write_dataset
+from pipeline.view import View
 
 
 def by_counting(goods, defects):

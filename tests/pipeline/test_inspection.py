@@ -12,16 +12,17 @@ from model_store import codec
 from pipeline.backbone import resolve
 from pipeline.commissioning import commission
 from pipeline.data import Artifact, Decision, Frame, Reason, Scores
-from pipeline.decode import Limits, View
+from pipeline.decode import Limits
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.inspection import Inspector
 from pipeline.methods import make_config
 from pipeline.synthetic import draw, encode
+from pipeline.view import View
 
 VIEW = View(size=(64, 64))
 
 
-WHOLE = {"crop": False, "keep_aspect": False}
+WHOLE = {"crop": False, "keep_aspect": False, "even_light": False, "tiles": [1], "roi": []}
 
 
 def frames(seed, count, defect=None):
@@ -191,7 +192,7 @@ def test_an_artifact_without_one_of_its_tensors_is_refused(artifact, backbone, n
         {"view": {"size": [64], **WHOLE}}, {"view": {"size": [64, 64, 64], **WHOLE}},
         {"view": {"size": ["64", "64"], **WHOLE}}, {"view": {"size": [64.5, 64], **WHOLE}},
         {"view": {"size": [10**9, 64], **WHOLE}}, {"view": {"size": [-64, 64], **WHOLE}},
-        {"view": {"size": [64, 64], "crop": "no", "keep_aspect": False}}, {"view": {"size": [96, 96], **WHOLE}},
+        {"view": {"size": [64, 64], **WHOLE, "crop": "no"}}, {"view": {"size": [96, 96], **WHOLE}},
         {"view": {"size": [64, 64], **WHOLE, "extra": 1}},
         {"threshold": None}, {"threshold": {}}, {"threshold": []}, {"backbone": None}, {"backbone": {"name": "x"}},
         {"image_size": [128, 128]}, {"image_size": None}, {"config": {}},

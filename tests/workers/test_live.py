@@ -12,9 +12,10 @@ from model_store import ModelKey, open_store, version_of
 from pipeline import commissioning, methods, synthetic
 from pipeline.backbone import Backbone, resolve
 from pipeline.data import Artifact, Frame
-from pipeline.decode import Limits, View
+from pipeline.decode import Limits
 from pipeline.inspection import Inspector
 from pipeline.settings import Settings
+from pipeline.view import View
 from workers.backbones import opener
 from workers.live import Models
 

@@ -22,9 +22,7 @@ _COLUMNS = ("image_auroc", "pixel_auroc", "aupro_030", "aupro_005", "average_pre
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting, for the methods that have it.")
 @options.quick
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
-@click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
-@click.option("--crop", is_flag=True, help="See the papers' centre crop.")
-@click.option("--keep-aspect", is_flag=True, help="See the whole frame unstretched, its edge repeated around it.")
+@options.view
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows there.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the worst cases.")
 @click.option("--config", type=click.Path(path_type=Path), help="A line.toml, for where weights lie.")
@@ -38,6 +36,10 @@ def command(
     size: int,
     crop: bool,
     keep_aspect: bool,
+    tiles: str,
+    even_light: bool,
+    roi: Path | None,
+    rotations: int,
     json_file: Path | None,
     html: Path | None,
     config: Path | None,
@@ -60,13 +62,13 @@ def command(
       goldline evaluate datasets/ --json rows.json --html worst.html
     """
     from pipeline import methods  # noqa: PLC0415 - torch takes seconds to import
-    from pipeline.decode import Limits, View  # noqa: PLC0415
+    from pipeline.decode import Limits  # noqa: PLC0415
     from pipeline.evaluation import trial  # noqa: PLC0415
     from workers import evaluation_page  # noqa: PLC0415
     from workers.backbones import choose  # noqa: PLC0415
 
     console = Console(stderr=True)
-    view = View(size=(size, size), crop=crop, keep_aspect=keep_aspect)
+    view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
     chosen = Choice(
         name=backbone or DEFAULT,
         layers=layers.split(",") if layers else (),
@@ -91,7 +93,9 @@ def command(
         for name, method_config in configs.items():
             for seed in range(seeds):
                 with shown(console) as progress:
-                    done = trial.run(pictures, name, method_config, net, seed=seed, progress=progress)
+                    done = trial.run(
+                        pictures, name, method_config, net, rotations=rotations, seed=seed, progress=progress
+                    )
                 rows.append(done.row)
                 if html and seed == 0:
                     kept.append(done)

@@ -14,7 +14,7 @@ from model_store import ModelKey, open_store, short
 from pipeline import commissioning, methods
 from pipeline.commissioning import Commissioned
 from pipeline.data import JSON, Frame
-from pipeline.decode import Limits, View
+from pipeline.decode import Limits
 from pipeline.evaluation import dataset
 from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
@@ -28,9 +28,7 @@ from workers.progress_bars import shown
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
 @options.quick
-@click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
-@click.option("--crop", is_flag=True, help="See the papers' centre crop. What lies outside is not inspected.")
-@click.option("--keep-aspect", is_flag=True, help="See the whole frame unstretched, its edge repeated around it.")
+@options.view
 @click.option("--false-reject-rate", "rate", type=float, help="Share of good parts that may be rejected.  [0.005]")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A line.toml, for false_reject_rate and where weights lie."
@@ -51,6 +49,10 @@ def command(
     size: int,
     crop: bool,
     keep_aspect: bool,
+    tiles: str,
+    even_light: bool,
+    roi: Path | None,
+    rotations: int,
     rate: float | None,
     config: Path | None,
     seed: int,
@@ -91,7 +93,7 @@ def command(
         device=device,
         seed=seed,
     )
-    view = View(size=(size, size), crop=crop, keep_aspect=keep_aspect)
+    view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
     net = choose(chosen, line, view.size)
     console = Console(stderr=True)
     if random_weights:
@@ -107,6 +109,7 @@ def command(
             view=view,
             limits=Limits(),
             rate=rate,
+            rotations=rotations,
             seed=seed,
             scratch=scratch,
             progress=progress,

@@ -17,9 +17,10 @@ from model_store import ModelKey, open_store
 from pipeline import commissioning, methods, settings
 from pipeline.backbone import Backbone
 from pipeline.data import Frame
-from pipeline.decode import Limits, View
+from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.inspection import Inspector
+from pipeline.view import View
 from workers import clients, topics
 from workers.backbones import Choice, choose
 from workers.demo import page, parts
