@@ -98,6 +98,16 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$key" ]; then
   printf '%s\n' "$key" >"$stamp"
 fi
 
+# Only the tests of the Redis store need a server; without one they say so.
+if ! command -v redis-server >/dev/null && [ -z "${GOLDLINE_REDIS:-}" ] && [ ! -e "$stamp-redis" ]; then
+  if is_root && has_apt; then
+    apt_install redis-server || say 'apt-get could not install redis-server: the tests of the Redis store are skipped'
+  else
+    say 'no redis-server here: the tests of the Redis store are skipped (Debian: apt-get install redis-server)'
+  fi
+  touch "$stamp-redis"
+fi
+
 # Apart from the packages' stamp: without Maven today, the next run tries again.
 if [ -z "${GOLDLINE_BROKER:-}" ] && [ "$(cat "$stamp-kafka" 2>/dev/null || true)" != "$key" ]; then
   if fetch_kafka; then

@@ -89,6 +89,10 @@ class DiskStore:
             numbers = self._numbers(key)
             return self._promotion(key, numbers[-1]).version if numbers else None
 
+    def remembered(self, key: ModelKey) -> Version | None:  # noqa: ARG002 - what is on a disk is not copied to another
+        """None: see `ModelStore.remembered`."""
+        return None
+
     def promote(self, key: ModelKey, version: Version, *, expected: Version | None, who: str, why: str = "") -> None:
         """Add the next promotion if `expected` is current; see `ModelStore.promote`."""
         if not who.strip():

@@ -1,6 +1,7 @@
 """What tests share: a real Kafka broker, real data where there is some, topics of one's own."""
 
 import os
+import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
     import kafka.admin
 
+    from tests.redis_server import RedisServer
     from workers import dev_broker, kafka_jars
 
 assert kafka.admin
@@ -52,6 +54,18 @@ def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield dev_broker.start(directory, port=0).address
     finally:
         dev_broker.stop(directory, erase=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """HOST:PORT of a real Redis: the one GOLDLINE_REDIS names, or one of our own for this session."""
+    if address := os.environ.get("GOLDLINE_REDIS"):
+        yield address
+        return
+    if shutil.which("redis-server") is None:
+        missing("no redis-server here: install it, or name one of your own in GOLDLINE_REDIS=HOST:PORT")
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server.address
 
 
 @pytest.fixture

@@ -96,6 +96,18 @@ class Models:
                         self._swap(key, wanted)
             except (StoreError, ModelError) as error:
                 log.error("store: keeping the models there are", station=key.station, error=str(error))
+                self._recall(key)
+
+    def _recall(self, key: ModelKey) -> None:
+        """With nothing in service and the store away: what this machine saw last."""
+        version = self._store.remembered(key)
+        if version is None or self.find(key.station, key.recipe) is not None:
+            return
+        try:
+            self._swap(key, version)
+            log.warning("started from this machine's copy", station=key.station, recipe=key.recipe, version=version)
+        except StoreError as error:
+            log.error("no copy of the model on this machine", station=key.station, version=version, error=str(error))
 
     def _swap(self, key: ModelKey, wanted: Version) -> None:
         try:

@@ -36,7 +36,7 @@ def store(command: F) -> F:
         envvar="GOLDLINE_STORE__URL",
         default="file:///srv/goldline/models",
         show_default=True,
-        help="Where models are kept: file:///folder.",
+        help="Where models are kept: file:///folder, or redis://USER@HOST:PORT/0.",
     )(command)
 
 
