@@ -240,7 +240,7 @@ class RedisStore:
             if not self._redis.exists(self._key("models.v1")):
                 raise StoreUnavailable(
                     f"this Redis holds no models under {self._prefix!r}: was it flushed? Put them "
-                    "back, from a worker's cache or by fitting anew"
+                    "back with `goldline models import`, or by fitting anew"
                 )
             yield
 

@@ -86,7 +86,7 @@ def test_each_command_has_help(goldline, name):
 @pytest.mark.parametrize(
     ("group", "name"),
     [
-        *(("models", n) for n in ("list", "show", "promote", "rollback")),
+        *(("models", n) for n in ("list", "show", "promote", "rollback", "diff", "export", "import")),
         *(("dead-letters", n) for n in ("list", "show", "replay")),
         *(("topics", n) for n in ("create", "check")),
         ("bench", "walk"),
@@ -352,6 +352,30 @@ def test_promote_and_roll_back(goldline, plant):
     assert [p["why"] for p in shown["promotions"]] == ["better"]
 
 
+def test_a_model_is_carried_to_another_store_in_one_file(goldline, plant, tmp_path):
+    url, first, _ = plant
+    file, there = tmp_path / "model.goldline", f"file://{tmp_path}/there"
+    ran = goldline("models", "export", "line-1/top", "--out", file, "--store", url)
+    assert ran.status == 0
+    assert first["version"][:12] in ran.out
+    assert "in service" not in goldline("models", "import", file, "--store", there).out
+    assert "in service" in goldline("models", "import", file, "--promote", "--store", there).out
+    assert current(goldline, there) == first["version"]
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "is damaged" in goldline("models", "import", file, "--store", there).refused()
+    assert "No such file" in goldline("models", "import", tmp_path / "none", "--store", there).refused()
+
+
+def test_what_differs_between_two_versions(goldline, plant):
+    url, first, second = plant
+    changed = goldline(
+        "models", "diff", "line-1/top", second["version"][:9], first["version"], "--store", url, "--json"
+    ).json()
+    assert changed["meta.threshold.image"] == [second["threshold"], first["threshold"]]
+    assert "method" not in changed
+    assert "the same" in goldline("models", "diff", "line-1/top", first["version"], "--store", url).out
+
+
 @pytest.mark.parametrize("version", ["abc", "f" * 64, "../../etc", "current2"])
 def test_a_version_that_is_not_there_is_refused_with_those_that_are(goldline, plant, version):
     url, first, _ = plant
@@ -457,7 +481,7 @@ def test_fit_tells_people_what_it_promises(goldline, plant, pictures, tmp_path):
         (("--weights", "/nowhere/w.safetensors"), "/nowhere/w.safetensors"),
         (("--device", "tpu"), "tpu"),
         (("--false-reject-rate", "0.7"), "0.7"),
-        (("--store", "redis://secret@host/0"), "file:///folder"),
+        (("--store", "redis://:secret@host/0"), "password_file"),
     ],
 )
 def test_fit_refuses_before_anything_is_stored(goldline, pictures, tmp_path, more, says):

@@ -2,13 +2,18 @@
 
 import getpass
 import json
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
-from model_store import ModelKey, ModelStore, open_store, resolve_version, short
+from model_store import ModelKey, ModelStore, Version, carry, open_store, resolve_version, short
 from model_store import rollback as roll_back
+from pipeline.errors import ConfigError
 from workers.commands import options
+
+T = TypeVar("T")
 
 _recipe = click.option("--recipe", default="default", show_default=True, help="The product.")
 _why = click.option("--why", default="", help="For the history.")
@@ -16,7 +21,7 @@ _why = click.option("--why", default="", help="For the history.")
 
 @click.group("models")
 def command() -> None:
-    """List, show, promote and roll back model versions."""
+    """List, show, compare, promote, roll back and carry model versions."""
 
 
 @command.command("list")
@@ -90,6 +95,92 @@ def rollback(station: str, recipe: str, why: str, store_url: str) -> None:
     key = ModelKey(station, recipe)
     version = roll_back(store, key, getpass.getuser(), why or "rollback")
     click.echo(f"{short(version)} is in service at {key} again")
+
+
+@command.command("export")
+@click.argument("station")
+@click.argument("version", default="current")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write.")
+@_recipe
+@options.store
+def export(station: str, version: str, out: Path, recipe: str, store_url: str) -> None:
+    """One VERSION of STATION as one file with checksums, to carry to a plant without a network."""
+    store = open_store(store_url)
+    key = ModelKey(station, recipe)
+    found = resolve_version(store, key, version)
+    _written(out, lambda: carry.export(store, key, found, out))
+    click.echo(f"{short(found)} of {key} is in {out}, {out.stat().st_size:,} bytes")
+
+
+@command.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--station", help="Another station than the file names.")
+@click.option("--recipe", help="Another product than the file names.")
+@click.option("--promote", is_flag=True, help="Put it in service. Without, it waits for `goldline models promote`.")
+@_why
+@options.store
+def import_(file: Path, station: str | None, recipe: str | None, promote: bool, why: str, store_url: str) -> None:
+    """Put the model in FILE, from `goldline models export`, into the store."""
+    store = open_store(store_url)
+    who = getpass.getuser()
+    key = ModelKey(station, recipe or "default") if station else None
+    if recipe and not station:
+        raise click.UsageError("--recipe needs --station: name both, or neither to keep the file's")
+    arrived, version = _written(
+        file, lambda: carry.import_(store, file, key=key, lineage={"imported_by": who, "imported_from": file.name})
+    )
+    if promote:
+        store.promote(arrived, version, expected=store.current(arrived), who=who, why=why or f"import of {file.name}")
+    click.echo(f"{short(version)} is stored for {arrived}" + (", and in service" if promote else ""))
+
+
+@command.command("diff")
+@click.argument("station")
+@click.argument("one")
+@click.argument("other", default="current")
+@_recipe
+@options.store
+@options.as_json
+def diff(station: str, one: str, other: str, recipe: str, store_url: str, as_json: bool) -> None:
+    """What differs between version ONE of STATION and OTHER: settings, backbone, threshold, sizes."""
+    store = open_store(store_url)
+    key = ModelKey(station, recipe)
+    sides = [_flat(store, key, resolve_version(store, key, each)) for each in (one, other)]
+    names = sorted(sides[0].keys() | sides[1].keys())
+    changed = {n: [side.get(n) for side in sides] for n in names if sides[0].get(n) != sides[1].get(n)}
+    if as_json:
+        click.echo(json.dumps(changed))
+        return
+    for name, (left, right) in changed.items():
+        click.echo(f"{name}: {left} -> {right}")
+    if not changed:
+        click.echo("they are the same")
+
+
+def _flat(store: ModelStore, key: ModelKey, version: Version) -> dict[str, Any]:
+    """A version's meta, lineage and tensors' shapes by dotted names."""
+    artifact = store.get(key, version)
+    row = next(r for r in _rows(store, key) if r["version"] == version)
+    shapes = {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in artifact.tensors.items()}
+    flat: dict[str, Any] = {}
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                walk(f"{path}.{name}" if path else str(name), inner)
+        else:
+            flat[path] = value
+
+    walk("", {"method": artifact.method, "meta": artifact.meta, "tensors": shapes, "lineage": row["lineage"]})
+    return flat
+
+
+def _written(path: Path, act: Callable[[], T]) -> T:
+    """What a file's own trouble says, in one line."""
+    try:
+        return act()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
 def _rows(store: ModelStore, key: ModelKey) -> list[dict[str, Any]]:
