@@ -11,7 +11,9 @@ import msgspec
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError
+from pipeline.methods import efficientad
 from pipeline.methods.base import Detector, Method
+from pipeline.methods.efficientad import EfficientAd, EfficientAdConfig
 from pipeline.methods.padim import Padim, PadimConfig
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
 from pipeline.progress import Progress, silent
@@ -33,6 +35,7 @@ class MethodEntry:
 
 
 METHODS: dict[str, MethodEntry] = {
+    efficientad.NAME: MethodEntry(method=EfficientAd(), config=EfficientAdConfig, quick=efficientad.QUICK),
     "padim": MethodEntry(method=Padim(), config=PadimConfig),
     "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),
 }

@@ -11,6 +11,15 @@ FEWEST = 2  # no method may ask for more good pictures than this suite gives it
 
 # What a method's fit needs to be over in seconds here; beside its quick settings, where it has some.
 TINY: dict[str, dict[str, object]] = {
+    "efficientad": {
+        "dim": 32,
+        "teacher_px": 64,
+        "teacher_steps": 40,
+        "teacher_batch": 2,
+        "statistics": 8,
+        "steps": 60,
+        "crop_px": 48,
+    },
     "padim": {"dim": 40},
     "patchcore": {"coreset": 0.1},
 }
