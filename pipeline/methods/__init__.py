@@ -11,11 +11,12 @@ import msgspec
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.methods import efficientad
+from pipeline.methods import efficientad, students
 from pipeline.methods.base import Detector, Method
 from pipeline.methods.efficientad import EfficientAd, EfficientAdConfig
 from pipeline.methods.padim import Padim, PadimConfig
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
+from pipeline.methods.students import Students, StudentsConfig
 from pipeline.progress import Progress, silent
 
 __all__ = ["METHODS", "MethodEntry", "fit", "load", "make_config", "settings_for"]
@@ -38,6 +39,7 @@ METHODS: dict[str, MethodEntry] = {
     efficientad.NAME: MethodEntry(method=EfficientAd(), config=EfficientAdConfig, quick=efficientad.QUICK),
     "padim": MethodEntry(method=Padim(), config=PadimConfig),
     "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),
+    students.NAME: MethodEntry(method=Students(), config=StudentsConfig, quick=students.QUICK),
 }
 
 

@@ -37,11 +37,11 @@ from pipeline.progress import Progress, silent
 NAME = "efficientad"
 QUICK = {
     "teacher_px": 96,
-    "teacher_steps": 500,
+    "teacher_steps": 400,
     "teacher_batch": 16,
     "teacher_rate": 1e-3,
     "statistics": 320,
-    "steps": 900,
+    "steps": 700,
     "rate": 5e-4,
     "one_cycle": True,
     "crop_px": 96,
