@@ -11,10 +11,13 @@ import msgspec
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError
+from pipeline.methods import efficientad, students
 from pipeline.methods.base import Detector, Method
+from pipeline.methods.efficientad import EfficientAd, EfficientAdConfig
 from pipeline.methods.padim import Padim, PadimConfig
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
 from pipeline.methods.spade import Spade, SpadeConfig
+from pipeline.methods.students import Students, StudentsConfig
 from pipeline.progress import Progress, silent
 
 __all__ = ["METHODS", "MethodEntry", "fit", "load", "make_config", "settings_for"]
@@ -39,6 +42,8 @@ METHODS: dict[str, MethodEntry] = {
     "padim": MethodEntry(method=Padim(), config=PadimConfig, by_position=True),
     "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),
     "spade": MethodEntry(method=Spade(), config=SpadeConfig),
+    efficientad.NAME: MethodEntry(method=EfficientAd(), config=EfficientAdConfig, quick=efficientad.QUICK),
+    students.NAME: MethodEntry(method=Students(), config=StudentsConfig, quick=students.QUICK),
 }
 
 

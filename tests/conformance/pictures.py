@@ -11,8 +11,18 @@ FEWEST = 2  # no method may ask for more good pictures than this suite gives it
 
 # What a method's fit needs to be over in seconds here; beside its quick settings, where it has some.
 TINY: dict[str, dict[str, object]] = {
+    "efficientad": {
+        "dim": 32,
+        "teacher_px": 64,
+        "teacher_steps": 8,
+        "teacher_batch": 1,
+        "statistics": 4,
+        "steps": 16,
+        "crop_px": 40,
+    },
     "padim": {"dim": 40},
     "patchcore": {"coreset": 0.1},
+    "students": {"teacher_steps": 8, "teacher_batch": 8, "statistics": 16, "students": 2, "steps": 16, "crop_px": 40},
 }
 
 

@@ -1,0 +1,330 @@
+"""MKD: "Multiresolution Knowledge Distillation for Anomaly Detection", Salehi et al., CVPR 2021.
+
+fit: a small cloner learns to give what a large frozen network gives for good pictures, at several depths.
+score: how far the two are apart, in value and in direction; the map is that loss's gradient by the picture.
+
+Departures, and why:
+
+* The source is whichever backbone is given, with layers at growing strides; the paper's is VGG16 at its pools, for which
+  the cloner has the paper's channels. Each layer's values are divided by their deviation over the good pictures, one
+  number a layer, because other networks' layers differ in scale by orders of magnitude.
+* Where a source's layer takes negative values the cloner's convolution for it is linear; a ReLU could not follow.
+* The loss is that of the released code, L_dir + weight * L_val; the paper writes L_val + lambda * L_dir.
+* Of four layers or more the shallowest serves training alone, as in the paper; of fewer all serve both.
+* A map's values are scaled by its 99th percentile, as in the paper, and then by the picture's loss: without that the
+  brightest spot of a good picture would equal a defect's.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, interpolate
+
+from pipeline import fitted, training
+from pipeline.backbone import Backbone
+from pipeline.data import Artifact, Features, Images, Scores, Size
+from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
+from pipeline.maps import opened, smooth, upsample
+from pipeline.progress import Progress, silent
+from pipeline.training import Checkpoint, train
+
+NAME = "mkd"
+_FEWEST_IMAGES = 2
+_NARROW = 16  # channels between a cloner's outputs
+_FIT_BATCH = 8
+_CLIP = 0.99  # quantile of a map's values
+
+
+@dataclass(frozen=True, kw_only=True)
+class MkdConfig:
+    """Settings; the defaults are the paper's.
+
+    Attributes:
+        side: pictures are resized to side x side pixels.
+        weight: of the difference in value beside that in direction.
+        epochs: passes over the good pictures.
+        batch: pictures a step.
+        rate: Adam's learning rate.
+        sigma: Gaussian smoothing of the map, in pixels of `side`; 0 for none.
+    """
+
+    side: int = 128
+    weight: float = 0.5
+    epochs: int = 601
+    batch: int = 64
+    rate: float = 1e-3
+    sigma: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.side <= 2048:
+            raise ConfigError(f"side must be 32 to 2048 px, not {self.side}")
+        if min(self.epochs, self.batch) < 1:
+            raise ConfigError(f"epochs and batch must be at least 1, not {self.epochs} and {self.batch}")
+        if not 0 <= self.weight <= 1e6 or not 0 < self.rate < 1:
+            raise ConfigError(f"weight must not be negative and rate within 0 to 1, not {self.weight}, {self.rate}")
+        if not 0 <= self.sigma <= 100:
+            raise ConfigError(f"sigma must be 0 to 100 px, not {self.sigma}")
+
+
+class Cloner(nn.Module):
+    """A narrow VGG whose pools have the source's channels: (B, 3, H, W) -> a map for each layer."""
+
+    def __init__(self, channels: list[int], doublings: list[int], signed: list[bool]) -> None:
+        """With, by layer, its channels, how often the picture's side is halved to it, and whether it goes below 0."""
+        super().__init__()
+        self.stages = nn.ModuleList()
+        last = 3
+        outputs = dict(zip(doublings, zip(channels, signed, strict=True), strict=True))
+        for depth in range(1, doublings[-1] + 1):
+            width, linear = outputs.get(depth, (_NARROW, False))
+            parts: list[nn.Module] = []
+            for _ in range(1 if depth <= 2 else 2):
+                parts += [nn.Conv2d(last, _NARROW, 3, padding=1, bias=False), nn.BatchNorm2d(_NARROW), nn.ReLU()]
+                last = _NARROW
+            parts += [nn.Conv2d(last, width, 3, padding=1, bias=False), *([] if linear else [nn.ReLU()])]
+            self.stages.append(nn.Sequential(*parts, nn.MaxPool2d(2)))
+            last = width
+        self._taken = frozenset(doublings)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """As the class says."""
+        maps = []
+        for depth, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            if depth in self._taken:
+                maps.append(x)
+        return maps
+
+
+class MkdDetector:
+    """A source and its cloner; never changed by scoring."""
+
+    def __init__(
+        self, cloner: Cloner, scales: Tensor, signed: list[bool], config: MkdConfig, size: Size, backbone: Backbone
+    ) -> None:
+        self.config = config
+        self.image_size = size
+        self._backbone = backbone
+        self._cloner = cloner.to(backbone.device).eval().requires_grad_(requires_grad=False)
+        self._scales = scales.to(backbone.device)
+        self._signed = signed
+
+    def embed(self, images: Tensor) -> Features:
+        """Pictures as the networks see them.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB, of the size it was fitted at.
+
+        Returns:
+            "prepared": (B, 3, side, side) float32.
+
+        Raises:
+            ShapeError: another size, or not RGB.
+        """
+        fitted.check_pixels(images, self.image_size)
+        return Features(
+            maps={"prepared": _prepared(images, self.config.side, self._backbone)}, image_size=self.image_size
+        )
+
+    def score(self, features: Features) -> Scores:
+        """How far source and cloner are apart.
+
+        Args:
+            features: from `embed`.
+
+        Returns:
+            image (B,): L_dir + weight * L_val, summed over layers; map (B, H, W).
+
+        Raises:
+            ShapeError: pictures of another side.
+        """
+        prepared, side = features.maps["prepared"], self.config.side
+        if tuple(prepared.shape[1:]) != (3, side, side):
+            raise ShapeError(f"pictures are {tuple(prepared.shape)}; the model needs (B, 3, {side}, {side})")
+        # A gradient is wanted, whatever mode the caller runs in.
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            x = prepared.clone().requires_grad_()
+            maps = list(self._backbone.differentiable(x).values())
+            wanted = [each / scale for each, scale in zip(maps, self._scales, strict=True)]
+            first = 1 if len(wanted) > 3 else 0
+            losses = distances(self._cloner(x)[first:], wanted[first:], self.config.weight)
+            (gradient,) = torch.autograd.grad(losses.sum(), x)
+        losses = losses.detach()
+        grid = _shown(gradient.abs().sum(dim=1), self.config.sigma) * losses.view(-1, 1, 1)
+        return Scores(image=losses, map=upsample(grid, features.image_size))
+
+    def save(self) -> Artifact:
+        """The cloner, and what its layers were scaled by."""
+        tensors = {f"cloner.{name}": tensor.cpu().clone() for name, tensor in _state(self._cloner).items()}
+        meta = fitted.to_meta(self.config, self._backbone, self.image_size)
+        return Artifact(
+            method=NAME,
+            tensors={**tensors, "scales": self._scales.cpu().clone()},
+            meta={**meta, "signed": list(self._signed)},
+        )
+
+
+class Mkd:
+    """The method: `fit` and `load` are the only ways to a detector."""
+
+    def fit(
+        self,
+        images: Images,
+        config: MkdConfig,
+        *,
+        backbone: Backbone,
+        seed: int,
+        scratch: Path | None = None,
+        progress: Progress = silent,
+    ) -> MkdDetector:
+        """Train a cloner on these good pictures.
+
+        Raises:
+            ConfigError: the backbone's layers do not grow in stride by powers of two.
+            FitError: too few pictures; the message says how many are needed.
+        """
+        fitted.check_enough(NAME, images, _FEWEST_IMAGES)
+        pictures = torch.cat(
+            [_prepared(part, config.side, backbone).cpu() for part in torch.split(images.pixels, _FIT_BATCH)]
+        )
+        wanted = _source(pictures, backbone, progress)
+        scales = torch.stack([each.std() for each in wanted]).clamp(min=1e-6)
+        if not bool(scales.isfinite().all()):
+            raise FitError(f"the features of {backbone.spec.name} are not finite: are these the right weights?")
+        signed = [bool((each < 0).any()) for each in wanted]
+        wanted = [each.div_(scale) for each, scale in zip(wanted, scales, strict=True)]
+        doublings = _doublings(config.side, [each.shape[2:] for each in wanted])
+        with training.seeded(seed):
+            cloner = Cloner([each.shape[1] for each in wanted], doublings, signed).to(backbone.device)
+        self._train(cloner, pictures, wanted, config, backbone, images, seed, scratch, progress)
+        return MkdDetector(cloner, scales, signed, config, images.size, backbone)
+
+    def load(self, artifact: Artifact, *, backbone: Backbone) -> MkdDetector:
+        """The detector that `save` described.
+
+        Raises:
+            ArtifactError: a tensor or a setting is missing or does not fit, or another backbone made it.
+        """
+        config, size = fitted.from_meta(artifact, NAME, MkdConfig, backbone)
+        signed = artifact.meta.get("signed")
+        channels = list(backbone.channels.values())
+        if not isinstance(signed, list | tuple) or [type(each) for each in signed] != [bool] * len(channels):
+            raise ArtifactError(f"signed must say yes or no for each of {len(channels)} layers, not {signed!r:.200}")
+        blank = torch.zeros(1, 3, *size, dtype=torch.uint8)
+        with torch.inference_mode():
+            maps = backbone.differentiable(_prepared(blank, config.side, backbone)).values()
+        try:
+            cloner = Cloner(channels, _doublings(config.side, [each.shape[2:] for each in maps]), list(signed))
+        except ConfigError as error:
+            raise ArtifactError(f"{NAME}: {error}") from error
+        (scales,) = fitted.load_state(artifact, "cloner.", cloner, ["scales"])
+        fitted.check_shape("scales", scales, (len(channels),), torch.float32)
+        if not bool((scales > 0).all()):
+            raise ArtifactError("scales must be positive")
+        return MkdDetector(cloner, scales, list(signed), config, size, backbone)
+
+    @staticmethod
+    def _train(
+        cloner: Cloner,
+        pictures: Tensor,
+        wanted: list[Tensor],
+        config: MkdConfig,
+        backbone: Backbone,
+        images: Images,
+        seed: int,
+        scratch: Path | None,
+        progress: Progress,
+    ) -> None:
+        count = len(pictures)
+
+        def loss(step: int, _generator: torch.Generator) -> Tensor:
+            at = training.batch_of(step, count, config.batch, seed)
+            made = cloner(pictures[at].to(backbone.device))
+            return distances(
+                [each.float() for each in made], [each[at].to(backbone.device) for each in wanted], config.weight
+            ).mean()
+
+        key = training.digest(NAME, asdict(config), seed, backbone.spec.to_meta(), images.pixels)
+        train(
+            cloner,
+            loss,
+            steps=training.steps_of(config.epochs, count, config.batch),
+            optimiser=torch.optim.Adam(cloner.parameters(), lr=config.rate),
+            rate=training.constant(config.rate),
+            seed=seed,
+            stage="cloner",
+            checkpoint=Checkpoint(path=scratch / "mkd.safetensors", key=key) if scratch else None,
+            progress=progress,
+        )
+
+
+def distances(made: list[Tensor], wanted: list[Tensor], weight: float) -> Tensor:
+    """L_dir + weight * L_val of each picture, summed over layers: (B,).
+
+    L_val is the mean squared difference, L_dir one minus the cosine of the flattened maps.
+    """
+    total = made[0].new_zeros(made[0].shape[0])
+    for mine, theirs in zip(made, wanted, strict=True):
+        a, b = mine.flatten(1), theirs.flatten(1)
+        total = total + (1 - cosine_similarity(a, b, dim=1)) + weight * (a - b).square().mean(dim=1)
+    return total
+
+
+def _shown(gradient: Tensor, sigma: float) -> Tensor:
+    """(B, h, w): clipped at its 99th percentile, scaled to at most 1, smoothed, opened."""
+    if gradient.shape[0] == 0:
+        return gradient
+    top = gradient.flatten(1).quantile(_CLIP, dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    scaled = torch.minimum(gradient / top.view(-1, 1, 1), gradient.new_ones(()))
+    return opened(smooth(scaled, sigma))
+
+
+def _prepared(images: Tensor, side: int, backbone: Backbone) -> Tensor:
+    """(B, 3, side, side) float32, as the source wants it."""
+    pixels = images.to(backbone.device, torch.float32)
+    if tuple(images.shape[2:]) != (side, side):
+        pixels = interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
+    return backbone.prepare(pixels)
+
+
+@torch.inference_mode()
+def _source(pictures: Tensor, backbone: Backbone, progress: Progress) -> list[Tensor]:
+    """The source's maps of all pictures, by layer, on the CPU."""
+    parts: list[list[Tensor]] = []
+    for at in range(0, len(pictures), _FIT_BATCH):
+        progress("features", at, len(pictures))
+        maps = backbone.differentiable(pictures[at : at + _FIT_BATCH].to(backbone.device))
+        parts.append([each.cpu() for each in maps.values()])
+    progress("features", len(pictures), len(pictures))
+    # Copies: inference tensors take no part in a training.
+    with torch.inference_mode(mode=False):
+        return [torch.cat(list(each)).clone() for each in zip(*parts, strict=True)]
+
+
+def _doublings(side: int, grids: list[torch.Size]) -> list[int]:
+    """How often the side is halved, rounding down, to each grid.
+
+    Raises:
+        ConfigError: a grid is none of these, or not coarser than the one before.
+    """
+    found: list[int] = []
+    for grid in grids:
+        fitting = [d for d in range(1, 8) if (side >> d, side >> d) == tuple(grid)]
+        if not fitting or (found and fitting[0] <= found[-1]):
+            told = ", ".join("x".join(map(str, each)) for each in grids)
+            raise ConfigError(
+                f"{NAME} needs layers each at half the grid of a former one or less, from pictures of {side} px; these are "
+                f"{told}: choose others with --layers, or a side that is a multiple of 32"
+            )
+        found.append(fitting[0])
+    return found
+
+
+def _state(cloner: Cloner) -> dict[str, Tensor]:
+    """Weights and running statistics, without the counters that only training needs."""
+    return {name: tensor for name, tensor in cloner.state_dict().items() if not name.endswith("num_batches_tracked")}

@@ -1,0 +1,169 @@
+"""Uninformed Students' numbers against slow and obvious versions of the paper's equations."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import families, methods, patch_cnn, training
+from pipeline.backbone import resolve
+from pipeline.data import Features, Images
+from pipeline.errors import ConfigError, FitError
+from pipeline.families import Family
+from pipeline.learned import normalised
+from pipeline.patch_cnn import PatchCnn
+from tests.conformance.pictures import TINY, good
+
+PAPER = {
+    17: [("c", 6, 128), ("c", 5, 256), ("c", 5, 256), ("c", 4, 128)],
+    33: [("c", 5, 128), ("mp",), ("c", 5, 256), ("mp",), ("c", 2, 256), ("c", 4, 128)],
+    65: [("c", 5, 128), ("mp",), ("c", 5, 128), ("mp",), ("c", 5, 256), ("mp",), ("c", 4, 256), ("c", 1, 128)],
+}
+
+
+def papers(net: PatchCnn) -> nn.Sequential:
+    """The paper's table as modules, with the weights of `net`: (B, 3, p, p) -> (B, 128, 1, 1)."""
+    layers, channels, convs = [], 3, iter(net.convs)
+    for kind, *numbers in PAPER[net.field]:
+        if kind == "mp":
+            layers.append(nn.MaxPool2d(2, 2))
+            continue
+        conv = nn.Conv2d(channels, numbers[1], numbers[0])
+        conv.load_state_dict(next(convs).state_dict())
+        channels = numbers[1]
+        layers += [conv, nn.LeakyReLU(5e-3)]
+    return nn.Sequential(*layers[:-1])
+
+
+@pytest.mark.parametrize("field", [17, 33, 65])
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+@torch.inference_mode()
+def test_dense_is_patch_by_patch(field, stride):
+    with training.seeded(field):
+        net = PatchCnn(field)
+        x = torch.randn(1, 3, field + 4, field + 8)
+    dense = net(x, stride)
+    starts = [(top, left) for top in range(0, 5, stride) for left in range(0, 9, stride)]
+    patches = torch.cat([x[:, :, top : top + field, left : left + field] for top, left in starts])
+    expected = papers(net)(patches)
+    assert expected.shape == (len(starts), 128, 1, 1)
+    torch.testing.assert_close(dense[0].flatten(1).T, expected.flatten(1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(net(patches), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("field", [17, 33, 65])
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_a_descriptor_for_each_stride_by_stride_pixels(field, stride):
+    net = PatchCnn(field)
+    seen = net(patch_cnn.padded(torch.zeros(1, 3, 64, 72), field, stride), stride)
+    assert tuple(seen.shape[2:]) == patch_cnn.grid_of((64, 72), stride) == (64 // stride, 72 // stride)
+
+
+@torch.inference_mode()
+def test_the_patch_of_a_descriptor_is_around_its_pixel():
+    net = PatchCnn(33)
+    image = torch.randn(1, 3, 64, 64)
+    seen = net(patch_cnn.padded(image, 33, 1), 1)
+    patch = image[:, :, 30 - 16 : 30 + 17, 40 - 16 : 40 + 17]
+    torch.testing.assert_close(seen[..., 30, 40], net(patch)[..., 0, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_error_and_variance_are_the_papers():
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(2, 5, 3, 4, generator=generator)
+    students = torch.randn(3, 2, 5, 3, 4, generator=generator)
+    error, variance = families.error_and_variance(teacher, students)
+    mean = sum(students) / 3
+    torch.testing.assert_close(error, ((mean - teacher) ** 2).sum(dim=1))
+    expected = sum((s**2).sum(dim=1) for s in students) / 3 - (mean**2).sum(dim=1)
+    torch.testing.assert_close(variance, expected)
+
+
+def test_compactness_is_the_sum_of_correlations_off_the_diagonal():
+    values = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    matrix = torch.corrcoef(values.T)
+    expected = sum(matrix[i, j] for i in range(6) for j in range(6) if i != j)
+    torch.testing.assert_close(patch_cnn.compactness(values), expected)
+
+
+def test_triplets_mine_the_nearer_of_two_distances():
+    anchors, near, far = (torch.tensor([[value]]) for value in (0.0, 1.0, 3.0))
+    torch.testing.assert_close(patch_cnn.triplet(anchors, near, far, 5.0), torch.tensor(5.0 + 1 - 4))
+    assert float(patch_cnn.triplet(anchors, near, far, 1.0)) == 0
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return resolve("goldline-s", ("layer2", "layer3"), weights=None, factories=())
+
+
+@pytest.fixture(scope="module")
+def detector(backbone):
+    config = methods.make_config("students", {**TINY["students"], "fields": "33,65", "stride": 8}, quick=True)
+    return methods.fit("students", Images(good(6)), config, backbone=backbone, seed=0)
+
+
+def test_maps_are_standardised_summed_and_averaged_over_patch_sizes(detector):
+    generator = torch.Generator().manual_seed(0)
+    error, variance = torch.rand(2, 2, 2, 64, 64, generator=generator)
+    scored = detector.score(Features(maps={"error": error, "variance": variance}, image_size=(64, 64)))
+    expected = torch.zeros(2, 64, 64)
+    for p, ((e_mean, e_std), (v_mean, v_std)) in enumerate(detector.scales.tolist()):
+        expected += ((error[:, p] - e_mean) / e_std + (variance[:, p] - v_mean) / v_std) / 2
+    torch.testing.assert_close(scored.map, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scored.image, expected.amax(dim=(1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_is_normalised_over_the_good_pictures():
+    with training.seeded(0):
+        family = Family(33, 2)
+    pictures = good(4)
+    families.normalise(family, pictures, 4, lambda *_: None)
+    with torch.inference_mode():
+        x = patch_cnn.padded(normalised(pictures, torch.device("cpu")), 33, 4)
+        seen = family.teacher(x, 4).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(seen.mean(dim=1), torch.zeros(128), atol=0.05, rtol=0)
+    torch.testing.assert_close(seen.std(dim=1), torch.ones(128), atol=0.05, rtol=0)
+
+
+def test_a_training_that_was_cut_off_goes_on(backbone, tmp_path):
+    config = methods.make_config("students", {**TINY["students"], "metric": 1.0, "teacher_steps": 2}, quick=True)
+    told = []
+
+    def stop(stage, done, _):
+        told.append(stage)
+        if stage == "students 33" and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        methods.fit("students", Images(good(3)), config, backbone=backbone, seed=0, scratch=tmp_path, progress=stop)
+    told.clear()
+    methods.fit(
+        "students",
+        Images(good(3)),
+        config,
+        backbone=backbone,
+        seed=0,
+        scratch=tmp_path,
+        progress=lambda stage, *_: told.append(stage),
+    )
+    assert "teacher" not in told
+    assert {"features", "outputs 33", "students 33", "scales"} <= set(told)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"fields": fields} for fields in ("", "16", "17,17", "a", "17,")),
+        *({"stride": 3}, {"students": 1}, {"steps": 0}, {"teacher_rate": 0}, {"metric": -1}, {"held_out": 0}),
+        *({"view_px": 8}, {"crop_px": -1}),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        methods.make_config("students", settings)
+
+
+def test_pictures_that_are_too_small_are_refused(backbone):
+    config = methods.make_config("students", TINY["students"], quick=True)
+    with pytest.raises(FitError, match="64 px"):
+        methods.fit("students", Images(good(2)[..., :40]), config, backbone=backbone, seed=0)
