@@ -16,12 +16,12 @@ from model_store.base import (
     Promotion,
     Version,
     is_version,
-    open_store,
     resolve_version,
     rollback,
     short,
 )
 from model_store.codec import decode, encode, version_of
+from model_store.urls import open_store
 
 __all__ = [
     "Lineage",

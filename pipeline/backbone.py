@@ -49,11 +49,11 @@ class Backbone:
         self.device = device
         self._net = net.eval().requires_grad_(requires_grad=False).float()
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (spec.mean, spec.std))
-        whole = Preprocessed(
+        self._whole = Preprocessed(
             self._net, spec.layers, (1 / (255 * std)).float(), (-mean / std).float(), bgr=spec.order == "bgr"
         ).eval()
         self.channels: dict[str, int] = _probe(self._net, spec)
-        self._engine = engines.make(whole, spec.engine, device)
+        self._engine = engines.make(self._whole, spec.engine, device)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Of the network, frozen."""
@@ -81,6 +81,32 @@ class Backbone:
         if len(shape) != 4 or shape[1] != 3 or images.dtype != torch.uint8:
             raise ShapeError(f"images must be (B, 3, H, W) uint8, not {shape} {images.dtype}")
         return dict(zip(self.spec.layers, self._engine(images), strict=True))
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """What the network sees: channels in its own order, mean taken off, divided by the deviation.
+
+        Args:
+            pixels: (B, 3, H, W), RGB, 0 to 255, on `device`; a gradient flows back to float ones.
+
+        Returns:
+            (B, 3, H, W) float32.
+        """
+        return self._whole.prepare(pixels)
+
+    def differentiable(self, prepared: Tensor) -> dict[str, Tensor]:
+        """Feature maps through which a gradient flows back to the picture, run by torch whatever the engine is.
+
+        The weights are frozen; ask `torch.autograd.grad` for the picture's gradient, outside inference mode. From
+        several threads at once, too. These maps are the engine's within its rounding, not to the last bit.
+
+        Args:
+            prepared: (B, 3, H, W) float32 from `prepare`, on `device`.
+
+        Returns:
+            By layer, in the order of `spec.layers`: (B, C, h, w) float32, part of the caller's graph.
+        """
+        maps = self._net(prepared)
+        return {layer: maps[layer].float() for layer in self.spec.layers}
 
 
 def _probe(net: nn.Module, spec: BackboneSpec) -> dict[str, int]:

@@ -46,11 +46,14 @@ class Preprocessed(nn.Module):
         self.shift = nn.Buffer(shift.view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """As the class says; scale and shift are in the network's order of channels."""
-        x = images.flip(1) if self.bgr else images
-        x = x.to(torch.float32, memory_format=torch.channels_last) * self.scale + self.shift
-        maps = self.net(x)
+        """As the class says."""
+        maps = self.net(self.prepare(images))
         return tuple(maps[layer] for layer in self.layers)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What the network sees of pixels 0 to 255; scale and shift are in the network's order of channels."""
+        x = images.flip(1) if self.bgr else images
+        return x.to(torch.float32, memory_format=torch.channels_last) * self.scale + self.shift
 
 
 class TorchEngine:

@@ -45,3 +45,19 @@ def _gaussian(sigma: float) -> tuple[float, ...]:
     offsets = torch.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
     return tuple((weights / weights.sum()).tolist())
+
+
+def opened(score_map: Tensor) -> Tensor:
+    """Grey opening with a 3x3 cross, which is what OpenCV calls an ellipse of that size: (B, H, W) -> (B, H, W)."""
+    return _highest(-_highest(-score_map))
+
+
+def _highest(score_map: Tensor) -> Tensor:
+    """The largest of each pixel and its four neighbours, those there are."""
+    wide = functional.pad(score_map, (1, 1, 1, 1), value=-torch.inf)
+    height, width = score_map.shape[1:]
+    shifts = ((0, 1), (1, 0), (1, 2), (2, 1))
+    best = score_map
+    for y, x in shifts:
+        best = torch.maximum(best, wide[:, y : y + height, x : x + width])
+    return best

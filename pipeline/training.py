@@ -169,6 +169,28 @@ def digest(*said: Any) -> str:
     return sha.hexdigest()
 
 
+def batch_of(step: int, count: int, size: int, seed: int) -> Tensor:
+    """Which of `count` things step `step` sees: each once an epoch, in an order of the epoch's own.
+
+    Args:
+        step: from 0; an epoch has `steps_of(1, count, size)`.
+        count: how many things there are.
+        size: of a batch; an epoch's last one may be smaller.
+        seed: of the orders.
+
+    Returns:
+        (B,) int64.
+    """
+    epoch, place = divmod(step, steps_of(1, count, size))
+    generator = torch.Generator().manual_seed(_seed_of(seed, -1 - epoch))
+    return torch.randperm(count, generator=generator)[place * size : (place + 1) * size]
+
+
+def steps_of(epochs: int, count: int, size: int) -> int:
+    """Steps of so many epochs over `count` things in batches of `size`."""
+    return epochs * math.ceil(count / size)
+
+
 def constant(rate: float) -> Rate:
     """The same all along."""
     return lambda _: rate

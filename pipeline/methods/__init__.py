@@ -11,9 +11,11 @@ import msgspec
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.methods import efficientad, students
+from pipeline.methods import deep_svdd, efficientad, students
 from pipeline.methods.base import Detector, Method
+from pipeline.methods.deep_svdd import DeepSvdd, DeepSvddConfig
 from pipeline.methods.efficientad import EfficientAd, EfficientAdConfig
+from pipeline.methods.mkd import Mkd, MkdConfig
 from pipeline.methods.padim import Padim, PadimConfig
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
 from pipeline.methods.spade import Spade, SpadeConfig
@@ -39,9 +41,11 @@ class MethodEntry:
 
 
 METHODS: dict[str, MethodEntry] = {
+    "mkd": MethodEntry(method=Mkd(), config=MkdConfig, quick={"epochs": 100, "batch": 16}),
     "padim": MethodEntry(method=Padim(), config=PadimConfig, by_position=True),
     "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),
     "spade": MethodEntry(method=Spade(), config=SpadeConfig),
+    deep_svdd.NAME: MethodEntry(method=DeepSvdd(), config=DeepSvddConfig, quick=deep_svdd.QUICK),
     efficientad.NAME: MethodEntry(method=EfficientAd(), config=EfficientAdConfig, quick=efficientad.QUICK),
     students.NAME: MethodEntry(method=Students(), config=StudentsConfig, quick=students.QUICK),
 }

@@ -5,9 +5,9 @@ score: how far the two are apart, in value and in direction; the map is that los
 
 Departures, and why:
 
-* The source is whichever backbone is given, with layers at growing strides; the paper's is VGG16 at its pools, for which
-  the cloner has the paper's channels. Each layer's values are divided by their deviation over the good pictures, one
-  number a layer, because other networks' layers differ in scale by orders of magnitude.
+* The source is whichever backbone is given, with layers at growing strides; the paper's is VGG16 at its pools, for
+  which the cloner has the paper's channels. Each layer's values are divided by their deviation over the good pictures,
+  one number a layer, because other networks' layers differ in scale by orders of magnitude.
 * Where a source's layer takes negative values the cloner's convolution for it is linear; a ReLU could not follow.
 * The loss is that of the released code, L_dir + weight * L_val; the paper writes L_val + lambda * L_dir.
 * Of four layers or more the shallowest serves training alone, as in the paper; of fewer all serve both.
@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, interpolate
+from torch import Tensor
+from torch.nn.functional import interpolate
 
-from pipeline import fitted, training
+from pipeline import fitted, learned, training
 from pipeline.backbone import Backbone
+from pipeline.cloner import Cloner, distances, doublings_of
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.maps import opened, smooth, upsample
@@ -32,7 +33,6 @@ from pipeline.training import Checkpoint, train
 
 NAME = "mkd"
 _FEWEST_IMAGES = 2
-_NARROW = 16  # channels between a cloner's outputs
 _FIT_BATCH = 8
 _CLIP = 0.99  # quantile of a map's values
 
@@ -66,39 +66,6 @@ class MkdConfig:
             raise ConfigError(f"weight must not be negative and rate within 0 to 1, not {self.weight}, {self.rate}")
         if not 0 <= self.sigma <= 100:
             raise ConfigError(f"sigma must be 0 to 100 px, not {self.sigma}")
-
-
-class Cloner(nn.Module):
-    """A narrow VGG whose pools have the source's channels: (B, 3, H, W) -> a map for each layer."""
-
-    def __init__(self, channels: list[int], doublings: list[int], signed: list[bool]) -> None:
-        """With, by layer, its channels, how often the picture's side is halved to it, and whether it goes below 0."""
-        super().__init__()
-        self.stages = nn.ModuleList()
-        last = 3
-        outputs = dict(zip(doublings, zip(channels, signed, strict=True), strict=True))
-        for depth in range(1, doublings[-1] + 1):
-            width, linear = outputs.get(depth, (_NARROW, False))
-            parts: list[nn.Module] = []
-            for _ in range(1 if depth <= 2 else 2):
-                parts += [nn.Conv2d(last, _NARROW, 3, padding=1, bias=False), nn.BatchNorm2d(_NARROW), nn.ReLU()]
-                last = _NARROW
-            parts += [nn.Conv2d(last, width, 3, padding=1, bias=False), *([] if linear else [nn.ReLU()])]
-            self.stages.append(nn.Sequential(*parts, nn.MaxPool2d(2)))
-            last = width
-        self._taken = frozenset(doublings)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """As the class says."""
-        maps = []
-        for depth, stage in enumerate(self.stages, start=1):
-            x = stage(x)
-            if depth in self._taken:
-                maps.append(x)
-        return maps
 
 
 class MkdDetector:
@@ -160,7 +127,7 @@ class MkdDetector:
 
     def save(self) -> Artifact:
         """The cloner, and what its layers were scaled by."""
-        tensors = {f"cloner.{name}": tensor.cpu().clone() for name, tensor in _state(self._cloner).items()}
+        tensors = learned.to_tensors({"cloner": self._cloner})
         meta = fitted.to_meta(self.config, self._backbone, self.image_size)
         return Artifact(
             method=NAME,
@@ -198,7 +165,7 @@ class Mkd:
             raise FitError(f"the features of {backbone.spec.name} are not finite: are these the right weights?")
         signed = [bool((each < 0).any()) for each in wanted]
         wanted = [each.div_(scale) for each, scale in zip(wanted, scales, strict=True)]
-        doublings = _doublings(config.side, [each.shape[2:] for each in wanted])
+        doublings = doublings_of(config.side, [each.shape[2:] for each in wanted])
         with training.seeded(seed):
             cloner = Cloner([each.shape[1] for each in wanted], doublings, signed).to(backbone.device)
         self._train(cloner, pictures, wanted, config, backbone, images, seed, scratch, progress)
@@ -219,11 +186,10 @@ class Mkd:
         with torch.inference_mode():
             maps = backbone.differentiable(_prepared(blank, config.side, backbone)).values()
         try:
-            cloner = Cloner(channels, _doublings(config.side, [each.shape[2:] for each in maps]), list(signed))
+            cloner = Cloner(channels, doublings_of(config.side, [each.shape[2:] for each in maps]), list(signed))
         except ConfigError as error:
             raise ArtifactError(f"{NAME}: {error}") from error
-        (scales,) = fitted.load_state(artifact, "cloner.", cloner, ["scales"])
-        fitted.check_shape("scales", scales, (len(channels),), torch.float32)
+        (scales,) = learned.restore(artifact, {"cloner": cloner}, {"scales": (len(channels),)})
         if not bool((scales > 0).all()):
             raise ArtifactError("scales must be positive")
         return MkdDetector(cloner, scales, list(signed), config, size, backbone)
@@ -263,18 +229,6 @@ class Mkd:
         )
 
 
-def distances(made: list[Tensor], wanted: list[Tensor], weight: float) -> Tensor:
-    """L_dir + weight * L_val of each picture, summed over layers: (B,).
-
-    L_val is the mean squared difference, L_dir one minus the cosine of the flattened maps.
-    """
-    total = made[0].new_zeros(made[0].shape[0])
-    for mine, theirs in zip(made, wanted, strict=True):
-        a, b = mine.flatten(1), theirs.flatten(1)
-        total = total + (1 - cosine_similarity(a, b, dim=1)) + weight * (a - b).square().mean(dim=1)
-    return total
-
-
 def _shown(gradient: Tensor, sigma: float) -> Tensor:
     """(B, h, w): clipped at its 99th percentile, scaled to at most 1, smoothed, opened."""
     if gradient.shape[0] == 0:
@@ -304,27 +258,3 @@ def _source(pictures: Tensor, backbone: Backbone, progress: Progress) -> list[Te
     # Copies: inference tensors take no part in a training.
     with torch.inference_mode(mode=False):
         return [torch.cat(list(each)).clone() for each in zip(*parts, strict=True)]
-
-
-def _doublings(side: int, grids: list[torch.Size]) -> list[int]:
-    """How often the side is halved, rounding down, to each grid.
-
-    Raises:
-        ConfigError: a grid is none of these, or not coarser than the one before.
-    """
-    found: list[int] = []
-    for grid in grids:
-        fitting = [d for d in range(1, 8) if (side >> d, side >> d) == tuple(grid)]
-        if not fitting or (found and fitting[0] <= found[-1]):
-            told = ", ".join("x".join(map(str, each)) for each in grids)
-            raise ConfigError(
-                f"{NAME} needs layers each at half the grid of a former one or less, from pictures of {side} px; these are "
-                f"{told}: choose others with --layers, or a side that is a multiple of 32"
-            )
-        found.append(fitting[0])
-    return found
-
-
-def _state(cloner: Cloner) -> dict[str, Tensor]:
-    """Weights and running statistics, without the counters that only training needs."""
-    return {name: tensor for name, tensor in cloner.state_dict().items() if not name.endswith("num_batches_tracked")}

@@ -20,6 +20,8 @@ TINY: dict[str, dict[str, object]] = {
         "steps": 16,
         "crop_px": 40,
     },
+    "deep_svdd": {"pretrain_epochs": 3, "epochs": 12, "batch": 6},
+    "mkd": {"side": 64, "epochs": 25, "batch": 6},
     "padim": {"dim": 40},
     "patchcore": {"coreset": 0.1},
     "students": {"teacher_steps": 8, "teacher_batch": 8, "statistics": 16, "students": 2, "steps": 16, "crop_px": 40},

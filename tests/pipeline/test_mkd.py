@@ -1,0 +1,108 @@
+"""MKD's numbers against slow and obvious versions."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline import maps, methods
+from pipeline.backbone import resolve
+from pipeline.cloner import Cloner, distances
+from pipeline.data import Images
+from pipeline.errors import ConfigError
+from tests.conformance.pictures import bad, config, good
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return resolve("goldline-s", ("layer2", "layer3"), weights=None, factories=())
+
+
+@pytest.fixture(scope="module")
+def detector(backbone):
+    return methods.fit("mkd", Images(good(10)), config("mkd"), backbone=backbone, seed=0)
+
+
+def test_for_vgg16s_pools_the_cloner_is_the_papers():
+    cloner = Cloner([128, 256, 512, 512], [2, 3, 4, 5], [False] * 4)
+    kinds = [
+        "M" if isinstance(m, nn.MaxPool2d) else m.out_channels
+        for m in cloner.modules()
+        if isinstance(m, nn.MaxPool2d | nn.Conv2d)
+    ]
+    assert kinds == [16, 16, "M", 16, 128, "M", 16, 16, 256, "M", 16, 16, 512, "M", 16, 16, 512, "M"]
+    for stage in cloner.stages:
+        names = [type(m).__name__ for m in stage]
+        assert names[-3:] == ["Conv2d", "ReLU", "MaxPool2d"], "no norm before a pool"
+        assert names[:-3] == ["Conv2d", "BatchNorm2d", "ReLU"] * (len(names[:-3]) // 3)
+    assert all(m.bias is None for m in cloner.modules() if isinstance(m, nn.Conv2d))
+    sizes = [tuple(m.shape[1:]) for m in cloner(torch.zeros(1, 3, 128, 128))]
+    assert sizes == [(128, 32, 32), (256, 16, 16), (512, 8, 8), (512, 4, 4)]
+
+
+def test_losses_are_the_papers():
+    g = torch.Generator().manual_seed(0)
+    made = [torch.randn(3, 4, 5, 5, generator=g), torch.randn(3, 6, 2, 2, generator=g)]
+    wanted = [torch.randn(3, 4, 5, 5, generator=g), torch.randn(3, 6, 2, 2, generator=g)]
+    for b, value in enumerate(distances(made, wanted, 0.5)):
+        expected = 0.0
+        for mine, theirs in zip(made, wanted, strict=True):
+            a, c = mine[b].numpy().ravel(), theirs[b].numpy().ravel()
+            expected += 1 - a @ c / np.linalg.norm(a) / np.linalg.norm(c) + 0.5 * np.mean((a - c) ** 2)
+        assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_is_the_losses(detector):
+    """Against finite differences at the pixels with the largest gradient."""
+    features = detector.embed(bad(1))
+    prepared = features.maps["prepared"].clone()
+
+    def loss(x):
+        source = [m / s for m, s in zip(detector._backbone.differentiable(x).values(), detector._scales, strict=True)]
+        return distances(detector._cloner(x), source, 0.5)
+
+    x = prepared.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x).sum(), x)
+    for place in gradient.abs().flatten().topk(3).indices:
+        step = torch.zeros(prepared.numel())
+        step[place] = 1e-2
+        step = step.view_as(prepared)
+        with torch.no_grad():
+            measured = (loss(prepared + step) - loss(prepared - step)) / 2e-2
+        assert float(measured) == pytest.approx(float(gradient.flatten()[place]), rel=0.1)
+
+
+def test_scoring_works_in_inference_mode_too(detector):
+    expected = detector.score(detector.embed(bad(2)))
+    with torch.inference_mode():
+        scored = detector.score(detector.embed(bad(2)))
+    assert torch.equal(scored.map, expected.map)
+
+
+def test_opening_is_a_minimum_then_a_maximum_over_a_cross():
+    g = torch.Generator().manual_seed(1)
+    image = torch.rand(1, 7, 9, generator=g)
+
+    def over_cross(a, pick):
+        out = a.clone()
+        for i in range(7):
+            for j in range(9):
+                near = [(i, j), (i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)]
+                out[0, i, j] = pick(float(a[0, y, x]) for y, x in near if 0 <= y < 7 and 0 <= x < 9)
+        return out
+
+    assert torch.equal(maps.opened(image), over_cross(over_cross(image, min), max))
+
+
+def test_layers_of_equal_stride_are_refused():
+    backbone = resolve("resnet18", ("layer2.0", "layer2"), weights=None, random_weights=True, factories=())
+    with pytest.raises(ConfigError, match="choose others with --layers"):
+        methods.fit("mkd", Images(good(4)), config("mkd"), backbone=backbone, seed=0)
+
+
+def test_a_differentiable_pass_gives_the_engines_features(backbone):
+    pixels = good(2)
+    for layer, expected in backbone(pixels).items():
+        torch.testing.assert_close(
+            backbone.differentiable(backbone.prepare(pixels))[layer], expected, rtol=1e-4, atol=1e-4
+        )
