@@ -7,7 +7,8 @@ which is what an incremental refit needs. Factors are used by solving, never by 
 import torch
 from torch import Tensor
 
-from pipeline.errors import FitError
+from pipeline.errors import ArtifactError, FitError
+from pipeline.fitted import check_shape
 
 _BLOCK_BYTES = 256 << 20
 
@@ -100,4 +101,19 @@ def unpack(packed: Tensor, dim: int) -> Tensor:
     factors = packed.new_zeros(packed.shape[0], dim, dim)
     rows, columns = torch.tril_indices(dim, dim)
     factors[:, rows, columns] = packed
+    return factors
+
+
+def read(means: Tensor, packed: Tensor, dim: int) -> Tensor:
+    """The factors of an artifact, checked beside its means (P, D).
+
+    Raises:
+        ArtifactError: shapes or types do not fit, or a diagonal is not positive.
+    """
+    positions = means.shape[0] if means.dim() else 0
+    check_shape("means", means, (positions, dim), torch.float32)
+    check_shape("factors", packed, (positions, dim * (dim + 1) // 2), torch.float32)
+    factors = unpack(packed, dim)
+    if not bool((factors.diagonal(dim1=1, dim2=2) > 0).all()):
+        raise ArtifactError("factors are none of Cholesky's: a diagonal is not positive")
     return factors

@@ -11,10 +11,11 @@ import msgspec
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.methods import deep_svdd, efficientad, students
+from pipeline.methods import deep_svdd, efficientad, fyd, students
 from pipeline.methods.base import Detector, Method
 from pipeline.methods.deep_svdd import DeepSvdd, DeepSvddConfig
 from pipeline.methods.efficientad import EfficientAd, EfficientAdConfig
+from pipeline.methods.fyd import Fyd, FydConfig
 from pipeline.methods.mkd import Mkd, MkdConfig
 from pipeline.methods.padim import Padim, PadimConfig
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
@@ -41,6 +42,7 @@ class MethodEntry:
 
 
 METHODS: dict[str, MethodEntry] = {
+    fyd.NAME: MethodEntry(method=Fyd(), config=FydConfig, by_position=True, quick=fyd.QUICK),
     "mkd": MethodEntry(method=Mkd(), config=MkdConfig, quick={"epochs": 100, "batch": 16}),
     "padim": MethodEntry(method=Padim(), config=PadimConfig, by_position=True),
     "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),

@@ -17,13 +17,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from pipeline import fitted
+from pipeline import embedding as embedding_
+from pipeline import fitted, gaussian
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
-from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
-from pipeline.gaussian import RunningSums, mahalanobis, pack, unpack
+from pipeline.errors import ConfigError, FitError, ShapeError
+from pipeline.gaussian import RunningSums, mahalanobis, pack
 from pipeline.maps import smooth, upsample
 from pipeline.progress import Progress, silent
 
@@ -83,7 +83,8 @@ class PadimDetector:
             ShapeError: another size, or not RGB.
         """
         fitted.check_pixels(images, self.image_size)
-        return Features(maps={"patch": _embed(images, self._backbone, self._embedding)}, image_size=self.image_size)
+        patches = embedding_.embed(list(self._backbone(images).values()), self._embedding)
+        return Features(maps={"patch": patches}, image_size=self.image_size)
 
     @torch.inference_mode()
     def score(self, features: Features) -> Scores:
@@ -102,7 +103,7 @@ class PadimDetector:
         b, d, h, w = patches.shape
         if (h * w, d) != tuple(self._means.shape):
             raise ShapeError(f"features are {d} values at {h * w} places; the model has {tuple(self._means.shape)}")
-        distances = mahalanobis(_rows(patches), self._means, self._factors).view(b, h, w)
+        distances = mahalanobis(embedding_.rows(patches), self._means, self._factors).view(b, h, w)
         scores = smooth(upsample(distances, features.image_size), self.config.sigma)
         return Scores(image=scores.flatten(1).amax(dim=1), map=scores)
 
@@ -135,11 +136,14 @@ class Padim:
             FitError: too few pictures; the message says how many are needed.
         """
         fitted.check_enough(NAME, images, _FEWEST_IMAGES)
-        embedding = _choose(sum(backbone.channels.values()), config, seed).to(backbone.device)
+        embedding = embedding_.choose(sum(backbone.channels.values()), config.dim, config.embedding, seed).to(
+            backbone.device
+        )
         sums: RunningSums | None = None
         for at in range(0, len(images), _FIT_BATCH):
             progress("features", at, len(images))
-            rows = _rows(_embed(images.pixels[at : at + _FIT_BATCH], backbone, embedding))
+            maps = list(backbone(images.pixels[at : at + _FIT_BATCH]).values())
+            rows = embedding_.rows(embedding_.embed(maps, embedding))
             if not bool(rows.isfinite().all()):
                 raise FitError(f"the features of {backbone.spec.name} are not finite: are these the right weights?")
             sums = sums or RunningSums(rows.mean(dim=0))
@@ -157,51 +161,7 @@ class Padim:
         """
         config, size = fitted.from_meta(artifact, NAME, PadimConfig, backbone)
         embedding, means, packed = fitted.tensors(artifact, ["embedding", "means", "factors"])
-        channels = sum(backbone.channels.values())
-        dim = min(config.dim, channels)
-        if config.embedding == "random":
-            fitted.check_shape("embedding", embedding, (dim,), torch.int64)
-            if int(embedding.min()) < 0 or int(embedding.max()) >= channels:
-                raise ArtifactError(f"embedding names channels that {backbone.spec.name} does not have")
-        else:
-            fitted.check_shape("embedding", embedding, (channels, dim), torch.float32)
-        fitted.check_shape("means", means, (means.shape[0], dim), torch.float32)
-        fitted.check_shape("factors", packed, (means.shape[0], dim * (dim + 1) // 2), torch.float32)
-        factors = unpack(packed, dim)
-        if not bool((factors.diagonal(dim1=1, dim2=2) > 0).all()):
-            raise ArtifactError("factors are none of Cholesky's: a diagonal is not positive")
+        embedding_.check(embedding, sum(backbone.channels.values()), config.dim, config.embedding)
+        dim = embedding.shape[-1]
+        factors = gaussian.read(means, packed, dim)
         return PadimDetector(embedding, means, factors, config, size, backbone)
-
-
-def _choose(channels: int, config: PadimConfig, seed: int) -> Tensor:
-    """Which channels, (d,) int64 in ascending order, or a matrix (C, d) with orthonormal columns."""
-    generator = torch.Generator().manual_seed(seed)
-    dim = min(config.dim, channels)
-    if config.embedding == "random":
-        return torch.randperm(channels, generator=generator)[:dim].sort().values
-    matrix = torch.randn(channels, dim, generator=generator, dtype=torch.float64)
-    columns: Tensor = torch.linalg.qr(matrix).Q
-    return columns.float()
-
-
-@torch.inference_mode()
-def _embed(images: Tensor, backbone: Backbone, embedding: Tensor) -> Tensor:
-    """(B, d, h, w) at the first layer's h and w."""
-    maps = list(backbone(images).values())
-    grid = maps[0].shape[2:]
-    parts, first = [], 0
-    for each in maps:
-        inside = slice(first, first + each.shape[1])
-        if embedding.dim() == 1:  # channels are chosen before they are repeated
-            chosen = embedding[(embedding >= inside.start) & (embedding < inside.stop)] - first
-            part = each.index_select(1, chosen)
-        else:
-            part = torch.einsum("bchw,cd->bdhw", each, embedding[inside])
-        parts.append(part if part.shape[2:] == grid else interpolate(part, size=grid, mode="nearest"))
-        first = inside.stop
-    return torch.cat(parts, dim=1) if embedding.dim() == 1 else torch.stack(parts).sum(dim=0)
-
-
-def _rows(patches: Tensor) -> Tensor:
-    """(B, d, h, w) -> (B, h w, d)."""
-    return patches.flatten(2).transpose(1, 2)

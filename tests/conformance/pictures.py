@@ -21,6 +21,7 @@ TINY: dict[str, dict[str, object]] = {
         "crop_px": 40,
     },
     "deep_svdd": {"pretrain_epochs": 3, "epochs": 12, "batch": 6},
+    "fyd": {"dim": 40, "epochs": 2, "batch": 6},
     "mkd": {"side": 64, "epochs": 25, "batch": 6},
     "padim": {"dim": 40},
     "patchcore": {"coreset": 0.1},
