@@ -14,15 +14,15 @@ TINY: dict[str, dict[str, object]] = {
     "efficientad": {
         "dim": 32,
         "teacher_px": 64,
-        "teacher_steps": 8,
+        "teacher_steps": 6,
         "teacher_batch": 1,
         "statistics": 4,
-        "steps": 16,
+        "steps": 12,
         "crop_px": 40,
     },
     "padim": {"dim": 40},
     "patchcore": {"coreset": 0.1},
-    "students": {"teacher_steps": 8, "teacher_batch": 8, "statistics": 16, "students": 2, "steps": 16, "crop_px": 40},
+    "students": {"teacher_steps": 4, "teacher_batch": 8, "statistics": 8, "students": 2, "steps": 8, "crop_px": 32},
 }
 
 
