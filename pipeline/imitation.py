@@ -105,7 +105,8 @@ class Imitation:
     Attributes:
         images: good pictures, (N, 3, H, W) uint8.
         natural: where the student is asked for nothing.
-        crop_px: side of what the student sees, a multiple of 4; 0 for whole pictures.
+        crop_px: side of what the losses and the student see, a multiple of 4; 0 for whole pictures. The autoencoder
+            always sees the whole.
         hard: quantile of the hard features.
         rate: learning rate over the training.
     """
@@ -153,15 +154,15 @@ def imitation_loss(nets: Nets, how: Imitation, step: int, generator: torch.Gener
     whole = learned.normalised(changed, device)
     seen = learned.normalised(torch.cat([small, how.natural.batch([step], size).float()]), device)
     with torch.no_grad():
-        taught, taught_whole = nets.teacher(seen[:1]).float(), nets.teacher(whole).float()
+        taught: Tensor = nets.teacher(seen[:2]).float()
     student: Tensor = nets.student(seen).float()
     with training.seeded(int(torch.randint(2**62, (1,), generator=generator))):  # dropout has no generator of its own
-        autoencoder: Tensor = nets.autoencoder(whole).float()
+        autoencoder: Tensor = nets.autoencoder(whole).float()[(..., *cells)]
     dim = taught.shape[1]
-    hard = hard_loss((taught - student[:1, :dim]).square(), how.hard)
+    hard = hard_loss((taught[:1] - student[:1, :dim]).square(), how.hard)
     penalty = student[2:, :dim].square().mean()
-    from_whole = functional.mse_loss(autoencoder, taught_whole)
-    between = functional.mse_loss(student[1:2, dim:], autoencoder[(..., *cells)].detach())
+    from_whole = functional.mse_loss(autoencoder, taught[1:])
+    between = functional.mse_loss(student[1:2, dim:], autoencoder)
     return hard + penalty + from_whole + between
 
 

@@ -14,10 +14,10 @@ TINY: dict[str, dict[str, object]] = {
     "efficientad": {
         "dim": 32,
         "teacher_px": 64,
-        "teacher_steps": 8,
+        "teacher_steps": 6,
         "teacher_batch": 1,
         "statistics": 4,
-        "steps": 16,
+        "steps": 12,
         "crop_px": 40,
     },
     "deep_svdd": {"pretrain_epochs": 3, "epochs": 12, "batch": 6},
@@ -25,7 +25,7 @@ TINY: dict[str, dict[str, object]] = {
     "mkd": {"side": 64, "epochs": 25, "batch": 6},
     "padim": {"dim": 40},
     "patchcore": {"coreset": 0.1},
-    "students": {"teacher_steps": 8, "teacher_batch": 8, "statistics": 16, "students": 2, "steps": 16, "crop_px": 40},
+    "students": {"teacher_steps": 4, "teacher_batch": 8, "statistics": 8, "students": 2, "steps": 8, "crop_px": 32},
 }
 
 
