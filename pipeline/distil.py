@@ -40,7 +40,7 @@ class DistilConfig:
     """
 
     views: int = 8
-    epochs: int = 5
+    epochs: int = 6
     batch: int = 32
     size: int = 224
     peak_rate: float = 3e-3

@@ -164,7 +164,7 @@ def verify(what: str, config: Path | None, as_json: bool) -> None:
 @click.option("--teacher-layers", required=True, help="Its two layers, at strides 8 and 16, as in layer2,layer3.")
 @click.option("--photos", type=click.Path(path_type=Path), required=True, help="A folder of natural photographs.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The student's weights, .safetensors.")
-@click.option("--epochs", default=5, show_default=True, help="Passes over all views.")
+@click.option("--epochs", default=6, show_default=True, help="Passes over all views.")
 @click.option("--views", default=8, show_default=True, help="Crops of each photograph that the teacher sees.")
 @click.option("--whiten", default=0.5, show_default=True, help="0: components weigh by variance; 1: all the same.")
 @click.option(
