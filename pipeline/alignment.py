@@ -1,7 +1,10 @@
 """What FYD trains (Zheng et al. 2022): small spatial transformers, and a loss without negatives that fits maps.
 
 A transformer's warp is a similarity: turn, scale and shift, each bounded. Unbounded it could lower every loss by
-looking at an even corner of the picture, and it could carry a defect out of sight.
+looking at an even corner of the picture, and it could carry a defect out of sight. Bounds are not enough: a warp that
+all pictures share lowers the losses in the same way, and aligns nothing (measured: it ran into its bounds). So what
+they share is taken off, the batch's mean in training and all good pictures' after (`settle`), as in congealing
+(Learned-Miller, PAMI 2006).
 """
 
 import math
@@ -26,6 +29,8 @@ _SHIFT = 0.2  # of half the picture's side
 class Localiser(nn.Module):
     """(B, C, h, w) -> a warp (B, 2, 3) in coordinates from -1 to 1; the identity until it is trained."""
 
+    common: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.look = nn.Sequential(
@@ -35,10 +40,12 @@ class Localiser(nn.Module):
         self.tell = nn.Linear(16 * _CODE**2, 4)
         nn.init.zeros_(self.tell.weight)
         nn.init.zeros_(self.tell.bias)
+        self.register_buffer("common", torch.zeros(4))
 
     def forward(self, x: Tensor) -> Tensor:
         """As the class says."""
-        told = torch.tanh(self.tell(adaptive_avg_pool2d(self.look(x), _CODE).flatten(1)).float())
+        told = self.raw(x)
+        told = torch.tanh(told - (told.mean(dim=0) if self.training else self.common))
         turn, scale = told[:, 0] * _TURN, torch.exp(told[:, 1] * _SCALE)
         height, width = x.shape[2:]
         cos, sin = scale * turn.cos(), scale * turn.sin()
@@ -46,6 +53,11 @@ class Localiser(nn.Module):
         across = torch.stack([cos, -sin * (height / width), told[:, 2] * _SHIFT], dim=1)
         down = torch.stack([sin * (width / height), cos, told[:, 3] * _SHIFT], dim=1)
         return torch.stack([across, down], dim=1)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Turn, scale and shifts (B, 4), neither bounded nor less what pictures share."""
+        told: Tensor = self.tell(adaptive_avg_pool2d(self.look(x), _CODE).flatten(1)).float()
+        return told
 
 
 class Fine(nn.Module):
@@ -60,6 +72,16 @@ class Fine(nn.Module):
         """Mean loss over all pairs of a batch (B, C, h, w), B at least 2."""
         z = self.encoder(maps)
         return apart(self.predictor(z), z.detach())
+
+
+@torch.no_grad()
+def settle(net: nn.Module, maps: Tensor) -> None:
+    """Take what all these pictures or maps (N, C, h, w) share for what a localiser is to take off."""
+    assert isinstance(net, Localiser)  # noqa: S101 - a ModuleDict has forgotten it
+    net.eval()
+    device = net.common.device
+    told = [net.raw(part.to(device, torch.float32)) for part in torch.split(maps, _BATCH)]
+    net.common.copy_(torch.cat(told).mean(dim=0))
 
 
 def warp(x: Tensor, theta: Tensor, padding: str = "reflection") -> Tensor:

@@ -37,14 +37,13 @@ from pipeline.progress import Progress, silent
 NAME = "efficientad"
 QUICK = {
     "teacher_px": 96,
-    "teacher_steps": 400,
+    "teacher_steps": 500,
     "teacher_batch": 16,
     "teacher_rate": 1e-3,
     "statistics": 320,
-    "steps": 700,
-    "rate": 5e-4,
+    "steps": 1200,
+    "rate": 2e-4,
     "one_cycle": True,
-    "crop_px": 96,
 }
 _FEWEST_IMAGES = 2
 _QUANTILES = (0.9, 0.995)

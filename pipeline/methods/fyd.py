@@ -10,7 +10,8 @@ Departures, and why:
 
 * There is no official code; what the paper leaves open follows RegAD (Huang et al. 2022), which is of the same style.
 * The backbone is frozen and given whole, so that layers' transformers act on its outputs and are not fed forward.
-* Transformers turn, scale and shift within bounds, see `alignment`; the paper's are affine.
+* Transformers turn, scale and shift within bounds, and what all pictures share is taken off, see `alignment`; the
+  paper's are affine.
 * Stages: the image transformer by L_ICA alone; then the layers' transformers, encoder and predictor by L_FA on features
   of aligned pictures, at the deepest layer's grid. A weight then only scales a stage's rate; both are settings.
 * A distance map is laid back over the picture by the inverse warp, so that regions lie where the defect is.
@@ -28,7 +29,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from pipeline import embedding as embedding_
 from pipeline import fitted, gaussian, learned, training
-from pipeline.alignment import Fine, Localiser, aligned, features_of, image_loss, small, undone, warp
+from pipeline.alignment import Fine, Localiser, aligned, features_of, image_loss, settle, small, undone, warp
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ConfigError, FitError, ShapeError
@@ -37,7 +38,7 @@ from pipeline.progress import Progress, silent
 from pipeline.training import Checkpoint, train
 
 NAME = "fyd"
-QUICK = {"epochs": 20, "rate": 1e-2}
+QUICK = {"epochs": 20}
 _FIT_BATCH = 16
 _FEWEST_IMAGES = 2
 
@@ -184,6 +185,7 @@ class Fyd:
                 return value
 
             _run("picture", nets["picture"], coarse_loss, len(images), config, seed, scratch, key, progress)
+            settle(nets["picture"], pictures)
         if any(name.startswith("layer") for name in nets):
             kept = features_of(images, nets, backbone, progress)
 
@@ -198,6 +200,8 @@ class Fyd:
             learning = nn.ModuleDict({**nets, "fine": fine})
             learning.pop("picture") if "picture" in learning else None
             _run("layers", learning, fine_loss, len(images), config, seed, scratch, key, progress)
+            for i, each in enumerate(kept):
+                settle(nets[f"layer{i}"], each)
         return _with_gaussians(images, nets, config, backbone, seed, progress)
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> FydDetector:

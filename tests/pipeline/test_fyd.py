@@ -75,6 +75,16 @@ def test_a_transformer_starts_as_the_identity_and_stays_within_bounds():
     assert theta[:, 2].tolist() == pytest.approx([0.2, 0.2], rel=1e-4)
 
 
+def test_a_warp_that_all_pictures_share_is_none():
+    net = Localiser(3)
+    with torch.no_grad():
+        net.tell.bias.fill_(3.0)
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).repeat(4, 1, 1, 1)
+    torch.testing.assert_close(net(x), torch.eye(2, 3).repeat(4, 1, 1))
+    alignment.settle(net, x)
+    torch.testing.assert_close(net.eval()(x), torch.eye(2, 3).repeat(4, 1, 1), atol=1e-4, rtol=0)
+
+
 def test_a_warp_undone_puts_a_spot_back():
     spot = torch.zeros(1, 1, 65, 65)
     spot[0, 0, 20:23, 40:43] = 1
