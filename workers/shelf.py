@@ -61,8 +61,9 @@ class Shelf:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more fits."""
-        return self.size_bytes >= self._most_bytes
+        """Whether another model, as large as the largest, would push one out."""
+        largest = max((live.size_bytes for live in self._live.values()), default=0)
+        return self.size_bytes + largest > self._most_bytes
 
     def put(self, place: Place, live: Live) -> list[Place]:
         """Put a model in service.

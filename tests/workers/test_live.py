@@ -367,7 +367,7 @@ def size_of(artifact):
 def test_when_memory_is_full_a_model_is_loaded_when_asked_for_and_the_least_used_leaves(store, watch, fitted):
     green = ModelKey("line-1/top", "green")
     versions = [promote(store, fitted[i], key) for i, key in enumerate((TOP, SIDE, green))]
-    models = watch(TOP, SIDE, green, refresh=False, most_bytes=2 * size_of(fitted[0]))
+    models = watch(TOP, SIDE, green, refresh=False, most_bytes=int(2.5 * size_of(fitted[0])))
     models.start()
     assert models.find("line-1/top", "green") is None
     assert models.find("line-1/side", "default").version == versions[1]
