@@ -29,7 +29,7 @@ VIEW = View(size=(64, 64))
 PART = "cap"
 _SIDE_PX = 160
 _GOODS = 40
-_CORESET = 0.02
+_CORESET = 0.1
 _PICTURES = 24
 _TRIAL_FRAMES = 400
 _TOLERANCE = 1e-4  # relative, of scores recomputed on the same engine
@@ -203,11 +203,19 @@ def swaps(*, frames: int, times: int, share: float, deadline_ms: int = 300) -> d
     }
 
 
-def stations(*, count: int, recipes: int, flood: float, seconds: float, deadline_ms: int = 500) -> dict[str, Any]:
+def stations(
+    *,
+    count: int,
+    recipes: int,
+    flood: float,
+    seconds: float,
+    deadline_ms: int = 500,
+    budget_models: int | None = None,
+) -> dict[str, Any]:
     """Many stations and recipes in one worker, in turn; one station sends `flood` times as much as each other.
 
     Without the flood the stations together take 80 % of the sustainable rate. At half-time every station goes over to
-    another product. Twenty stations' models of three products do not all fit into the memory that they may take.
+    another product. Memory is for `budget_models` models, two thirds of them unless given.
 
     Returns:
         What was said to the flooding station and to the others.
@@ -215,13 +223,13 @@ def stations(*, count: int, recipes: int, flood: float, seconds: float, deadline
     names = [f"bench/s{i:02d}" for i in range(count)]
     products = [f"p{i}" for i in range(recipes)]
     net = backbone()
-    tree = {
-        "stations": {name: {"recipes": products, "deadline_ms": deadline_ms} for name in names},
-        "worker": {"models_max_mb": 2},
-    }
-    with temporary(tree) as rig:
-        store = open_store(rig.store_url)
-        made = fit(store, net, range(recipes))
+    tree = {"stations": {name: {"recipes": products, "deadline_ms": deadline_ms} for name in names}}
+    rig = temporary(tree)
+    store = open_store(rig.store_url)
+    made = fit(store, net, range(recipes))
+    budget_bytes = (budget_models or count * recipes * 2 // 3) * _size_bytes(made[0][0])
+    rig.tree["worker"] = {"models_max_mb": max(1, round(budget_bytes / 1e6))}
+    with rig:
         for name in names:
             for product, model in zip(products, made, strict=True):
                 put(store, ModelKey(name, product), model)
@@ -267,8 +275,10 @@ def stations(*, count: int, recipes: int, flood: float, seconds: float, deadline
     }
 
 
-def overload(*, factor: float, seconds: float, size: int, deadline_ms: int = 300) -> dict[str, Any]:
-    """`factor` times as many frames as can be decided, then half as many.
+def overload(
+    *, factor: float, seconds: float, size: int, deadline_ms: int = 300, after_s: float = 30.0
+) -> dict[str, Any]:
+    """`factor` times as many frames as can be decided, then half as many for `after_s`.
 
     Returns:
         Among others the worker's memory at the start, at most, and after; and how long after the end of the flood the
@@ -295,7 +305,7 @@ def overload(*, factor: float, seconds: float, size: int, deadline_ms: int = 300
                     next_look += 1.0
             ended = time.monotonic()
             after: dict[str, float] = {}
-            for frame_id, _ in play([camera], images, rate=most / 2, count=round(most / 2 * _LEFT_S)):
+            for frame_id, _ in play([camera], images, rate=most / 2, count=round(most / 2 * after_s)):
                 after[frame_id] = time.monotonic()
             camera.close()
             reader.wait_for(flooded | after.keys())
@@ -349,6 +359,10 @@ def _all_assigned(rig: Rig, worker: Any, count: int) -> None:
         if time.monotonic() > until:
             raise TimeoutError(f"{rig.directory}: not every partition was assigned: {worker.last_words()}")
         time.sleep(0.1)
+
+
+def _size_bytes(inspector: Inspector) -> int:
+    return sum(tensor.nbytes for tensor in inspector.save().tensors.values())
 
 
 def _resident_bytes(pid: int) -> int:
