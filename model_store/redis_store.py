@@ -13,7 +13,7 @@ Keys, all under a prefix (`goldline`)::
 
 A version's chunks come before its manifest, and that before its entry: who finds an entry finds a whole model. Whatever
 depends on what was read (a promotion, marks, the entry of a put, a deletion) is a transaction that watches it: of
-several one wins, and the others look again. Redis should have `maxmemory-policy noeviction`: an evicted chunk is damage.
+several one wins, the others look again. Redis should have `maxmemory-policy noeviction`: an evicted chunk is damage.
 """
 
 import re
