@@ -8,27 +8,21 @@
     store.promote(key, version, expected=store.current(key), who="ana", why="first shift")
 """
 
-from model_store.base import (
-    Lineage,
-    ModelInfo,
-    ModelKey,
-    ModelStore,
-    Promotion,
-    Version,
-    is_version,
-    resolve_version,
-    rollback,
-    short,
-)
+from model_store.base import ModelStore, resolve_version, rollback
 from model_store.codec import decode, encode, version_of
+from model_store.lifecycle import State, state_of
+from model_store.records import Lineage, Marking, Marks, ModelInfo, ModelKey, Promotion, Version, is_version, short
 from model_store.urls import open_store
 
 __all__ = [
     "Lineage",
+    "Marking",
+    "Marks",
     "ModelInfo",
     "ModelKey",
     "ModelStore",
     "Promotion",
+    "State",
     "Version",
     "decode",
     "encode",
@@ -37,5 +31,6 @@ __all__ = [
     "resolve_version",
     "rollback",
     "short",
+    "state_of",
     "version_of",
 ]

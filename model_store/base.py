@@ -1,129 +1,15 @@
-"""What a model store promises, and the words it speaks in. `disk` keeps the promise on a shared disk."""
+"""What a model store promises. `disk` keeps the promise on a shared disk, `redis_store` in Redis."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, NewType, Protocol
+from typing import Protocol
 
-import msgspec
-
+from model_store.records import Marking, Marks, ModelInfo, ModelKey, Promotion, Swept, Version, short
 from pipeline.data import JSON, Artifact
-from pipeline.errors import ArtifactError, ConfigError, ModelNotFound
-
-Version = NewType("Version", str)
-"""sha256 of a model's file, 64 hexadecimal digits."""
+from pipeline.errors import MarksConflict, ModelNotFound, PromotionConflict
 
 MIN_PREFIX = 6  # digits of a version that a person may type instead of all 64
-
-_STATION = re.compile(r"[a-z0-9-]{1,60}/[a-z0-9-]{1,60}")
-_RECIPE = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-_VERSION = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 8  # candidates named in an error
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ModelKey:
-    """Which model is meant: each station has one per recipe.
-
-    Checked on the way in, so that a key can name a folder.
-
-    Attributes:
-        station: `[a-z0-9-]+/[a-z0-9-]+`, at most 60 characters either side.
-        recipe: `[a-z0-9][a-z0-9._-]*`, at most 100 characters.
-
-    Raises:
-        ConfigError: another spelling.
-    """
-
-    station: str
-    recipe: str = "default"
-
-    def __post_init__(self) -> None:
-        if not _STATION.fullmatch(self.station):
-            raise ConfigError(f"a station is line/place in a-z, 0-9 and '-', not {self.station[:60]!r}")
-        if not _RECIPE.fullmatch(self.recipe):
-            raise ConfigError(
-                f"a recipe is a-z, 0-9, '.', '_' and '-', a letter or digit first, not {self.recipe[:60]!r}"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.station} ({self.recipe})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Promotion:
-    """One line of a key's history: this version became current.
-
-    Attributes:
-        previous: what was current until then; None for the first.
-        at: aware, UTC, by the clock of whoever promoted. The order is the history's, not the clock's.
-    """
-
-    version: Version
-    previous: Version | None
-    at: datetime
-    who: str
-    why: str = ""
-
-    def __post_init__(self) -> None:
-        for version in (self.version, self.previous):
-            if version is not None and not is_version(version):
-                raise ValueError(f"a version is 64 hexadecimal digits, not {short(version)!r}")
-        if self.at.tzinfo is None:
-            raise ValueError("`at` has no time zone")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lineage:
-    """Where a model comes from, beside it and not part of its version. JSON values only.
-
-    Attributes:
-        created_at: RFC 3339, UTC; the store fills it in.
-        created_by: a person or a job.
-        dataset: digest of the frames it was fitted on.
-        frames: how many frames, by use: fit, tune, calibrate.
-        code: Goldline's version, or a commit.
-        extra: whatever else was given, by name.
-    """
-
-    created_at: str = ""
-    created_by: str = ""
-    dataset: str = ""
-    frames: Mapping[str, int] = field(default_factory=dict)
-    code: str = ""
-    notes: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Lineage":
-        """The lineage in a flat mapping; names without a field of their own go to `extra`.
-
-        Raises:
-            ArtifactError: a field has another type than it should.
-        """
-        own = {f.name for f in fields(cls)} - {"extra"}
-        known = {name: value for name, value in values.items() if name in own}
-        extra = {name: value for name, value in values.items() if name not in own}
-        try:
-            return msgspec.convert(known | {"extra": extra}, type=cls)
-        except msgspec.ValidationError as error:
-            raise ArtifactError(f"lineage: {error}") from error
-
-    def to_json(self) -> dict[str, JSON]:
-        """One flat mapping, as `from_json` takes it."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        return {**self.extra, **own}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo:
-    """A stored version, without its tensors."""
-
-    version: Version
-    size_bytes: int
-    lineage: Lineage
-    current: bool
 
 
 class ModelStore(Protocol):
@@ -173,23 +59,53 @@ class ModelStore(Protocol):
         """All promotions, oldest first; the last one's version is current."""
         ...
 
+    def marks(self, key: ModelKey) -> Marks:
+        """Which versions are pinned or tried; none where nobody ever said so."""
+        ...
+
+    def mark(self, key: ModelKey, marks: Marks, *, expected: Marks, who: str, why: str = "") -> None:
+        """Change the marks if they still are as `expected`. Of several at once, one wins.
+
+        Marks that are the same already change nothing and record nothing.
+
+        Raises:
+            MarksConflict: they are others; look again.
+            ModelNotFound: a version that is newly marked is not under this key.
+            ConfigError: `who` is empty.
+        """
+        ...
+
+    def markings(self, key: ModelKey) -> list[Marking]:
+        """All changes of the marks, oldest first; the last one's marks hold."""
+        ...
+
     def versions(self, key: ModelKey) -> list[ModelInfo]:
         """All stored versions, oldest first."""
+        ...
+
+    def delete(self, key: ModelKey, version: Version, *, unused_since: datetime) -> str:
+        """Delete a version's entry, unless something keeps it at that very moment; see `lifecycle.kept_because`.
+
+        The model itself stays until `sweep` finds that no key names it.
+
+        Returns:
+            What keeps it; empty if it was deleted.
+
+        Raises:
+            ModelNotFound: no such version under this key.
+        """
+        ...
+
+    def sweep(self, *, unused_since: datetime, dry_run: bool = False) -> list[Swept]:
+        """Delete models that no key names, and this machine's copies that were not used since then.
+
+        A model that is being put meanwhile ends up whole.
+        """
         ...
 
     def keys(self) -> list[ModelKey]:
         """Every key that has a version, in order."""
         ...
-
-
-def is_version(text: str) -> bool:
-    """Whether this is a whole version, 64 lower-case hexadecimal digits."""
-    return _VERSION.fullmatch(text) is not None
-
-
-def short(version: str) -> str:
-    """The first 12 digits, for people."""
-    return version[:12]
 
 
 def resolve_version(store: ModelStore, key: ModelKey, text: str) -> Version:
@@ -233,6 +149,17 @@ def rollback(store: ModelStore, key: ModelKey, who: str, why: str = "rollback") 
         raise ModelNotFound(f"{key}: nothing to roll back to, {len(history)} promotion(s) so far")
     store.promote(key, previous, expected=history[-1].version, who=who, why=why)
     return previous
+
+
+def promotion_conflict(key: ModelKey, found: Version | None, expected: Version | None) -> PromotionConflict:
+    """What somebody is told whose promotion came too late."""
+    was, wanted = (short(version) if version else "nothing" for version in (found, expected))
+    return PromotionConflict(f"{key}: {was} is current, not {wanted}; look at it, then promote again")
+
+
+def marks_conflict(key: ModelKey) -> MarksConflict:
+    """What somebody is told whose marks came too late."""
+    return MarksConflict(f"{key}: somebody changed the pins or the shadow meanwhile; look at them, then try again")
 
 
 def _stored(store: ModelStore, key: ModelKey) -> list[Version]:

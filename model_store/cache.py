@@ -9,10 +9,11 @@ import os
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
-from model_store.base import ModelKey, Version, is_version, short
 from model_store.codec import verify
+from model_store.records import ModelKey, Swept, Version, is_version, short
 from pipeline.errors import ArtifactError
 
 
@@ -78,6 +79,24 @@ class Cache:
         except (OSError, UnicodeDecodeError):
             return None
         return Version(text) if is_version(text) else None
+
+    def sweep(self, *, unused_since: datetime, dry_run: bool = False) -> list[Swept]:
+        """Delete models not read since then, and what processes that died left behind.
+
+        What was current when this machine last asked stays: a worker that has run for months starts from it.
+        """
+        kept = {pointer.read_text(encoding="ascii", errors="replace") for pointer in self._folder.glob("current/*/*/*")}
+        swept = []
+        for path in sorted(self._folder.glob("objects/*")):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                ours = path.name not in kept if is_version(path.name) else path.suffix == ".tmp"
+                if ours and status.st_mtime <= unused_since.timestamp():
+                    if not dry_run:
+                        path.unlink()
+                    version = Version(path.name.lstrip(".").partition(".")[0])
+                    swept.append(Swept(where="cache", version=version, size_bytes=status.st_size))
+        return swept
 
     def _object(self, version: Version) -> Path:
         if not is_version(version):

@@ -5,14 +5,17 @@ holds no paths and no links, and nothing in it is believed before its checksum i
 """
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 
-from model_store.base import ModelKey, ModelStore, Version, is_version, short
-from model_store.codec import decode, encode, version_of_bytes
+from model_store.base import ModelStore
+from model_store.codec import Encoded, decode
+from model_store.records import ModelKey, Version, is_version, short
 from pipeline.data import JSON
 from pipeline.errors import ArtifactError
 
@@ -40,16 +43,17 @@ def export(store: ModelStore, key: ModelKey, version: Version, out: Path) -> Non
         ArtifactError: it is damaged.
         OSError: the file cannot be written.
     """
-    data = encode(store.get(key, version))
-    if version_of_bytes(data) != version:
+    model = Encoded(store.get(key, version))
+    if model.version != version:
         raise ArtifactError(f"model {short(version)} was written by another release: it cannot be repeated exactly")
     lineage = next(info.lineage.to_json() for info in store.versions(key) if info.version == version)
-    bare = _Header(_FORMAT, key.station, key.recipe, version, len(data), dict(lineage))
+    bare = _Header(_FORMAT, key.station, key.recipe, version, model.size_bytes, dict(lineage))
     part = out.with_name(f".{out.name}.part")
     try:
         with part.open("wb") as file:
             file.write(msgspec.json.encode(msgspec.structs.replace(bare, sha256=_digest(bare))) + b"\n")
-            file.write(data)
+            for piece in model.pieces():
+                file.write(piece)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
@@ -83,9 +87,13 @@ def import_(
         left = file.stat().st_size - len(line)
         if left != header.size_bytes:
             raise ArtifactError(f"{file.name} is damaged: {left} bytes follow, {header.size_bytes} should")
-        artifact = decode(opened.read(), Version(header.version))
-    target = key or ModelKey(header.station, header.recipe)
-    version = store.put(target, artifact, lineage={**header.lineage, **(lineage or {})})
+        target = key or ModelKey(header.station, header.recipe)
+        with TemporaryDirectory(prefix="goldline-") as folder:
+            model = Path(folder, header.version)  # on disk a model is mapped: in memory it would be there twice
+            with model.open("wb") as copy:
+                shutil.copyfileobj(opened, copy)
+            artifact = decode(model, Version(header.version))
+            version = store.put(target, artifact, lineage={**header.lineage, **(lineage or {})})
     return target, version
 
 

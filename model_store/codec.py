@@ -8,20 +8,22 @@ Decoding trusts nothing: first the checksum, then the header's length, then ever
 the tensors. Nothing is ever unpickled, and nothing read here causes an import.
 """
 
+import ctypes
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save, storage_ptr
+from safetensors.torch import load, load_file
 
-from model_store.base import Version, is_version, short
+from model_store.records import Version, is_version, short
 from pipeline.data import Artifact
 from pipeline.errors import ArtifactError
 
@@ -30,10 +32,21 @@ MAX_HEADER_BYTES = 16 * 2**20
 
 _METADATA = "__metadata__"  # safetensors' name for the part of its header that is free
 _OURS = "goldline"  # the only key in it: with several, safetensors writes them in random order
-_DTYPES = frozenset(
-    f"torch.{name}"
-    for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()  # noqa: SIM905
-)
+_ALIGNED_BYTES = 8
+# torch's name -> safetensors', in the order in which tensors lie in a file: the widest first, so that each is aligned.
+_DTYPES = {
+    "torch.int64": "I64",
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.int32": "I32",
+    "torch.bfloat16": "BF16",
+    "torch.float16": "F16",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+_ORDER = {name: place for place, name in enumerate(_DTYPES)}
 _BAD_TENSORS = (SafetensorError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError)
 
 
@@ -65,30 +78,62 @@ def canonical(value: object) -> str:
         raise ArtifactError(f"not JSON: {error}") from error
 
 
-def encode(artifact: Artifact) -> bytes:
-    """The model's file. The same content gives the same bytes, whatever the order of its mappings.
+class Encoded:
+    """A model's file, piece by piece, out of the tensors' own memory: a bank is large, and copies of it are dear.
+
+    The same content gives the same bytes, whatever the order of its mappings, and they are the ones that safetensors
+    writes.
+
+    Args:
+        artifact: what to encode; its tensors may not change meanwhile.
 
     Raises:
         ArtifactError: a meta that is not JSON, or a tensor that is sparse or of a dtype not stored.
     """
-    ours = {"format": FORMAT, "method": artifact.method, "meta": artifact.meta}
-    metadata = {_OURS: canonical(ours)}
-    try:
-        data: bytes = save(dict(_storable(artifact.tensors)), metadata)
-    except _BAD_TENSORS as error:
-        raise ArtifactError(f"{artifact.method}: these tensors cannot be stored: {error}") from error
-    _check_header(BytesIO(data), len(data))  # what cannot be read back must not be written
-    return data
+
+    def __init__(self, artifact: Artifact) -> None:
+        ours = {"format": FORMAT, "method": artifact.method, "meta": artifact.meta}
+        entries: dict[str, Any] = {_METADATA: {_OURS: canonical(ours)}}
+        self._tensors: list[Any] = []
+        at = 0
+        try:
+            for name, tensor in sorted(_storable(artifact.tensors), key=_place):
+                end = at + tensor.nbytes
+                dtype = _DTYPES[str(tensor.dtype)]
+                entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [at, end]}
+                self._tensors.append(tensor)
+                at = end
+            header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        except _BAD_TENSORS as error:
+            raise ArtifactError(f"{artifact.method}: these tensors cannot be stored: {error}") from error
+        header += b" " * (-len(header) % _ALIGNED_BYTES)
+        self._head = struct.pack("<Q", len(header)) + header
+        self.size_bytes = len(self._head) + at
+        _check_header(BytesIO(self._head), self.size_bytes)  # what cannot be read back must not be written
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """The file from its beginning, each time anew."""
+        yield self._head
+        for tensor in self._tensors:
+            yield _bytes_of(tensor)
+
+    @cached_property
+    def version(self) -> Version:
+        """The model's name: sha256 of its file, 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for piece in self.pieces():
+            digest.update(piece)
+        return Version(digest.hexdigest())
+
+
+def encode(artifact: Artifact) -> bytes:
+    """The model's file in one; see `Encoded`."""
+    return b"".join(Encoded(artifact).pieces())
 
 
 def version_of(artifact: Artifact) -> Version:
     """The model's name: sha256 of its file, 64 hexadecimal digits."""
-    return version_of_bytes(encode(artifact))
-
-
-def version_of_bytes(data: bytes) -> Version:
-    """The version that a file with these bytes has."""
-    return Version(hashlib.sha256(data).hexdigest())
+    return Encoded(artifact).version
 
 
 def decode(source: bytes | Path, expected: Version) -> Artifact:
@@ -188,21 +233,31 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _storable(tensors: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    """Tensors as safetensors takes them: on the CPU, contiguous, none sharing memory with another."""
-    seen: set[int] = set()
-    for name, tensor in sorted(tensors.items()):
+def _storable(tensors: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tensors as they are stored: on the CPU, contiguous."""
+    for name, tensor in tensors.items():
         dtype = str(getattr(tensor, "dtype", type(tensor).__name__))
         if dtype not in _DTYPES:
             raise TypeError(f"{name!r} is {dtype}, stored are {', '.join(sorted(_DTYPES))}")
+        if str(tensor.layout) != "torch.strided":
+            raise TypeError(f"{name!r} is {tensor.layout}, not a dense tensor")
         if name == _METADATA:
             raise ValueError(f"{name!r} cannot name a tensor")
-        plain = tensor.detach().cpu().contiguous()
-        pointer = storage_ptr(plain)
-        if pointer in seen:
-            plain = plain.clone()
-        seen.add(pointer)
-        yield name, plain
+        yield name, tensor.detach().cpu().contiguous().resolve_neg()
+
+
+def _place(named: tuple[str, Any]) -> tuple[int, bytes]:
+    name, tensor = named
+    return _ORDER[str(tensor.dtype)], name.encode()
+
+
+def _bytes_of(tensor: Any) -> memoryview:
+    """The memory that a contiguous tensor stands on."""
+    if not tensor.nbytes:
+        return memoryview(b"")
+    memory = (ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())
+    memory.tensor = tensor  # which must not go before its memory
+    return memoryview(memory).cast("B")
 
 
 def _plain(value: Any) -> Any:

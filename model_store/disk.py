@@ -1,44 +1,36 @@
-"""Models on a disk that several line servers share, without locks and without a server.
+"""Models on a disk that several line servers share, without a server.
 
 Two ideas carry it. A model lies under its own sha256, so a file is either whole or not there, and writing
 it twice is harmless. And what is current is not a file that is changed but the highest-numbered promotion:
 each is a file of its own, made by `link`, which fails if the number is taken. So the history can only grow,
-and of two people who promote at once one gets a PromotionConflict, on NFS as on a local disk. The README
-draws the folders.
+and of two people who promote at once one gets a PromotionConflict, on NFS as on a local disk. Marks are kept
+likewise. Only deleting needs a lock: who deletes is alone with the store, while puts, promotions and marks share it.
+The README draws the folders.
 """
 
-import errno
 import os
-import re
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from model_store.base import Lineage, ModelInfo, ModelKey, Promotion, Version, is_version, short
-from model_store.codec import canonical, decode, encode, verify, version_of_bytes
+from model_store.base import marks_conflict, promotion_conflict
+from model_store.codec import Encoded, decode, verify
+from model_store.entries import new_entry, new_line, now, read_entry, read_line
+from model_store.files import Log, create, locked, make_folder, names, replace, sync
+from model_store.lifecycle import kept_because
+from model_store.records import Marking, Marks, ModelInfo, ModelKey, Promotion, Swept, Version, is_version, short
 from pipeline.data import JSON, Artifact
-from pipeline.errors import ArtifactError, ConfigError, ModelNotFound, PromotionConflict, StoreUnavailable
+from pipeline.errors import ArtifactError, ConfigError, ModelNotFound, StoreUnavailable
 
 # An unmounted share is an empty folder: only this file tells "no models yet" from "no disk".
 MARKER = "goldline-models.v1"
+LOCK = "lock"
 LEFTOVER_AFTER_S = 24 * 3600.0
 
 _MARKER_TEXT = b"Goldline models, layout 1. Nothing here is to be edited; see model_store/README.md.\n"
-_NUMBERED = re.compile(r"[0-9]{8}\.json")
-_READ_ONLY = 0o444
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    """A version's file, beside the model: what is known of it without reading it."""
-
-    size_bytes: int
-    lineage: dict[str, Any]
+_TOUCH_AFTER = timedelta(days=1)
 
 
 class DiskStore:
@@ -56,37 +48,41 @@ class DiskStore:
 
     def put(self, key: ModelKey, artifact: Artifact, *, lineage: Mapping[str, JSON] | None = None) -> Version:
         """Store a model, or mend it where the stored copy is damaged; see `ModelStore.put`."""
-        data = encode(artifact)
-        version = version_of_bytes(data)
-        known = {"created_at": _now().isoformat(), **(lineage or {})}
-        entry = {"size_bytes": len(data), "lineage": Lineage.from_json(known).to_json()}
-        entry_bytes = canonical(entry).encode()
+        model = Encoded(artifact)
+        entry = new_entry(model.size_bytes, lineage)
         with self._disk():
-            _make_folder(self.root)
-            _create(self.root / MARKER, _MARKER_TEXT)
-            self._sweep()
-            blob = self._blob(version)
-            _make_folder(blob.parent)
-            if not _create(blob, data) and not _intact(blob, version):
-                _replace(blob, data)
-            path = self._entry(key, version)
-            _make_folder(path.parent)
-            _create(path, entry_bytes)
-        return version
+            make_folder(self.root)
+            create(self.root / MARKER, [_MARKER_TEXT])
+            with self._lock(alone=False):
+                self._remove_leftovers()
+                blob = self._blob(model.version)
+                make_folder(blob.parent)
+                if not create(blob, model.pieces()):
+                    if not _intact(blob, model.version):
+                        replace(blob, model.pieces())
+                    with suppress(PermissionError):
+                        os.utime(blob)  # when it was last put
+                path = self._entry(key, model.version)
+                make_folder(path.parent)
+                create(path, [entry])
+                self._touch(key, model.version)
+        return model.version
 
     def get(self, key: ModelKey, version: Version) -> Artifact:
         """The model, memory-mapped, its checksum verified; see `ModelStore.get`."""
         with self._mounted():
             self._require(key, version)
+            self._touch(key, version)
             try:
                 return decode(self._blob(version), version)
             except FileNotFoundError as error:
+                self._require(key, version)  # it may have been deleted meanwhile
                 raise ArtifactError(f"model {short(version)}: {error.filename} is gone") from error
 
     def current(self, key: ModelKey) -> Version | None:
         """The version of the highest-numbered promotion."""
         with self._mounted():
-            numbers = self._numbers(key)
+            numbers = self._promotions(key).numbers()
             return self._promotion(key, numbers[-1]).version if numbers else None
 
     def remembered(self, key: ModelKey) -> Version | None:  # noqa: ARG002 - what is on a disk is not copied to another
@@ -95,43 +91,59 @@ class DiskStore:
 
     def promote(self, key: ModelKey, version: Version, *, expected: Version | None, who: str, why: str = "") -> None:
         """Add the next promotion if `expected` is current; see `ModelStore.promote`."""
-        if not who.strip():
-            raise ConfigError("a promotion needs a name: who promotes?")
-        with self._mounted():
-            numbers = self._numbers(key)
+        with self._mounted(), self._lock(alone=False):
+            log = self._promotions(key)
+            numbers = log.numbers()
             found = self._promotion(key, numbers[-1]).version if numbers else None
             if found != expected:
-                raise _conflict(key, found, expected)
+                raise promotion_conflict(key, found, expected)
             self.get(key, version)  # a damaged candidate never becomes current
-            if version == found:
-                return
-            promotion = Promotion(version=version, previous=found, at=_now(), who=who, why=why)
-            path = self._promotion_path(key, numbers[-1] + 1 if numbers else 1)
-            _make_folder(path.parent)
-            if not _create(path, _record(promotion)):
-                raise _conflict(key, self.current(key), expected)
+            line = new_line(Promotion(version=version, previous=found, at=now(), who=who, why=why))
+            if version != found and not log.add(numbers[-1] + 1 if numbers else 1, line):
+                raise promotion_conflict(key, self.current(key), expected)
 
     def history(self, key: ModelKey) -> list[Promotion]:
         """All promotions, oldest first."""
         with self._mounted():
-            return [self._promotion(key, number) for number in self._numbers(key)]
+            return [self._promotion(key, number) for number in self._promotions(key).numbers()]
+
+    def marks(self, key: ModelKey) -> Marks:
+        """Those of the highest-numbered line."""
+        with self._mounted():
+            numbers = self._marks(key).numbers()
+            return self._marking(key, numbers[-1]).marks if numbers else Marks()
+
+    def mark(self, key: ModelKey, marks: Marks, *, expected: Marks, who: str, why: str = "") -> None:
+        """Add the next line if the marks are as `expected`; see `ModelStore.mark`."""
+        line = new_line(Marking(marks=marks, at=now(), who=who, why=why))
+        with self._mounted(), self._lock(alone=False):
+            log = self._marks(key)
+            numbers = log.numbers()
+            found = self._marking(key, numbers[-1]).marks if numbers else Marks()
+            if found != expected:
+                raise marks_conflict(key)
+            for version in sorted(marks.named - found.named):
+                self._require(key, version)
+            if marks != found and not log.add(numbers[-1] + 1 if numbers else 1, line):
+                raise marks_conflict(key)
+
+    def markings(self, key: ModelKey) -> list[Marking]:
+        """All changes of the marks, oldest first."""
+        with self._mounted():
+            return [self._marking(key, number) for number in self._marks(key).numbers()]
 
     def versions(self, key: ModelKey) -> list[ModelInfo]:
         """All stored versions, oldest first by lineage."""
         current = self.current(key)
+        found = []
         with self._mounted():
-            found = []
-            for name in _names(self._folder(key) / "versions"):
-                version = Version(name.removesuffix(".json"))
-                if is_version(version):
-                    size_bytes, lineage = self._read_entry(key, version)
+            for version in self._stored(key):
+                path = self._entry(key, version)
+                with suppress(FileNotFoundError):  # deleted since the folder was read
+                    used_at = self._used_at(key, version)
+                    is_current = version == current
                     found.append(
-                        ModelInfo(
-                            version=version,
-                            size_bytes=size_bytes,
-                            lineage=lineage,
-                            current=version == current,
-                        )
+                        read_entry(path.read_bytes(), version, current=is_current, used_at=used_at, where=str(path))
                     )
         return sorted(found, key=lambda info: (info.lineage.created_at, info.version))
 
@@ -143,9 +155,41 @@ class DiskStore:
                 line, place, recipe = path.parts[-4:-1]
                 with suppress(ConfigError):
                     key = ModelKey(f"{line}/{place}", recipe)
-                    if any(is_version(name.removesuffix(".json")) for name in _names(path)):
+                    if self._stored(key):
                         found.append(key)
         return sorted(found)
+
+    def delete(self, key: ModelKey, version: Version, *, unused_since: datetime) -> str:
+        """Remove a version's entry, alone with the store; see `ModelStore.delete`."""
+        with self._mounted(), self._lock(alone=True):
+            self._require(key, version)
+            kept = kept_because(
+                version,
+                used_at=self._used_at(key, version),
+                history=self.history(key),
+                marks=self.marks(key),
+                unused_since=unused_since,
+            )
+            if not kept:
+                entry = self._entry(key, version)
+                entry.unlink()
+                sync(entry.parent)  # before the model goes: no power cut may bring back an entry without one
+                self._used(key, version).unlink(missing_ok=True)
+        return kept
+
+    def sweep(self, *, unused_since: datetime, dry_run: bool = False) -> list[Swept]:
+        """Delete models that no key names and that nobody put since then; see `ModelStore.sweep`."""
+        swept = []
+        with self._mounted(), self._lock(alone=True):
+            named = {version for key in self.keys() for version in self._stored(key)}
+            for path in sorted(self.root.glob("objects/*/*")):
+                if is_version(path.name) and path.name not in named:
+                    status = path.stat()
+                    if status.st_mtime <= unused_since.timestamp():
+                        if not dry_run:
+                            path.unlink()
+                        swept.append(Swept(where="store", version=Version(path.name), size_bytes=status.st_size))
+        return swept
 
     def _folder(self, key: ModelKey) -> Path:
         return self.root.joinpath("models", *key.station.split("/"), key.recipe)
@@ -156,33 +200,50 @@ class DiskStore:
     def _entry(self, key: ModelKey, version: Version) -> Path:
         return self._folder(key) / "versions" / f"{version}.json"
 
-    def _promotion_path(self, key: ModelKey, number: int) -> Path:
-        return self._folder(key) / "promotions" / f"{number:08}.json"
+    def _used(self, key: ModelKey, version: Version) -> Path:
+        return self._folder(key) / "versions" / f"{version}.used"
 
-    def _numbers(self, key: ModelKey) -> list[int]:
-        """Numbers of the promotions there are, in order; temporary files have other names."""
-        names = _names(self._folder(key) / "promotions")
-        return sorted(int(name[:8]) for name in names if _NUMBERED.fullmatch(name))
+    def _promotions(self, key: ModelKey) -> Log:
+        return Log(self._folder(key) / "promotions")
 
     def _promotion(self, key: ModelKey, number: int) -> Promotion:
-        path = self._promotion_path(key, number)
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Promotion)
-        except ValueError as error:
-            raise ArtifactError(f"{path} is not a promotion: {error}") from error
+        path = self._promotions(key).path(number)
+        return read_line(path.read_bytes(), Promotion, str(path))
 
-    def _read_entry(self, key: ModelKey, version: Version) -> tuple[int, Lineage]:
-        path = self._entry(key, version)
-        try:
-            entry = msgspec.json.decode(path.read_bytes(), type=_Entry)
-            return entry.size_bytes, Lineage.from_json(entry.lineage)
-        except (ValueError, ArtifactError) as error:
-            raise ArtifactError(f"{path} does not describe a model: {error}") from error
+    def _marks(self, key: ModelKey) -> Log:
+        return Log(self._folder(key) / "marks")
+
+    def _marking(self, key: ModelKey, number: int) -> Marking:
+        path = self._marks(key).path(number)
+        return read_line(path.read_bytes(), Marking, str(path))
+
+    def _stored(self, key: ModelKey) -> list[Version]:
+        found = (name.removesuffix(".json") for name in names(self._folder(key) / "versions") if name.endswith(".json"))
+        return [Version(name) for name in found if is_version(name)]
+
+    def _used_at(self, key: ModelKey, version: Version) -> datetime:
+        """When a version was put, or used since: the later time of its entry and of the empty file beside it."""
+        seconds = self._entry(key, version).stat().st_mtime
+        with suppress(FileNotFoundError):
+            seconds = max(seconds, self._used(key, version).stat().st_mtime)
+        return datetime.fromtimestamp(seconds, UTC)
+
+    def _touch(self, key: ModelKey, version: Version) -> None:
+        """Record that a version is used, once a day; whoever may not write here is not recorded."""
+        with suppress(OSError):
+            if now() - self._used_at(key, version) > _TOUCH_AFTER:
+                self._used(key, version).unlink(missing_ok=True)  # it may be another user's
+                self._used(key, version).touch()
 
     def _require(self, key: ModelKey, version: Version) -> None:
         # A version is only ever used in a path once it is known to be 64 hexadecimal digits.
         if not is_version(version) or not self._entry(key, version).exists():
             raise ModelNotFound(f"{key} has no version {short(version)!r}")
+
+    @contextmanager
+    def _lock(self, *, alone: bool) -> Iterator[None]:
+        with locked(self.root / LOCK, alone=alone):
+            yield
 
     @contextmanager
     def _mounted(self) -> Iterator[None]:
@@ -200,7 +261,7 @@ class DiskStore:
             where = error.filename or self.root
             raise StoreUnavailable(f"model store at {self.root}: {where}: {error.strerror}") from error
 
-    def _sweep(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Remove models half written by processes that died, once they are surely dead."""
         for path in self.root.glob("objects/*/.*.tmp"):
             with suppress(FileNotFoundError):
@@ -208,92 +269,9 @@ class DiskStore:
                     path.unlink()
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _conflict(key: ModelKey, found: Version | None, expected: Version | None) -> PromotionConflict:
-    was, wanted = (short(version) if version else "nothing" for version in (found, expected))
-    return PromotionConflict(f"{key}: {was} is current, not {wanted}; look at it, then promote again")
-
-
-def _record(promotion: Promotion) -> bytes:
-    try:
-        return msgspec.json.encode(promotion)
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"who and why must be text: {error}") from error
-
-
 def _intact(blob: Path, version: Version) -> bool:
     try:
         verify(blob, version)
     except ArtifactError:
         return False
-    return True
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
-        return []
-
-
-def _make_folder(folder: Path) -> None:
-    """The folder and its parents, each on disk before anything is put into it."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """A new name survives a power cut once its folder was synced; some network disks cannot, and need not."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
-            raise
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _written(path: Path, data: bytes) -> Iterator[Path]:
-    """The data in a temporary file beside `path`, synced and read-only; removed at the end if still there."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), _READ_ONLY)
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put the data at `path` in one step; who has the old file open or mapped keeps it."""
-    with _written(path, data) as temporary:
-        temporary.replace(path)
-    _sync(path.parent)
-
-
-def _create(path: Path, data: bytes) -> bool:
-    """Put the data at `path` in one step, unless something is there: then it stays, and this is False."""
-    if path.exists():
-        return False
-    with _written(path, data) as temporary:
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            # NFS may lose the reply and repeat the call; two names for our file mean that it did succeed.
-            if temporary.stat().st_nlink != 2:
-                if error.errno == errno.EEXIST:
-                    return False
-                raise
-    _sync(path.parent)
     return True

@@ -6,61 +6,37 @@ Keys, all under a prefix (`goldline`)::
     PREFIX:object:VERSION                   manifest: size, sha256 of each chunk
     PREFIX:object:VERSION:N                 chunk N, 8 MiB
     PREFIX:versions:STATION:RECIPE          hash, version -> size and lineage
+    PREFIX:used:STATION:RECIPE              hash, version -> Unix time of its last use, within a day
     PREFIX:promotions:STATION:RECIPE        list, only ever appended to; its last entry's version is current
+    PREFIX:marks:STATION:RECIPE             list, only ever appended to; its last entry's marks hold
     PREFIX:keys                             set of "STATION RECIPE"
 
-A version's chunks come before its manifest, and that before its entry: who finds an entry finds a whole model. A
-promotion is one script that compares what is current and appends, so that of several at once one wins. Redis should
-have `maxmemory-policy noeviction`: an evicted chunk is a damaged model.
+A version's chunks come before its manifest, and that before its entry: who finds an entry finds a whole model. Whatever
+depends on what was read (a promotion, marks, the entry of a put, a deletion) is a transaction that watches it: of
+several one wins, the others look again. Redis should have `maxmemory-policy noeviction`: an evicted chunk is damage.
 """
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import redis
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 
-from model_store.base import Lineage, ModelInfo, ModelKey, Promotion, Version, is_version, short
+from model_store.base import marks_conflict, promotion_conflict
 from model_store.cache import Cache
-from model_store.codec import canonical, decode, encode, version_of_bytes
+from model_store.codec import Encoded, decode
+from model_store.entries import new_entry, new_line, now, read_entry, read_line
+from model_store.lifecycle import kept_because
+from model_store.records import Marking, Marks, ModelInfo, ModelKey, Promotion, Swept, Version, is_version, short
+from model_store.redis_client import answering
+from model_store.redis_objects import Objects
 from pipeline.data import JSON, Artifact
-from pipeline.errors import ArtifactError, ConfigError, ModelNotFound, PromotionConflict, StoreUnavailable
+from pipeline.errors import ArtifactError, ConfigError, ModelNotFound, StoreUnavailable
 
-CHUNK_BYTES = 8 << 20
-MOST_BYTES = 64 << 30
-_TIMEOUT_S = 10.0
-_RETRIES = 2
-
-# KEYS: promotions. ARGV: what must be current ("" for nothing), the new entry. Returns the version that is current.
-_APPEND = """
-local last = redis.call('LINDEX', KEYS[1], -1)
-local found = last and cjson.decode(last)['version'] or ''
-if found ~= ARGV[1] then return found end
-redis.call('RPUSH', KEYS[1], ARGV[2])
-return cjson.decode(ARGV[2])['version']
-"""
-
-
-class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model's chunks are."""
-
-    size_bytes: int
-    chunk_bytes: int
-    sha256: list[str]
-
-
-class _Entry(msgspec.Struct, frozen=True):
-    """A version under a key, known without reading the model."""
-
-    size_bytes: int
-    lineage: dict[str, Any]
+_TOUCH_AFTER_S = 24 * 3600.0
+_PUT_TRIES = 5
 
 
 class RedisStore:
@@ -78,30 +54,31 @@ class RedisStore:
         self._redis = client
         self._cache = cache
         self._prefix = prefix
-        self._append = client.register_script(_APPEND)
+        self._objects = Objects(client, prefix)
 
     def put(self, key: ModelKey, artifact: Artifact, *, lineage: Mapping[str, JSON] | None = None) -> Version:
-        """Store a model, or mend it where the stored copy is damaged; see `ModelStore.put`.
+        """Store a model, or mend it where the stored copy is damaged; see `ModelStore.put`."""
+        model = Encoded(artifact)
+        entry = new_entry(model.size_bytes, lineage)
+        names = self._objects.names(model)
 
-        Memory: one more copy of the model, as it is encoded.
-        """
-        data = encode(artifact)
-        version = version_of_bytes(data)
-        known = {"created_at": _now().isoformat(), **(lineage or {})}
-        entry = {"size_bytes": len(data), "lineage": Lineage.from_json(known).to_json()}
-        chunks = [memoryview(data)[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
-        manifest = _Manifest(len(data), CHUNK_BYTES, [hashlib.sha256(chunk).hexdigest() for chunk in chunks])
-        with self._server():
+        def enter(pipe: Any) -> bool:
+            """The entry, if the model that it is to name is still whole."""
+            if pipe.exists(*names) < len(names):
+                return False
+            pipe.multi()
+            pipe.hsetnx(self._of("versions", key), model.version, entry)
+            pipe.hset(self._of("used", key), model.version, now().timestamp())
+            pipe.sadd(self._key("keys"), f"{key.station} {key.recipe}")
+            return True
+
+        with answering():
             self._redis.setnx(self._key("models.v1"), b"1")
-            for place, chunk in enumerate(chunks):
-                name = self._key("object", version, str(place))
-                stored = self._redis.get(name)
-                if stored is None or hashlib.sha256(stored).hexdigest() != manifest.sha256[place]:
-                    self._redis.set(name, bytes(chunk))
-            self._redis.set(self._key("object", version), msgspec.json.encode(manifest))
-            self._redis.hsetnx(self._of("versions", key), version, canonical(entry))
-            self._redis.sadd(self._key("keys"), f"{key.station} {key.recipe}")
-        return version
+            for _ in range(_PUT_TRIES):
+                self._objects.write(model)
+                if self._redis.transaction(enter, *names, value_from_callable=True):
+                    return model.version
+        raise StoreUnavailable(f"model {short(model.version)} was deleted {_PUT_TRIES} times while it was put")
 
     def get(self, key: ModelKey, version: Version) -> Artifact:
         """The model, from this machine's disk where it has been seen, else fetched; see `ModelStore.get`."""
@@ -112,13 +89,19 @@ class RedisStore:
             if seen is None:
                 raise
             return decode(seen, version)
-        return decode(self._cache.find(version) or self._cache.keep(version, self._chunks(version)), version)
+        self._touch(key, version)
+        try:
+            found = self._cache.find(version) or self._cache.keep(version, self._objects.read(version))
+        except ArtifactError:
+            self._require(key, version)  # it may have been deleted meanwhile
+            raise
+        return decode(found, version)
 
     def current(self, key: ModelKey) -> Version | None:
         """The version of the last promotion."""
         with self._mounted():
             last = self._redis.lindex(self._of("promotions", key), -1)
-        version = self._promotion(key, last).version if last is not None else None
+        version = self._line(key, last, Promotion).version if last is not None else None
         self._cache.remember(key, version)
         return version
 
@@ -128,104 +111,171 @@ class RedisStore:
 
     def promote(self, key: ModelKey, version: Version, *, expected: Version | None, who: str, why: str = "") -> None:
         """Append a promotion if `expected` is current; see `ModelStore.promote`."""
-        if not who.strip():
-            raise ConfigError("a promotion needs a name: who promotes?")
         found = self.current(key)
         if found != expected:
-            raise _conflict(key, found, expected)
-        self._verify(key, version)  # a damaged candidate never becomes current
-        if version == found:
-            return
-        promotion = Promotion(version=version, previous=found, at=_now(), who=who, why=why)
-        try:
-            record = msgspec.json.encode(promotion)
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"who and why must be text: {error}") from error
-        with self._mounted():
-            answer = self._append(keys=[self._of("promotions", key)], args=[expected or "", record])
-        if answer.decode() != version:
-            raise _conflict(key, Version(answer.decode()), expected)
+            raise promotion_conflict(key, found, expected)
+        self._require(key, version)
+        self._objects.verify(version)  # a damaged candidate never becomes current
+        line = new_line(Promotion(version=version, previous=expected, at=now(), who=who, why=why))
+        log, versions = self._of("promotions", key), self._of("versions", key)
+
+        def append(pipe: Any) -> None:
+            last = pipe.lindex(log, -1)
+            found = self._line(key, last, Promotion).version if last is not None else None
+            if found != expected:
+                raise promotion_conflict(key, found, expected)
+            self._known(key, [version], pipe)
+            pipe.multi()
+            if version != found:
+                pipe.rpush(log, line)
+
+        self._change(append, log, versions)
 
     def history(self, key: ModelKey) -> list[Promotion]:
         """All promotions, oldest first."""
         with self._mounted():
             entries = self._redis.lrange(self._of("promotions", key), 0, -1)
-        return [self._promotion(key, entry) for entry in entries]
+        return [self._line(key, entry, Promotion) for entry in entries]
+
+    def marks(self, key: ModelKey) -> Marks:
+        """Those of the last line."""
+        with self._mounted():
+            return self._marks(key, self._redis)
+
+    def mark(self, key: ModelKey, marks: Marks, *, expected: Marks, who: str, why: str = "") -> None:
+        """Append a line if the marks are as `expected`; see `ModelStore.mark`."""
+        line = new_line(Marking(marks=marks, at=now(), who=who, why=why))
+        log, versions = self._of("marks", key), self._of("versions", key)
+
+        def append(pipe: Any) -> None:
+            found = self._marks(key, pipe)
+            if found != expected:
+                raise marks_conflict(key)
+            self._known(key, marks.named - found.named, pipe)
+            pipe.multi()
+            if marks != found:
+                pipe.rpush(log, line)
+
+        self._change(append, log, versions)
+
+    def markings(self, key: ModelKey) -> list[Marking]:
+        """All changes of the marks, oldest first."""
+        with self._mounted():
+            entries = self._redis.lrange(self._of("marks", key), 0, -1)
+        return [self._line(key, entry, Marking) for entry in entries]
 
     def versions(self, key: ModelKey) -> list[ModelInfo]:
         """All stored versions, oldest first by lineage."""
         current = self.current(key)
         with self._mounted():
             entries = self._redis.hgetall(self._of("versions", key))
+            used = self._redis.hgetall(self._of("used", key))
         found = []
         for name, text in entries.items():
             version = Version(name.decode("ascii", "replace"))
             if is_version(version):
-                try:
-                    entry = msgspec.json.decode(text, type=_Entry)
-                    lineage = Lineage.from_json(entry.lineage)
-                except (ValueError, ArtifactError) as error:
-                    raise ArtifactError(f"{key}: {short(version)} has no readable entry: {error}") from error
-                found.append(
-                    ModelInfo(version=version, size_bytes=entry.size_bytes, lineage=lineage, current=version == current)
-                )
+                used_at = _time(used.get(name))
+                where = f"{key}: the entry of {short(version)}"
+                found.append(read_entry(text, version, current=version == current, used_at=used_at, where=where))
         return sorted(found, key=lambda info: (info.lineage.created_at, info.version))
 
     def keys(self) -> list[ModelKey]:
         """Every key that has a version."""
         with self._mounted():
-            names = self._redis.smembers(self._key("keys"))
-        found = []
-        for name in names:
-            station, _, recipe = name.decode("utf-8", "replace").partition(" ")
-            found.append(ModelKey(station, recipe))
+            found = [key for key in self._known_keys() if self._redis.exists(self._of("versions", key))]
         return sorted(found)
 
-    def _verify(self, key: ModelKey, version: Version) -> None:
-        """What Redis holds is whole, whatever this machine's disk holds."""
-        self._require(key, version)
-        digest = hashlib.sha256()
-        for chunk in self._chunks(version):
-            digest.update(chunk)
-        if digest.hexdigest() != version:
-            raise ArtifactError(f"model {short(version)} is damaged: its content is {digest.hexdigest()[:12]}")
+    def delete(self, key: ModelKey, version: Version, *, unused_since: datetime) -> str:
+        """Remove a version's entry, if nothing of what could keep it changes meanwhile; see `ModelStore.delete`."""
+        watched = [self._of(kind, key) for kind in ("versions", "used", "promotions", "marks")]
+        versions, used, promotions, _ = watched
+
+        def remove(pipe: Any) -> str:
+            self._known(key, [version], pipe)
+            kept = kept_because(
+                version,
+                used_at=_time(pipe.hget(used, version)),
+                history=[self._line(key, line, Promotion) for line in pipe.lrange(promotions, 0, -1)],
+                marks=self._marks(key, pipe),
+                unused_since=unused_since,
+            )
+            pipe.multi()
+            if not kept:
+                pipe.hdel(versions, version)
+                pipe.hdel(used, version)
+            return kept
+
+        return str(self._change(remove, *watched))
+
+    def sweep(self, *, unused_since: datetime, dry_run: bool = False) -> list[Swept]:
+        """Delete models that no key names, and this machine's old copies; see `ModelStore.sweep`.
+
+        A put that this meets finds out before it enters the version, and writes the model again.
+        """
+        swept = []
+        with self._mounted():
+            for version, names in sorted(self._objects.stored().items()):
+                size_bytes = self._objects.size_bytes(names)
+                if self._dropped(version, names, dry_run=dry_run):
+                    swept.append(Swept(where="store", version=version, size_bytes=size_bytes))
+        return swept + self._cache.sweep(unused_since=unused_since, dry_run=dry_run)
+
+    def _dropped(self, version: Version, names: list[str], *, dry_run: bool) -> bool:
+        """Whether no key names a model; then it is gone, unless it is a dry run."""
+
+        def drop(pipe: Any) -> bool:
+            versions = [self._of("versions", key) for key in self._known_keys()]
+            if versions:
+                pipe.watch(*versions)
+            if any(pipe.hexists(entries, version) for entries in versions):
+                return False
+            pipe.multi()
+            if not dry_run:
+                pipe.unlink(*names)
+            return True
+
+        return bool(self._redis.transaction(drop, self._key("keys"), value_from_callable=True))
+
+    def _change(self, change: Callable[[Any], object], *watched: str) -> object:
+        """Do it in a transaction, again and again until nobody changes meanwhile what it has read."""
+        with self._mounted():
+            return self._redis.transaction(change, *watched, value_from_callable=True)
+
+    def _known_keys(self) -> list[ModelKey]:
+        """Every key there ever was."""
+        names = (name.decode("utf-8", "replace").partition(" ") for name in self._redis.smembers(self._key("keys")))
+        return [ModelKey(station, recipe) for station, _, recipe in names]
+
+    def _touch(self, key: ModelKey, version: Version) -> None:
+        """Record that a version is used, once a day; whoever may not write here is not recorded."""
+        versions, used = self._of("versions", key), self._of("used", key)
+
+        def touch(pipe: Any) -> None:
+            there = pipe.hexists(versions, version)
+            pipe.multi()
+            if there:
+                pipe.hset(used, version, now().timestamp())
+
+        with suppress(redis.RedisError):
+            last = self._redis.hget(used, version)
+            if last is None or (now() - _time(last)).total_seconds() > _TOUCH_AFTER_S:
+                self._redis.transaction(touch, versions)
 
     def _require(self, key: ModelKey, version: Version) -> None:
         with self._mounted():
-            known = is_version(version) and self._redis.hexists(self._of("versions", key), version)
-        if not known:
-            raise ModelNotFound(f"{key} has no version {short(version)!r}")
+            self._known(key, [version], self._redis)
 
-    def _chunks(self, version: Version) -> Iterator[bytes]:
-        """The model, piece by piece, each checked.
+    def _known(self, key: ModelKey, versions: Any, client: Any) -> None:
+        for version in versions:
+            if not is_version(version) or not client.hexists(self._of("versions", key), version):
+                raise ModelNotFound(f"{key} has no version {short(version)!r}")
 
-        Raises:
-            ArtifactError: a piece is gone or damaged.
-        """
-        with self._mounted():
-            text = self._redis.get(self._key("object", version))
-        if text is None:
-            raise ArtifactError(f"model {short(version)}: its manifest is gone")
-        try:
-            manifest = msgspec.json.decode(text, type=_Manifest)
-        except ValueError as error:
-            raise ArtifactError(f"model {short(version)} has no readable manifest: {error}") from error
-        if not 0 < manifest.size_bytes <= MOST_BYTES:
-            raise ArtifactError(f"model {short(version)} claims {manifest.size_bytes} bytes; at most {MOST_BYTES}")
-        for place, wanted in enumerate(manifest.sha256):
-            with self._mounted():
-                chunk = self._redis.get(self._key("object", version, str(place)))
-            if chunk is None:
-                raise ArtifactError(f"model {short(version)}: chunk {place} is gone; was it evicted?")
-            if (found := hashlib.sha256(chunk).hexdigest()) != wanted:
-                raise ArtifactError(f"model {short(version)}: chunk {place} is damaged, its content is {found[:12]}")
-            yield chunk
+    def _marks(self, key: ModelKey, client: Any) -> Marks:
+        last = client.lindex(self._of("marks", key), -1)
+        return self._line(key, last, Marking).marks if last is not None else Marks()
 
-    def _promotion(self, key: ModelKey, text: bytes) -> Promotion:
-        try:
-            return msgspec.json.decode(text, type=Promotion)
-        except ValueError as error:
-            raise ArtifactError(f"{key}: an entry of the promotions is none: {error}") from error
+    def _line(self, key: ModelKey, text: bytes, kind: Any) -> Any:
+        return read_line(text, kind, f"{key}: a line of a log")
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -236,53 +286,15 @@ class RedisStore:
     @contextmanager
     def _mounted(self) -> Iterator[None]:
         """Reading: there must be a store, and the client's errors are ours."""
-        with self._server():
+        with answering():
             if not self._redis.exists(self._key("models.v1")):
                 raise StoreUnavailable(
                     f"this Redis holds no models under {self._prefix!r}: was it flushed? Put them "
-                    "back with `goldline models import`, or by fitting anew"
+                    "back with `goldline models import FILE --promote`, or by fitting anew"
                 )
             yield
 
-    @contextmanager
-    def _server(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.RedisError as error:
-            # The client's words hold host and port, never the password.
-            raise StoreUnavailable(f"model store in Redis: {error}") from error
 
-
-def connect(
-    host: str,
-    port: int,
-    *,
-    database: int,
-    user: str | None,
-    password: str | None,
-    tls: bool,
-    ca_file: Path | None,
-) -> "redis.Redis[bytes]":
-    """A client that gives up within seconds, so that a worker keeps what it has."""
-    secured = {"ssl": True, "ssl_cert_reqs": "required", "ssl_ca_certs": str(ca_file) if ca_file else None}
-    return redis.Redis(
-        host=host,
-        port=port,
-        db=database,
-        username=user,
-        password=password,
-        socket_timeout=_TIMEOUT_S,
-        socket_connect_timeout=_TIMEOUT_S / 4,
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.1), _RETRIES),
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
-        **(secured if tls else {}),
-    )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def _conflict(key: ModelKey, found: Version | None, expected: Version | None) -> PromotionConflict:
-    was, wanted = (short(version) if version else "nothing" for version in (found, expected))
-    return PromotionConflict(f"{key}: {was} is current, not {wanted}; look at it, then promote again")
+def _time(seconds: bytes | None) -> datetime:
+    """When a version was last used; now, where it was put before uses were recorded."""
+    return now() if seconds is None else datetime.fromtimestamp(float(seconds), UTC)

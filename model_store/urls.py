@@ -7,13 +7,16 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from model_store.base import ModelStore
 from pipeline.errors import ConfigError
 
+_TLS_FILES = ("ca_file", "cert_file", "key_file")
+
 
 def open_store(url: str) -> ModelStore:
     """The store at `file:///folder`, at a plain path, or at `redis://USER@HOST:PORT/DATABASE`.
 
     Nothing is created until the first `put`. `rediss://` is Redis with TLS. Its password comes from the file that
-    `?password_file=` names or from GOLDLINE_REDIS_PASSWORD; further options are `ca_file=`, `cache=` (a folder of this
-    machine's, by default `~/.cache/goldline/models`) and `prefix=` (of all keys, by default `goldline`).
+    `?password_file=` names or from GOLDLINE_REDIS_PASSWORD; further options are `ca_file=`, `cert_file=` and
+    `key_file=` (for a server that wants a certificate of its clients), `cache=` (a folder of this machine's, by
+    default `~/.cache/goldline/models`) and `prefix=` (of all keys, by default `goldline`).
 
     Raises:
         ConfigError: a URL that names no store we have. It is not repeated whole: it may hold a password.
@@ -40,8 +43,9 @@ def _on_disk(path: str) -> ModelStore:
 
 
 def _in_redis(url: str) -> ModelStore:
-    from model_store import redis_store  # noqa: PLC0415 - likewise
-    from model_store.cache import Cache  # noqa: PLC0415
+    from model_store.cache import Cache  # noqa: PLC0415 - likewise
+    from model_store.redis_client import connect  # noqa: PLC0415
+    from model_store.redis_store import RedisStore  # noqa: PLC0415
 
     parts = urlsplit(url)
     if parts.password is not None:
@@ -50,7 +54,7 @@ def _in_redis(url: str) -> ModelStore:
             "environment's GOLDLINE_REDIS_PASSWORD"
         )
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := options.keys() - {"password_file", "ca_file", "cache", "prefix"}:
+    if unknown := options.keys() - {"password_file", *_TLS_FILES, "cache", "prefix"}:
         raise ConfigError(f"the store's URL has unknown options: {', '.join(sorted(unknown))}")
     database = parts.path.strip("/") or "0"
     try:
@@ -59,17 +63,17 @@ def _in_redis(url: str) -> ModelStore:
         raise ConfigError(f"the store's URL has no such port: {error}") from error
     if not host or not database.isdecimal() or parts.fragment:
         raise ConfigError("a Redis store is redis://USER@HOST:PORT/DATABASE, USER@ and /DATABASE where needed")
-    client = redis_store.connect(
+    client = connect(
         host,
         port,
         database=int(database),
         user=unquote(parts.username) if parts.username else None,
         password=_password(options.get("password_file")),
         tls=parts.scheme == "rediss",
-        ca_file=Path(options["ca_file"]) if "ca_file" in options else None,
+        **{name: Path(options[name]) for name in _TLS_FILES if name in options},
     )
     folder = Path(options.get("cache") or "~/.cache/goldline/models")
-    return redis_store.RedisStore(client, Cache(folder), options.get("prefix", "goldline"))
+    return RedisStore(client, Cache(folder), options.get("prefix", "goldline"))
 
 
 def _password(file: str | None) -> str | None:

@@ -34,12 +34,14 @@ class Commissioned:
 
     Attributes:
         frames: how many goods served each purpose: fit, tune, calibrate.
+        calibrated_on: ids of the frames that served the last.
         unreadable: ids of the frames that could not be decoded; they served none.
         fit_s: wall seconds of it all.
     """
 
     inspector: Inspector
     frames: dict[str, int]
+    calibrated_on: tuple[str, ...]
     unreadable: tuple[str, ...]
     fit_s: float
 
@@ -109,6 +111,7 @@ def commission(
     return Commissioned(
         inspector=Inspector(detector, threshold, view, limits),
         frames={"fit": len(used), "tune": 0, "calibrate": kept},
+        calibrated_on=tuple(decoded.frame_ids[i] for i in held_out.tolist()),
         unreadable=tuple(failure.frame_id for failure in decoded.failures),
         fit_s=time.perf_counter() - started,
     )

@@ -13,6 +13,7 @@
     └─ StoreError                  retry with backoff
        ├─ ModelNotFound            nothing under that key or version
        ├─ PromotionConflict        somebody else promoted first
+       ├─ MarksConflict            somebody else changed the marks first
        └─ StoreUnavailable         the store does not answer
 """
 
@@ -59,6 +60,10 @@ class ModelNotFound(StoreError):  # noqa: N818 - it reads as what it is
 
 class PromotionConflict(StoreError):  # noqa: N818
     """The current version is not the one expected: somebody promoted in between."""
+
+
+class MarksConflict(StoreError):  # noqa: N818
+    """A key's marks are not as expected: somebody changed them in between."""
 
 
 class StoreUnavailable(StoreError):  # noqa: N818

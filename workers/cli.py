@@ -14,7 +14,7 @@ COMMANDS = {
     "score": "verdicts for pictures, without Kafka",
     "evaluate": "figures of merit of methods on datasets with known defects",
     "check": "validate a line.toml",
-    "models": "list, show, promote and roll back model versions",
+    "models": "list, show, promote, roll back, keep and delete model versions",
     "worker": "inspect frames: the process that runs on line servers",
     "camera": "send pictures as frames",
     "gate": "act as the reject gate",

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from model_store import Version, decode, encode, version_of
-from model_store.codec import MAX_HEADER_BYTES, canonical
+from model_store.codec import FORMAT, MAX_HEADER_BYTES, Encoded, canonical
 from pipeline.data import Artifact
 from pipeline.errors import ArtifactError
 
@@ -292,3 +293,23 @@ def test_random_damage_under_the_right_checksum_never_escapes_as_another_error()
 def test_a_file_that_is_not_there_is_not_an_artifact_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         decode(tmp_path / "none", Version("0" * 64))
+
+
+def test_the_bytes_are_the_ones_that_safetensors_writes():
+    turned = torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1)
+    tensors = {**an_artifact().tensors, "turned": turned, 'Prüfling "1"\n\x01\x7f': torch.ones(3), "é": torch.zeros(1)}
+    model = Artifact(method="padim", tensors=tensors, meta=META)
+    meta = {"goldline": canonical({"format": FORMAT, "method": "padim", "meta": META})}
+    assert encode(model) == save({name: tensor.contiguous() for name, tensor in tensors.items()}, meta)
+
+
+def test_pieces_outlive_what_made_them():
+    data = [bytes(piece) for piece in list(Encoded(an_artifact()).pieces())]
+    assert b"".join(data) == encode(an_artifact())
+
+
+def test_what_is_negative_by_a_flag_alone_is_stored_with_its_sign():
+    tensor = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
+    assert tensor.is_neg()
+    data = encode(Artifact(method="m", tensors={"a": tensor}))
+    assert decode(data, sha(data)).tensors["a"].tolist() == [-2.0, 4.0]

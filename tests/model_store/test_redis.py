@@ -6,7 +6,7 @@ import pytest
 import redis
 import torch
 
-from model_store import ModelKey, open_store, redis_store
+from model_store import ModelKey, open_store, redis_objects
 from model_store.cache import Cache
 from pipeline.data import Artifact
 from pipeline.errors import ArtifactError, ConfigError, StoreUnavailable
@@ -81,7 +81,7 @@ def test_flushed_is_loud_and_not_an_empty_store(server, tmp_path):
 
 
 def test_a_large_model_goes_in_chunks(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(redis_store, "CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr(redis_objects, "CHUNK_BYTES", 1 << 16)
     store = store_of(server, tmp_path)
     version = store.put(KEY, model(2, rows=50_000))
     with redis.Redis(port=server.port) as client:

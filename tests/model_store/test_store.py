@@ -1,17 +1,14 @@
 """What every model store promises. A new store joins BACKENDS and passes the same suite."""
 
 import errno
-import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
-import redis
 import torch
 
 from model_store import (
@@ -25,8 +22,8 @@ from model_store import (
     rollback,
     version_of,
 )
-from model_store.disk import LEFTOVER_AFTER_S, MARKER
-from pipeline.data import Artifact
+from model_store.disk import LEFTOVER_AFTER_S, LOCK, MARKER
+from model_store.files import Log
 from pipeline.errors import (
     ArtifactError,
     ConfigError,
@@ -35,104 +32,10 @@ from pipeline.errors import (
     StoreError,
     StoreUnavailable,
 )
+from tests.model_store.backends import FORKS, KEY, OTHER, finish, model, put_current, run_together
 
-KEY = ModelKey("line-1/top", "default")
-OTHER = ModelKey("line-1/side", "sku-7.b")
 RACERS = 8
 ROUNDS = 6
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A kind of store. `read` and `write` reach a model's raw bytes behind its back, to damage them."""
-
-    name: str
-    url: Callable[[Path], str]
-    read: Callable[[Path, Version], bytes]
-    write: Callable[[Path, Version, bytes | None], None]
-
-
-def disk_blob(folder: Path, version: Version) -> Path:
-    return folder / "store" / "objects" / version[:2] / version
-
-
-def disk_write(folder: Path, version: Version, data: bytes | None) -> None:
-    path = disk_blob(folder, version)
-    path.unlink()
-    if data is not None:
-        path.write_bytes(data)
-
-
-BACKENDS = [
-    Backend(
-        name="disk",
-        url=lambda folder: f"file://{folder}/store",
-        read=lambda folder, version: disk_blob(folder, version).read_bytes(),
-        write=disk_write,
-    ),
-]
-
-
-def in_redis(folder: Path) -> redis.Redis:
-    host, port = os.environ["GOLDLINE_TEST_REDIS"].split(":")
-    return redis.Redis(host, int(port))
-
-
-def redis_chunk(folder: Path, version: Version) -> str:
-    return f"{folder.name}:object:{version}:0"
-
-
-def redis_write(folder: Path, version: Version, data: bytes | None) -> None:
-    with in_redis(folder) as client:
-        if data is None:
-            client.delete(redis_chunk(folder, version))
-        else:
-            client.set(redis_chunk(folder, version), data)
-
-
-def redis_read(folder: Path, version: Version) -> bytes:
-    with in_redis(folder) as client:
-        return client.get(redis_chunk(folder, version))
-
-
-BACKENDS.append(
-    Backend(
-        name="redis",
-        url=lambda folder: f"redis://{os.environ['GOLDLINE_TEST_REDIS']}/0?prefix={folder.name}&cache={folder}/cache",
-        read=redis_read,
-        write=redis_write,
-    )
-)
-
-
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
-def backend(request, monkeypatch) -> Backend:
-    if request.param.name == "redis":
-        monkeypatch.setenv("GOLDLINE_TEST_REDIS", request.getfixturevalue("redis_server"))
-    return request.param
-
-
-@pytest.fixture
-def store(backend, tmp_path) -> ModelStore:
-    return open_store(backend.url(tmp_path))
-
-
-def model(n: float = 0.0) -> Artifact:
-    tensors = {
-        "bank": torch.full((40, 6), n),
-        "half": torch.full((3,), n, dtype=torch.bfloat16),
-        "index": torch.arange(5),
-        "mask": torch.tensor([True, False]),
-        "pixels": torch.arange(7, dtype=torch.uint8),
-        "nothing": torch.empty(0, 3),
-    }
-    return Artifact(method="padim", tensors=tensors, meta={"n": n, "layers": ["layer1"]})
-
-
-def put_current(store: ModelStore, n: float, key: ModelKey = KEY) -> Version:
-    version = store.put(key, model(n))
-    store.promote(key, version, expected=store.current(key), who="ana")
-    return version
 
 
 # Put and get
@@ -322,9 +225,6 @@ def test_rollback_needs_something_to_go_back_to(store):
 
 # Races, with real processes
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["model_store.disk", "torch"])
-
 
 def race(url, me, mine, barrier, results):
     store = open_store(url)
@@ -342,19 +242,6 @@ def race(url, me, mine, barrier, results):
 def put_together(url, barrier, results):
     barrier.wait(60)
     results.put(open_store(url).put(KEY, model(7)))
-
-
-def run_together(target, arguments):
-    processes = [FORKS.Process(target=target, args=args) for args in arguments]
-    for process in processes:
-        process.start()
-    return processes
-
-
-def finish(processes):
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
 def test_of_many_promoting_at_once_exactly_one_wins(store, backend, tmp_path):
@@ -443,7 +330,7 @@ def test_digits_that_fit_two_versions_name_both(store, monkeypatch):
     put_current(store, 1)
     (info,) = store.versions(KEY)
     twins = [Version("abcdef" + digit * 58) for digit in "01"]
-    infos = [type(info)(version=v, size_bytes=1, lineage=info.lineage, current=False) for v in twins]
+    infos = [replace(info, version=version) for version in twins]
     monkeypatch.setattr(type(store), "versions", lambda self, key: infos)
     with pytest.raises(ModelNotFound, match=r"not unique.*abcdef111111.*abcdef000000"):
         resolve_version(store, KEY, "abcdef")
@@ -548,11 +435,9 @@ def test_an_old_folder_listing_is_a_conflict(tmp_path, monkeypatch):
     """NFS caches folder listings; the number proposed from one is then taken."""
     store = open_store(str(tmp_path / "store"))
     a, b, c = put_current(store, 1), store.put(KEY, model(2)), store.put(KEY, model(3))
-    old = store._numbers(KEY)
     store.promote(KEY, b, expected=a, who="ana")
-    listings = iter([old])
-    numbers = type(store)._numbers
-    monkeypatch.setattr(type(store), "_numbers", lambda self, key: next(listings, None) or numbers(self, key))
+    listings, numbers = iter([[1]]), Log.numbers
+    monkeypatch.setattr(Log, "numbers", lambda self: next(listings, None) or numbers(self))
     with pytest.raises(PromotionConflict, match=b[:12]):
         store.promote(KEY, c, expected=a, who="ben")
     assert [p.version for p in store.history(KEY)] == [a, b]
@@ -605,7 +490,7 @@ def test_killed_at_any_write_the_store_is_whole(tmp_path, name):
 
 def test_files_are_read_only_and_named_by_their_sum(tmp_path):
     version = put_current(open_store(str(tmp_path / "store")), 1)
-    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != LOCK]
     assert {path.name for path in files} == {MARKER, version, f"{version}.json", "00000001.json"}
     assert {path.stat().st_mode & 0o777 for path in files} == {0o444}
 

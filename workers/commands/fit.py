@@ -4,17 +4,20 @@ import getpass
 import hashlib
 import json
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 
-from model_store import ModelKey, open_store, short
+from model_store import ModelKey, ModelStore, Version, open_store, short
 from pipeline import commissioning, methods
 from pipeline.commissioning import Commissioned
 from pipeline.data import JSON, Frame
 from pipeline.decode import Limits
+from pipeline.errors import StoreUnavailable
 from pipeline.evaluation import dataset
 from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
@@ -35,6 +38,7 @@ from workers.progress_bars import shown
 )
 @click.option("--seed", default=0, show_default=True, help="Of the split, the coreset and random weights.")
 @options.scratch
+@options.why
 @click.option("--promote", is_flag=True, help="Put it in service even if another model is. (The first one is anyway.)")
 @options.backbone
 @options.store
@@ -57,6 +61,7 @@ def command(
     config: Path | None,
     seed: int,
     scratch: Path | None,
+    why: str,
     promote: bool,
     backbone: str | None,
     layers: str | None,
@@ -115,17 +120,24 @@ def command(
             progress=progress,
         )
     artifact = made.inspector.save()
+    current, calibrated_on = _current(store, key), set(made.calibrated_on)
     lineage: dict[str, JSON] = {
         "created_at": datetime.now(UTC).isoformat(),
         "created_by": getpass.getuser(),
-        "dataset": _digest(paths),
-        "frames": made.frames,
+        "why": why,
+        "dataset": _digest(goods),
+        "frames": {**made.frames, "unreadable": len(made.unreadable)},
+        "calibration": _digest([frame for frame in goods if frame.frame_id in calibrated_on]),
+        "parent": current or "",
+        "method": method,
+        "settings": msgspec.to_builtins(method_config),
+        "backbone": net.spec.weights_sha256,
+        "code": metadata.version("goldline"),
     }
     version = store.put(key, artifact, lineage=lineage)
-    current = store.current(key)
     promoted = promote or current is None
     if promoted and current != version:
-        store.promote(key, version, expected=current, who=getpass.getuser(), why="fit")
+        store.promote(key, version, expected=current, who=getpass.getuser(), why=why or "fit")
     if as_json:
         click.echo(json.dumps(_body(made, version, method, net.spec.to_meta(), promoted=promoted)))
         return
@@ -159,7 +171,15 @@ def _tell(made: Commissioned, key: ModelKey, version: str, *, promoted: bool) ->
         click.echo(f"to use it  goldline models promote {key.station} {short(version)} --recipe {key.recipe}")
 
 
-def _digest(paths: list[Path]) -> str:
+def _current(store: ModelStore, key: ModelKey) -> Version | None:
+    """What is in service; nothing where there is no store yet, as before the first `put`."""
+    try:
+        return store.current(key)
+    except StoreUnavailable:
+        return None
+
+
+def _digest(frames: list[Frame]) -> str:
     """sha256 of the pictures, in order of their content's own digests: names and order do not matter."""
-    each = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    each = sorted(hashlib.sha256(frame.image).hexdigest() for frame in frames)
     return hashlib.sha256("\n".join(each).encode()).hexdigest()

@@ -8,29 +8,34 @@ from typing import Any, TypeVar
 
 import click
 
-from model_store import ModelKey, ModelStore, Version, carry, open_store, resolve_version, short
+from model_store import ModelKey, ModelStore, Version, carry, open_store, resolve_version, short, state_of
 from model_store import rollback as roll_back
 from pipeline.errors import ConfigError
-from workers.commands import options
+from workers.commands import model_page, options, upkeep
+from workers.commands.upkeep import without_shadow
 
 T = TypeVar("T")
-
-_recipe = click.option("--recipe", default="default", show_default=True, help="The product.")
-_why = click.option("--why", default="", help="For the history.")
 
 
 @click.group("models")
 def command() -> None:
-    """List, show, compare, promote, roll back and carry model versions."""
+    """List, show, compare, promote, roll back, try, keep, delete and carry model versions."""
+
+
+for _other in (upkeep.history, upkeep.pin, upkeep.shadow, upkeep.gc):
+    command.add_command(_other)
 
 
 @command.command("list")
 @click.argument("station", required=False)
-@_recipe
+@options.recipe
 @options.store
 @options.as_json
 def list_(station: str | None, recipe: str, store_url: str, as_json: bool) -> None:
-    """Versions of STATION, or of every station there is; the one in service has a star."""
+    """Versions of STATION, or of every station there is; the one in service has a star.
+
+    Each is a candidate (never promoted), shadow (tried beside the active one), active (in service) or retired (was).
+    """
     store = open_store(store_url)
     rows = [row for key in ([ModelKey(station, recipe)] if station else store.keys()) for row in _rows(store, key)]
     if as_json:
@@ -39,8 +44,10 @@ def list_(station: str | None, recipe: str, store_url: str, as_json: bool) -> No
     for row in rows:
         star = "*" if row["current"] else " "
         made = str(row["lineage"]["created_at"])[:19]
+        canary = f"  canary {row['canary_share']:.3g}" if row["canary_share"] else ""
         click.echo(
-            f"{star} {short(row['version'])}  {row['station']}  {row['recipe']}  {row['size_bytes']:>12,} B  {made}"
+            f"{star} {short(row['version'])}  {row['station']}  {row['recipe']}  {row['state']:<9}  "
+            f"{row['size_bytes']:>12,} B  {made}" + ("  pinned" if row["pinned"] else "") + canary
         )
     if not rows:
         click.echo("no models; make one with: goldline fit FOLDER --station S", err=True)
@@ -49,11 +56,11 @@ def list_(station: str | None, recipe: str, store_url: str, as_json: bool) -> No
 @command.command("show")
 @click.argument("station")
 @click.argument("version", default="current")
-@_recipe
+@options.recipe
 @options.store
 @options.as_json
 def show(station: str, version: str, recipe: str, store_url: str, as_json: bool) -> None:
-    """One VERSION of STATION (its beginning is enough): what it is, what it promises, how it came about."""
+    """One VERSION of STATION (its beginning is enough): what it is, what it promises, where it comes from."""
     store = open_store(store_url)
     key = ModelKey(station, recipe)
     found = resolve_version(store, key, version)
@@ -65,14 +72,14 @@ def show(station: str, version: str, recipe: str, store_url: str, as_json: bool)
         if p.version == found
     ]
     body = {**row, "method": artifact.method, "meta": artifact.meta, "promotions": history}
-    click.echo(json.dumps(body, indent=None if as_json else 2, default=str))
+    click.echo(json.dumps(body, default=str) if as_json else model_page.page(body))
 
 
 @command.command("promote")
 @click.argument("station")
 @click.argument("version")
-@_recipe
-@_why
+@options.recipe
+@options.why
 @options.store
 def promote(station: str, version: str, recipe: str, why: str, store_url: str) -> None:
     """Put VERSION in service at STATION; workers swap to it between batches."""
@@ -81,13 +88,16 @@ def promote(station: str, version: str, recipe: str, why: str, store_url: str) -
     found = resolve_version(store, key, version)
     before = store.current(key)
     store.promote(key, found, expected=before, who=getpass.getuser(), why=why)
+    marks = store.marks(key)
+    if marks.shadow == found:  # else a rollback would make it a shadow again, or even a canary
+        store.mark(key, without_shadow(marks), expected=marks, who=getpass.getuser(), why="promoted")
     click.echo(f"{short(found)} is in service at {key}" + (f", after {short(before)}" if before else ""))
 
 
 @command.command("rollback")
 @click.argument("station")
-@_recipe
-@_why
+@options.recipe
+@options.why
 @options.store
 def rollback(station: str, recipe: str, why: str, store_url: str) -> None:
     """Put the version that was in service before back."""
@@ -101,7 +111,7 @@ def rollback(station: str, recipe: str, why: str, store_url: str) -> None:
 @click.argument("station")
 @click.argument("version", default="current")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write.")
-@_recipe
+@options.recipe
 @options.store
 def export(station: str, version: str, out: Path, recipe: str, store_url: str) -> None:
     """One VERSION of STATION as one file with checksums, to carry to a plant without a network."""
@@ -117,7 +127,7 @@ def export(station: str, version: str, out: Path, recipe: str, store_url: str) -
 @click.option("--station", help="Another station than the file names.")
 @click.option("--recipe", help="Another product than the file names.")
 @click.option("--promote", is_flag=True, help="Put it in service. Without, it waits for `goldline models promote`.")
-@_why
+@options.why
 @options.store
 def import_(file: Path, station: str | None, recipe: str | None, promote: bool, why: str, store_url: str) -> None:
     """Put the model in FILE, from `goldline models export`, into the store."""
@@ -138,7 +148,7 @@ def import_(file: Path, station: str | None, recipe: str | None, promote: bool, 
 @click.argument("station")
 @click.argument("one")
 @click.argument("other", default="current")
-@_recipe
+@options.recipe
 @options.store
 @options.as_json
 def diff(station: str, one: str, other: str, recipe: str, store_url: str, as_json: bool) -> None:
@@ -184,12 +194,17 @@ def _written(path: Path, act: Callable[[], T]) -> T:
 
 
 def _rows(store: ModelStore, key: ModelKey) -> list[dict[str, Any]]:
+    promotions, marks = store.history(key), store.marks(key)
     return [
         {
             "station": key.station,
             "recipe": key.recipe,
             "version": info.version,
             "current": info.current,
+            "state": state_of(info.version, promotions, marks),
+            "pinned": info.version in marks.pins,
+            "canary_share": marks.canary_share if info.version == marks.shadow else 0.0,
+            "used_at": info.used_at.isoformat(),
             "size_bytes": info.size_bytes,
             "lineage": info.lineage.to_json(),
         }

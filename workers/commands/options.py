@@ -120,6 +120,16 @@ def view_of(size: int, tiles: str, roi: Path | None, *, crop: bool, keep_aspect:
         raise ConfigError(f"--roi {roi}: {error}") from error
 
 
+def recipe(command: F) -> F:
+    """`--recipe NAME`."""
+    return click.option("--recipe", default="default", show_default=True, help="The product.")(command)
+
+
+def why(command: F) -> F:
+    """`--why TEXT`."""
+    return click.option("--why", default="", help="For the history.")(command)
+
+
 def quick(command: F) -> F:
     """`--quick`."""
     return click.option(

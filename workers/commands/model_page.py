@@ -1,0 +1,85 @@
+"""What `goldline models show` prints for people."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_WIDEST = 100
+_LINEAGE = (
+    ("made", "created_at"),
+    ("by", "created_by"),
+    ("why", "why"),
+    ("parent", "parent"),
+    ("fitted by", "method"),
+    ("settings", "settings"),
+    ("frames", "frames"),
+    ("dataset", "dataset"),
+    ("calibration", "calibration"),
+    ("backbone", "backbone"),
+    ("code", "code"),
+    ("notes", "notes"),
+)
+
+
+def plain(text: object) -> str:
+    """Words of people as one line that does nothing to a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def page(body: Mapping[str, Any]) -> str:
+    """A version as lines: what it is, where it comes from, what is inside, when it was in service.
+
+    Args:
+        body: what `goldline models show STATION --json` prints.
+    """
+    lineage = body["lineage"]
+    known = {name for _, name in _LINEAGE}
+    more = {name: value for name, value in lineage.items() if name not in known}
+    lines = [
+        *_lines("", _what(body)),
+        "",
+        "where it comes from",
+        *_lines("  ", [(title, _said(lineage.get(name))) for title, name in _LINEAGE]),
+        *_lines("  ", [(name, _said(value)) for name, value in more.items()]),
+        "",
+        "what is inside",
+        *_lines("  ", _flat("", body["meta"])),
+    ]
+    if body["promotions"]:
+        lines += ["", "promotions"]
+    for each in body["promotions"]:
+        lines.append(f"  {each['at'][:19]}  {plain(each['who'])}" + (f": {plain(each['why'])}" if each["why"] else ""))
+    return "\n".join(lines)
+
+
+def _what(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    canary = f", canary for {body['canary_share']:.3g} of the parts" if body["canary_share"] else ""
+    yield "model", body["version"]
+    yield "station", f"{body['station']} ({body['recipe']})"
+    yield "state", body["state"] + canary + (", pinned" if body["pinned"] else "")
+    yield "method", plain(body["method"])
+    yield "size", f"{body['size_bytes']:,} bytes"
+    yield "used", f"{body['used_at'][:10]} or later"
+
+
+def _lines(indent: str, pairs: Any) -> Iterator[str]:
+    return (f"{indent}{plain(title):<12} {text}" for title, text in pairs if text)
+
+
+def _said(value: object) -> str:
+    """A value for people; nothing for what is empty."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{plain(name)}={_said(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        value = ", ".join(_said(each) for each in value)
+    text = plain("" if value is None else value)
+    return text if len(text) <= _WIDEST else f"{text[:_WIDEST]}..."
+
+
+def _flat(path: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a model says of itself, by dotted names."""
+    for name, value in values.items():
+        where = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            yield from _flat(where, value)
+        else:
+            yield where, _said(value)
