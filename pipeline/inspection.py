@@ -145,7 +145,8 @@ class Inspects(Protocol):
 def inspect_together(asked: Sequence[tuple[Inspects, Sequence[Frame]]]) -> Iterator[Inspected | Exception]:
     """Decide about several models' frames, model by model as they are ready.
 
-    Models on one backbone, with views of one size, share one run of it; it counts as the first one's time to embed.
+    Models on one backbone, with views of one size, share one run of it; it counts as the first one's time to embed. The
+    very same list of frames, asked for twice in equal views, is decoded and run once.
 
     Args:
         asked: inspectors and their frames. Frame ids need not differ between inspectors.
@@ -155,17 +156,22 @@ def inspect_together(asked: Sequence[tuple[Inspects, Sequence[Frame]]]) -> Itera
         no other's.
     """
     ready: list[tuple[Decoded, float] | None] = []
+    seen: dict[tuple[int, View, Limits], Decoded] = {}
     passes: dict[tuple[int, Size], tuple[Backbone, list[Tensor]]] = {}
     for inspector, frames in asked:
         if not isinstance(inspector, Inspector) or inspector.shares is None:
             ready.append(None)
             continue
         started = time.perf_counter()
-        decoded = decode(frames, inspector.view, inspector.limits)
+        same = (id(frames), inspector.view, inspector.limits)
+        if same not in seen:
+            seen[same] = decode(frames, inspector.view, inspector.limits)
+        decoded = seen[same]
         ready.append((decoded, time.perf_counter() - started))
         if decoded.frame_ids:
-            key = (id(inspector.shares), decoded.images.size)
-            passes.setdefault(key, (inspector.shares, []))[1].append(decoded.images.pixels)
+            _, batches = passes.setdefault((id(inspector.shares), decoded.images.size), (inspector.shares, []))
+            if not any(batch is decoded.images.pixels for batch in batches):
+                batches.append(decoded.images.pixels)
     with ExitStack() as stack:
         for backbone, batches in passes.values():
             stack.enter_context(backbone.one_pass(batches))

@@ -1,5 +1,6 @@
 """Opens backbones: the one that a command names, and those that models name where settings or the command permit it."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def with_backbone(settings: Settings, name: str, weights: Path | None) -> Settin
 
 
 def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone]:
-    """A function from what an artifact says to a backbone.
+    """A function from what an artifact says to a backbone, the same one for the same words.
 
     Args:
         settings: whose `backbones` are permitted, and where weights are looked for.
@@ -79,6 +80,7 @@ def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone
     """
     looked_at = sources(settings)
 
+    @functools.cache
     def open_backbone(spec: BackboneSpec) -> Backbone:
         seeded = _RANDOM.fullmatch(spec.weights)
         weights = None if seeded or spec.weights.startswith(SHIPPED) else looked_at.find(spec.name)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from pipeline.settings import Worker
 from workers import logs
 from workers.batching import Batcher
 from workers.messages import ModelBody, TimingsBody
-from workers.shelf import Live
+from workers.shelf import Live, Trial
 from workers.wire import Arrival
 
 log = logs.get(__name__)
@@ -28,6 +28,10 @@ class Finds(Protocol):
 
     def find(self, station: str, recipe: str) -> Live | None:
         """The model that decides here now, if there is one in memory."""
+        ...
+
+    def trial(self, station: str, recipe: str) -> Trial | None:
+        """The model that is tried here beside it, if there is one."""
         ...
 
     def load(self, station: str, recipe: str) -> "Future[None] | None":
@@ -54,11 +58,35 @@ class _Ticket:
     received: float
 
 
-class Desk:
-    """Decides about frames of every partition through one micro-batcher."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What a model on trial would have said of a frame that another decided about."""
 
-    def __init__(self, models: Finds, settings: Worker, executor: Executor) -> None:
+    outcome: Outcome
+    model: ModelBody
+    verdict: Verdict
+
+
+class Desk:
+    """Decides about frames of every partition through one micro-batcher.
+
+    Args:
+        models: who decides where.
+        settings: how batches are made.
+        executor: the device's thread.
+        on_tried: told, in that thread, of what models on trial said.
+    """
+
+    def __init__(
+        self,
+        models: Finds,
+        settings: Worker,
+        executor: Executor,
+        *,
+        on_tried: Callable[[list[Tried]], object] = lambda _: None,
+    ) -> None:
         self._models = models
+        self._on_tried = on_tried
         self.batcher: Batcher[_Ticket, Outcome] = Batcher(
             self._process, executor, batch_max=settings.batch_max, wait_s=settings.wait_ms / 1000
         )
@@ -84,13 +112,16 @@ class Desk:
             return _outcome(arrival, _failure(arrival, Reason.ERROR, f"{type(error).__name__}: {error}"), received)
 
     def _process(self, tickets: Sequence[_Ticket]) -> Iterator[Mapping[int, Outcome]]:
-        """In the device's thread: the frames still in time, model by model, each model's as soon as it is done."""
+        """In the device's thread: the frames still in time, model by model, each model's as soon as it is done.
+
+        Models on trial come last, and only where more than half of every frame's time is left.
+        """
         started = time.time()
         undecided: dict[int, Outcome] = {}
-        groups: dict[int, tuple[Live, list[int]]] = {}
+        groups: dict[int, _Group] = {}
         for i, ticket in enumerate(tickets):
             frame = ticket.arrival.frame
-            live = self._models.find(frame.station, frame.recipe)
+            live, trial = self._models.find(frame.station, frame.recipe), None
             left_s = frame.deadline_at.timestamp() - started if frame.deadline_at else float("inf")
             if left_s <= 0:
                 undecided[i] = _late(ticket.arrival, ticket.received)
@@ -99,12 +130,51 @@ class Desk:
             elif left_s < self.batcher.piece_s:
                 undecided[i] = _shed(ticket.arrival, ticket.received, left_s)
             else:
-                groups.setdefault(id(live), (live, []))[1].append(i)
+                trial = self._models.trial(frame.station, frame.recipe)
+                if trial is not None and trial.decides(frame):
+                    live, trial = trial.live, None
+                group = groups.setdefault(id(live), _Group(live, trial.live if trial else None))
+                group.places.append(i)
+                group.tickets.append(ticket)
+                group.frames.append(frame)
+                group.hurried |= frame.captured_at is not None and left_s < (started - frame.captured_at.timestamp())
         yield undecided
-        asked = [(live, [tickets[i] for i in places]) for live, places in groups.values()]
-        together = inspect_together([(live.inspector, _frames_of(theirs)) for live, theirs in asked])
-        for (live, theirs), (_, places), result in zip(asked, groups.values(), together, strict=True):
-            yield dict(zip(places, _outcomes(live, theirs, result, started), strict=True))
+        tried = [group for group in groups.values() if group.tried and not group.hurried]
+        together = inspect_together(
+            [(group.live.inspector, group.frames) for group in groups.values()]
+            + [(group.tried.inspector, group.frames) for group in tried if group.tried]
+        )
+        for group, result in zip(groups.values(), together, strict=False):
+            group.outcomes = _outcomes(group.live, group.tickets, result, started)
+            yield dict(zip(group.places, group.outcomes, strict=True))
+        for group, result in zip(tried, together, strict=True):
+            self._on_tried(_tried(group, result))
+
+
+@dataclass(slots=True)
+class _Group:
+    """Frames of a batch that one model decides about, and the model that is tried on them, if there is one."""
+
+    live: Live
+    tried: Live | None
+    places: list[int] = field(default_factory=list)
+    tickets: list[_Ticket] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    hurried: bool = False
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def _tried(group: _Group, result: Inspected | Exception) -> list[Tried]:
+    if isinstance(result, Exception) or group.tried is None:
+        log.warning("a model on trial failed", error=f"{type(result).__name__}: {result}")
+        return []
+    model = ModelBody(method=group.tried.method, version=group.tried.version)
+    said = {verdict.frame_id: verdict for verdict in result.verdicts}
+    return [
+        Tried(outcome=outcome, model=model, verdict=said[outcome.answer.frame_id])
+        for outcome in group.outcomes
+        if isinstance(outcome.answer, Verdict) and outcome.answer.frame_id in said
+    ]
 
 
 def _frames_of(tickets: Sequence[_Ticket]) -> list[Frame]:

@@ -24,9 +24,11 @@ from pipeline.errors import ModelError, StoreError
 from pipeline.heatmap import encode_picture
 from pipeline.inspection import Inspector
 from workers import logs
-from workers.shelf import Live, Shelf
+from workers.shelf import Live, Place, Shelf, Trial
 
 log = logs.get(__name__)
+
+_SHADOW = "shadow"
 
 
 class Models:
@@ -48,12 +50,13 @@ class Models:
         self._store = store
         self._keys = keys
         self._known = {(key.station, key.recipe): key for key in keys}
-        self._open_backbone = _shared(open_backbone)
+        self._open_backbone = open_backbone
         self._limits = limits
         self._poll_s = poll_s
         self._shelf = Shelf(most_bytes)
+        self._shares: dict[Place, float] = {}  # where a model is tried, and the share of the parts that it decides
         self._none: set[ModelKey] = set()  # asked for since the last look, and there is none
-        self._refused: dict[ModelKey, Version] = {}
+        self._refused: dict[Place, Version] = {}
         self._asked: SimpleQueue[ModelKey | None] = SimpleQueue()
         self._loading: dict[ModelKey, Future[None]] = {}
         self._thread = threading.Thread(target=self._watch, name="models", daemon=True)
@@ -61,6 +64,12 @@ class Models:
     def find(self, station: str, recipe: str) -> Live | None:
         """The model that decides here now, if there is one in memory."""
         return self._shelf.find((station, recipe))
+
+    def trial(self, station: str, recipe: str) -> "Trial | None":
+        """The model that is tried here beside the one that decides, if there is one in memory."""
+        share = self._shares.get((station, recipe))
+        live = self._shelf.find((station, recipe, _SHADOW)) if share is not None else None
+        return Trial(live, share) if live is not None and share is not None else None
 
     def load(self, station: str, recipe: str) -> "Future[None] | None":
         """Ask for the model of a known station and recipe that is not in memory.
@@ -106,16 +115,28 @@ class Models:
     def _look(self, key: ModelKey) -> None:
         """Load what the pointer names, if it is not what is in service."""
         try:
-            wanted = self._store.current(key)
-            if wanted == self._refused.get(key):
+            place = (key.station, key.recipe)
+            current = self._store.current(key)
+            self._put(key, place, current)
+            marks = self._store.marks(key)
+            if marks.shadow in {None, current}:
+                self._shares.pop(place, None)
+                self._shelf.remove((*place, _SHADOW))
                 return
-            self._refused.pop(key, None)  # the pointer moved: what it left may be mended by when it comes back
-            live = self._shelf.peek((key.station, key.recipe))
-            if wanted is not None and wanted != (live.version if live else None):
-                self._swap(key, wanted)
+            if (*place, _SHADOW) in self._shelf or not self._shelf.full:
+                self._put(key, (*place, _SHADOW), marks.shadow)
+            self._shares[place] = marks.canary_share
         except (StoreError, ModelError) as error:
             log.error("store: keeping the models there are", station=key.station, error=str(error))
             self._recall(key)
+
+    def _put(self, key: ModelKey, place: Place, wanted: Version | None) -> None:
+        if wanted == self._refused.get(place):
+            return
+        self._refused.pop(place, None)  # the pointer moved: what it left may be mended by when it comes back
+        live = self._shelf.peek(place)
+        if wanted is not None and wanted != (live.version if live else None):
+            self._swap(key, place, wanted)
 
     def _recall(self, key: ModelKey) -> None:
         """With nothing in service and the store away: what this machine saw last."""
@@ -123,22 +144,27 @@ class Models:
         if version is None or (key.station, key.recipe) in self._shelf:
             return
         try:
-            self._swap(key, version)
+            self._swap(key, (key.station, key.recipe), version)
             log.warning("started from this machine's copy", station=key.station, recipe=key.recipe, version=version)
         except StoreError as error:
             log.error("no copy of the model on this machine", station=key.station, version=version, error=str(error))
 
-    def _swap(self, key: ModelKey, wanted: Version) -> None:
-        place = (key.station, key.recipe)
+    def _swap(self, key: ModelKey, place: Place, wanted: Version) -> None:
         before = self._shelf.replaced(place)
-        live = before if before is not None and before.version == wanted else self._opened(key, wanted)
+        live = before if before is not None and before.version == wanted else self._opened(key, place, wanted)
         if live is None:
             return
-        for station, recipe in self._shelf.put(place, live):
+        for station, recipe, *_ in self._shelf.put(place, live):
             log.info("model left memory, which is full", station=station, recipe=recipe)
-        log.info("model in service", station=key.station, recipe=key.recipe, version=live.version, method=live.method)
+        log.info(
+            "model tried" if _SHADOW in place else "model in service",
+            station=key.station,
+            recipe=key.recipe,
+            version=live.version,
+            method=live.method,
+        )
 
-    def _opened(self, key: ModelKey, wanted: Version) -> Live | None:
+    def _opened(self, key: ModelKey, place: Place, wanted: Version) -> Live | None:
         """The model, loaded and warm; None if it cannot be used, whatever is wrong with it."""
         try:
             artifact = _in_memory(self._store.get(key, wanted))
@@ -147,8 +173,8 @@ class Models:
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a candidate, the model in place stays
-            self._refused[key] = wanted
-            kept = self._shelf.peek((key.station, key.recipe))
+            self._refused[place] = wanted
+            kept = self._shelf.peek(place)
             log.error(
                 "model refused: keeping the one there is",
                 station=key.station,
@@ -193,18 +219,6 @@ def _in_memory(artifact: Artifact) -> Artifact:
     """A copy that does not stand on the store's file: a shared disk that goes away must not take the worker along."""
     tensors = {name: tensor.clone() for name, tensor in artifact.tensors.items()}
     return replace(artifact, tensors=tensors)
-
-
-def _shared(open_backbone: Callable[[BackboneSpec], Backbone]) -> Callable[[BackboneSpec], Backbone]:
-    """Open each backbone once, however many models stand on it."""
-    opened: dict[BackboneSpec, Backbone] = {}
-
-    def opener(spec: BackboneSpec) -> Backbone:
-        if spec not in opened:
-            opened[spec] = open_backbone(spec)
-        return opened[spec]
-
-    return opener
 
 
 def _warm(inspector: Inspector) -> None:

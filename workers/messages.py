@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from pipeline.data import Failure, Verdict
+from pipeline.data import Decision, Failure, Verdict
 from workers.wire import RESULT_TYPE, Arrival
 
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
@@ -69,7 +69,31 @@ class Result(Struct, frozen=True, kw_only=True):
     heatmap: HeatmapBody | None = None
 
 
+class OpinionBody(Struct, frozen=True, kw_only=True):
+    """What one model said of a frame."""
+
+    model: ModelBody
+    verdict: Decision
+    score: float
+    threshold: float
+    p_value: float
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """A frame that one model decided about, and what a model on trial would have said."""
+
+    frame_id: str
+    part_id: str | None
+    station: str
+    recipe: str
+    active: OpinionBody
+    shadow: OpinionBody
+    captured_at: Moment
+    decided_at: Moment
+
+
 _encoder = msgspec.json.Encoder()
+_comparisons = msgspec.json.Decoder(Comparison)
 _decoder = msgspec.json.Decoder(Result)
 
 
@@ -84,6 +108,30 @@ def decode_result(value: bytes | None) -> Result | None:
         return _decoder.decode(value or b"")
     except msgspec.MsgspecError:
         return None
+
+
+def encode_comparison(comparison: Comparison) -> bytes:
+    """A comparison as JSON."""
+    return _encoder.encode(comparison)
+
+
+def decode_comparison(value: bytes | None) -> Comparison | None:
+    """The comparison in a message; None when it is none of ours."""
+    try:
+        return _comparisons.decode(value or b"")
+    except msgspec.MsgspecError:
+        return None
+
+
+def opinion_of(verdict: Verdict, model: ModelBody) -> OpinionBody:
+    """A verdict as the part of a comparison that it becomes."""
+    return OpinionBody(
+        model=model,
+        verdict=verdict.decision,
+        score=verdict.score,
+        threshold=verdict.threshold,
+        p_value=verdict.p_value,
+    )
 
 
 def result_schema() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pipeline import heatmap
 from pipeline.data import Decision, Failure, Verdict
 from pipeline.settings import Settings
 from workers import logs, messages, topics, wire
-from workers.desk import Outcome
+from workers.desk import Outcome, Tried
 from workers.wire import Headers
 
 log = logs.get(__name__)
@@ -126,8 +126,36 @@ class Publisher:
         except Exception as error:  # noqa: BLE001
             log.warning("a heatmap was not published", frame_id=place.key, error=str(error))
 
+    def tried(self, tried: list[Tried]) -> None:
+        """Publish what a model on trial said, best effort; on the event loop's thread."""
+        for each in tried:
+            self._follow(self._comparison(each))
+
+    async def _comparison(self, tried: Tried) -> None:
+        frame, answer, model = tried.outcome.arrival.frame, tried.outcome.answer, tried.outcome.model
+        if not isinstance(answer, Verdict) or model is None:
+            return
+        decided_at = tried.outcome.decided_at
+        body = messages.Comparison(
+            frame_id=frame.frame_id,
+            part_id=frame.part_id,
+            station=frame.station,
+            recipe=frame.recipe,
+            active=messages.opinion_of(answer, model),
+            shadow=messages.opinion_of(tried.verdict, tried.model),
+            captured_at=frame.captured_at or decided_at,
+            decided_at=decided_at,
+        )
+        event_id = messages.result_id(frame.frame_id, tried.model.version)
+        headers = wire.event_headers(wire.SHADOW_TYPE, event_id, self._source, decided_at, "application/json")
+        try:
+            value = messages.encode_comparison(body)
+            await (await self._send(self._topics["shadow"], frame.station.encode(), value, None, headers))
+        except Exception as error:  # noqa: BLE001
+            log.warning("what a model on trial said was not published", frame_id=frame.frame_id, error=str(error))
+
     async def settle(self) -> None:
-        """Wait for the heatmaps still under way."""
+        """Wait for what is best effort and still under way."""
         if self._later:
             await asyncio.gather(*self._later, return_exceptions=True)
 

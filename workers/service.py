@@ -8,6 +8,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -90,8 +91,13 @@ async def _serve(settings: Settings, models: Finds) -> int:
     executor = ThreadPoolExecutor(1, thread_name_prefix="device")
     counts = Counts()
     app = faust_app.build(settings)
-    desk = Desk(models, settings.worker, executor)
     publisher = Publisher(faust_app.Sender(app).send, settings, source=f"worker/{os.getpid()}")
+    desk = Desk(
+        models,
+        settings.worker,
+        executor,
+        on_tried=lambda tried: loop.call_soon_threadsafe(partial(publisher.tried, tried)),
+    )
     lanes = Lanes(lambda partition: Lane(partition, settings, desk, publisher, counts))
     faust_app.attach(app, settings, lanes)
     batching = asyncio.ensure_future(desk.batcher.run())

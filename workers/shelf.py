@@ -1,14 +1,16 @@
 """The models in memory, within a budget: the least recently used make room."""
 
+import hashlib
 import time
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from model_store import Version
+from pipeline.data import Frame
 from pipeline.inspection import Inspects
 
-Place: TypeAlias = tuple[str, str]
-"""Station and recipe."""
+Place: TypeAlias = tuple[str, ...]
+"""Station and recipe, and what tells a model that is tried from the one in service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,19 @@ class Live:
     method: str
     version: Version
     size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A model that is tried beside the one in service: it decides a share of the parts, and looks at the rest."""
+
+    live: Live
+    canary_share: float
+
+    def decides(self, frame: Frame) -> bool:
+        """Whether it decides about this part; the same at every station and for every frame of it."""
+        digest = hashlib.sha256((frame.part_id or frame.frame_id).encode()).digest()
+        return int.from_bytes(digest[:8]) / 2**64 < self.canary_share
 
 
 class Shelf:
@@ -64,6 +79,11 @@ class Shelf:
         """Whether another model, as large as the largest, would push one out."""
         largest = max((live.size_bytes for live in self._live.values()), default=0)
         return self.size_bytes + largest > self._most_bytes
+
+    def remove(self, place: Place) -> None:
+        """Forget what is here, if there is anything."""
+        self._live.pop(place, None)
+        self._replaced.pop(place, None)
 
     def put(self, place: Place, live: Live) -> list[Place]:
         """Put a model in service.

@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 
 __all__ = ["KINDS", "TopicSpec", "admin", "check", "create", "delete", "frame_max_bytes", "name", "of", "specs"]
 
-KINDS = ("frames", "results", "heatmaps", "dead-letters", "feedback")
+KINDS = ("frames", "results", "heatmaps", "dead-letters", "feedback", "shadow")
 
 _HEADERS_MAX_BYTES = 65_536
 _BATCH_BYTES = 1_024
@@ -70,6 +70,8 @@ def specs(*, partitions: int, frame_max_bytes: int, prefix: str = "goldline") ->
     heatmaps = _kept(_DAY_MS, segment_bytes=64 * _MIB, segment_ms=_HOUR_MS)
     # Two weeks: somebody has to find the time to look at them.
     letters = _kept(14 * _DAY_MS, segment_bytes=64 * _MIB, segment_ms=_DAY_MS)
+    # A trial takes days; what it said is looked at within weeks.
+    shadow = _kept(30 * _DAY_MS, segment_bytes=16 * _MIB, segment_ms=7 * _DAY_MS)
     # A season of refits learns from it, and downstream findings come late.
     feedback = _kept(90 * _DAY_MS, segment_bytes=16 * _MIB, segment_ms=7 * _DAY_MS)
     frames["max.message.bytes"] = str(frame_limit)
@@ -78,7 +80,7 @@ def specs(*, partitions: int, frame_max_bytes: int, prefix: str = "goldline") ->
     wide = {"frames": partitions, "results": partitions, "heatmaps": partitions}
     return tuple(
         TopicSpec(name=name(prefix, kind), partitions=wide.get(kind, 1), config=config)
-        for kind, config in {**made, "feedback": feedback}.items()
+        for kind, config in {**made, "feedback": feedback, "shadow": shadow}.items()
     )
 
 

@@ -16,6 +16,7 @@ from pipeline.settings import RECIPE_PATTERN, STATION_PATTERN, Settings
 FRAME_TYPE = "goldline.frame.v1"
 RESULT_TYPE = "goldline.result.v1"
 HEATMAP_TYPE = "goldline.heatmap.v1"
+SHADOW_TYPE = "goldline.shadow.v1"
 ID_MAX = 200
 _RECIPE = re.compile(RECIPE_PATTERN)
 _STATION = re.compile(STATION_PATTERN)

@@ -102,7 +102,7 @@ def test_a_batch_of_n_is_n_batches_of_one(inspector, mixed):
 
 def test_a_stored_inspector_gives_equal_scores_and_verdicts(inspector, backbone, mixed, artifact):
     data = codec.encode(artifact)
-    stored = codec.decode(data, codec.version_of_bytes(data))
+    stored = codec.decode(data, codec.version_of(artifact))
     before = inspector.inspect(mixed)
     for each in (artifact, stored):
         again = Inspector.load(each, open_backbone=lambda _: backbone, limits=Limits())
@@ -260,7 +260,7 @@ def test_models_on_one_backbone_share_one_run_of_it_and_say_what_they_say_alone(
     goods = frames(300, 3)
     alone = [two[0].inspect(mixed), two[1].inspect(goods), two[1].inspect(mixed)]
     ran = Counting(backbone, monkeypatch)
-    together = list(inspect_together([(two[0], mixed), (two[1], goods), (two[1], mixed)]))
+    together = list(inspect_together([(two[0], mixed), (two[1], goods), (two[1], list(mixed))]))
     assert ran.sizes == [8 + 3 + 8], "eight of the mixed can be read"
     for one, other in zip(alone, together, strict=True):
         assert scores_of(other) == pytest.approx(scores_of(one), rel=1e-4)
@@ -272,12 +272,21 @@ def test_models_on_one_backbone_share_one_run_of_it_and_say_what_they_say_alone(
     assert ran.sizes == [3], "nothing is left of the shared run"
 
 
+def test_the_same_frames_asked_for_twice_are_run_once(two, backbone, mixed, monkeypatch):
+    alone = [each.inspect(mixed) for each in two]
+    ran = Counting(backbone, monkeypatch)
+    together = list(inspect_together([(each, mixed) for each in two]))
+    assert ran.sizes == [8]
+    for one, other in zip(alone, together, strict=True):
+        assert scores_of(other) == pytest.approx(scores_of(one), rel=1e-4)
+
+
 def test_views_of_two_sizes_are_two_runs(two, backbone, monkeypatch):
     wide = Inspector(two[0].detector, two[0].threshold, View(size=(96, 96)), Limits(), shares=backbone)
     wide.detector = type(two[0].detector)(two[0].detector.bank, two[0].detector.config, (96, 96), backbone)
     ran = Counting(backbone, monkeypatch)
     goods = frames(300, 3)
-    results = list(inspect_together([(two[0], goods), (wide, goods), (two[1], goods)]))
+    results = list(inspect_together([(two[0], goods), (wide, goods), (two[1], list(goods))]))
     assert sorted(ran.sizes) == [3, 6]
     assert [len(each.verdicts) for each in results] == [3, 3, 3]
 

@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,7 +18,7 @@ from pipeline.decode import Placement
 from pipeline.inspection import Inspected
 from pipeline.settings import Worker
 from workers.desk import Desk
-from workers.shelf import Live
+from workers.shelf import Live, Trial
 from workers.wire import Arrival, Record, read_frame
 
 SETTINGS = line.build({"stations": {"line-1/top": {}, "line-2/top": {}}})
@@ -54,7 +55,10 @@ class Model:
 
 
 class InMemory:
-    """Models that need not be waited for."""
+    """Models that need not be waited for, with none on trial."""
+
+    def trial(self, station, recipe):
+        return None
 
     def load(self, station, recipe):
         return None
@@ -101,13 +105,13 @@ def arrival(frame_id, image=b"good", *, station="line-1/top", recipe="default", 
     return Arrival(frame=frame, record=record)
 
 
-def decide(models, *arrivals, wait_ms=1000.0, batch_max=None):
+def decide(models, *arrivals, wait_ms=1000.0, batch_max=None, on_tried=lambda _: None):
     """Outcomes of frames that come at once."""
 
     async def scenario():
         executor = ThreadPoolExecutor(1, thread_name_prefix="device")
         worker = Worker(batch_max=batch_max or len(arrivals), wait_ms=wait_ms)
-        desk = Desk(models, worker, executor)
+        desk = Desk(models, worker, executor, on_tried=on_tried)
         task = asyncio.ensure_future(desk.batcher.run())
         try:
             return await asyncio.wait_for(asyncio.gather(*(desk.decide(a) for a in arrivals)), 20)
@@ -384,3 +388,66 @@ def test_hundreds_of_mixed_frames_get_one_outcome_each():
     for i, outcome in enumerate(outcomes):
         expected = "late" if i % 17 == 0 else "no_model" if i % 3 == 2 else "bad_frame" if i % 4 == 1 else "pass"
         assert said(outcome) == expected, i
+
+
+class Trying(Shelf):
+    """A model in service at line-1/top, and one on trial beside it."""
+
+    def __init__(self, active, tried, share=0.0):
+        super().__init__()
+        self.put("line-1/top", "default", active)
+        self.tried = Trial(tried.live, share)
+
+    def trial(self, station, recipe):
+        return self.tried if station == "line-1/top" else None
+
+
+def test_a_model_on_trial_sees_the_frames_and_decides_none():
+    active, tried = Model(A), Model(B)
+    heard = []
+    outcomes = decide(
+        Trying(active, tried), arrival("a"), arrival("b", b"unreadable"), arrival("c"), on_tried=heard.extend
+    )
+    assert {o.model.version for o in outcomes if o.model} == {A}
+    assert active.batches == tried.batches == [["a", "b", "c"]]
+    assert [(t.outcome.answer.frame_id, t.model.version, t.verdict.score) for t in heard] == [
+        ("a", B, 1.0),
+        ("c", B, 1.0),
+    ]
+
+
+def test_a_canary_decides_about_its_share_and_is_named_in_those_results():
+    active, tried = Model(A), Model(B)
+    heard = []
+    came = [arrival(f"f-{i}") for i in range(60)]
+    models = Trying(active, tried, share=0.5)
+    outcomes = decide(models, *came, on_tried=heard.extend)
+    theirs = [o for o in outcomes if o.model.version == B]
+    assert {o.arrival.frame.frame_id for o in theirs} == {
+        a.frame.frame_id for a in came if models.tried.decides(a.frame)
+    }
+    assert 15 < len(theirs) < 45
+    assert len(heard) == 60 - len(theirs), "it looks at the rest"
+
+
+def test_a_model_on_trial_that_fails_costs_no_verdict():
+    outcomes = decide(Trying(Model(A), Model(B)), arrival("a", b"good"), arrival("b", b"good"))
+    assert [said(o) for o in outcomes] == ["pass", "pass"]
+
+    class Failing(Model):
+        def inspect(self, frames):
+            raise RuntimeError("no memory")
+
+    heard = []
+    outcomes = decide(Trying(Model(A), Failing(B)), arrival("a"), on_tried=heard.append)
+    assert [said(o) for o in outcomes] == ["pass"]
+    assert heard == [[]]
+
+
+def test_frames_in_a_hurry_are_not_held_up_by_a_trial():
+    tried = Model(B)
+    hurried = arrival("a", in_s=1.0)
+    hurried = replace(hurried, frame=replace(hurried.frame, captured_at=datetime.now(UTC) - timedelta(seconds=5)))
+    (outcome,) = decide(Trying(Model(A), tried), hurried, wait_ms=0.0)
+    assert said(outcome) == "pass"
+    assert tried.batches == []

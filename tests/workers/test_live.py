@@ -3,12 +3,13 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from model_store import ModelKey, open_store, version_of
+from model_store import Marks, ModelKey, open_store, version_of
 from pipeline import commissioning, methods, synthetic
 from pipeline.backbone import Backbone, resolve
 from pipeline.data import Artifact, Frame
@@ -18,6 +19,7 @@ from pipeline.settings import Settings
 from pipeline.view import View
 from workers.backbones import opener
 from workers.live import Models
+from workers.shelf import Live, Trial
 
 TOP, SIDE = ModelKey("line-1/top"), ModelKey("line-1/side")
 CAPS = [
@@ -184,13 +186,11 @@ def test_what_has_not_changed_is_not_loaded_again(store, watch, fitted):
 
 
 def test_a_backbone_is_opened_once_for_all_models(store, watch, fitted):
-    opened, really = [], opener(Settings(), "cpu")
     promote(store, fitted[0])
     promote(store, fitted[1], SIDE)
-    models = watch(opens=lambda spec: opened.append(spec) or really(spec))
-    assert models.find("line-1/top", "default")
-    assert models.find("line-1/side", "default")
-    assert len(opened) == 1
+    models = watch(opens=opener(Settings(), "cpu"))
+    one, other = models.find("line-1/top", "default"), models.find("line-1/side", "default")
+    assert one.inspector.shares is other.inspector.shares is not None
 
 
 def test_a_flipped_bit_leaves_the_old_model_and_is_not_tried_again(tmp_path, store, watch, fitted):
@@ -412,3 +412,61 @@ def test_a_swap_back_needs_no_load(tmp_path, store, watch, fitted):
     damage(blob(tmp_path, first))
     assert refresh(models) == []
     assert models.find("line-1/top", "default") is before
+
+
+def shadow(store, artifact, *, share=0.0, key=TOP):
+    """Try a version at a key."""
+    version = put(store, artifact, key)
+    marks = store.marks(key)
+    store.mark(key, replace(marks, shadow=version, canary_share=share), expected=marks, who="tests")
+    return version
+
+
+def test_a_shadow_is_tried_beside_the_model_in_service_until_it_is_called_off(store, watch, fitted):
+    first = promote(store, fitted[0])
+    models = watch()
+    assert models.trial("line-1/top", "default") is None
+    second = shadow(store, fitted[1], share=0.25)
+    models.refresh()
+    trial = models.trial("line-1/top", "default")
+    assert (trial.live.version, trial.canary_share) == (second, 0.25)
+    assert models.find("line-1/top", "default").version == first
+    assert models.trial("line-1/side", "default") is None
+    third = shadow(store, fitted[2])
+    models.refresh()
+    assert models.trial("line-1/top", "default").live.version == third
+    store.mark(TOP, Marks(), expected=store.marks(TOP), who="tests")
+    models.refresh()
+    assert models.trial("line-1/top", "default") is None
+
+
+def test_a_shadow_that_is_promoted_is_tried_no_more(store, watch, fitted):
+    first = promote(store, fitted[0])
+    second = shadow(store, fitted[1], share=0.5)
+    models = watch()
+    assert models.trial("line-1/top", "default").live.version == second
+    store.promote(TOP, second, expected=first, who="tests")
+    models.refresh()
+    assert models.find("line-1/top", "default").version == second
+    assert models.trial("line-1/top", "default") is None
+
+
+def test_a_shadow_that_cannot_work_harms_nobody_and_is_tried_once(store, watch, fitted):
+    first = promote(store, fitted[0])
+    shadow(store, broken(fitted[1], backbone={"name": "no_such_net"}))
+    models = watch(refresh=False)
+    assert refresh(models) == ["model refused: keeping the one there is"]
+    assert models.find("line-1/top", "default").version == first
+    assert models.trial("line-1/top", "default") is None
+    assert refresh(models) == []
+
+
+def test_a_canary_decides_its_share_of_the_parts_and_always_the_same_ones():
+    trial = Trial(Live(None, "fake", "a" * 64), 0.3)
+    parts = [Frame(frame_id=f"f-{i}", image=b"", part_id=f"p-{i}") for i in range(2000)]
+    decided = [trial.decides(part) for part in parts]
+    assert 0.26 < sum(decided) / len(decided) < 0.34
+    again = [Frame(frame_id=f"other-{i}", image=b"", part_id=f"p-{i}") for i in range(2000)]
+    assert [trial.decides(part) for part in again] == decided, "every frame of a part has the same judge"
+    assert not any(Trial(trial.live, 0.0).decides(part) for part in parts)
+    assert all(Trial(trial.live, 1.0).decides(part) for part in parts)

@@ -11,7 +11,7 @@ import click
 from model_store import ModelKey, ModelStore, Version, carry, open_store, resolve_version, short, state_of
 from model_store import rollback as roll_back
 from pipeline.errors import ConfigError
-from workers.commands import model_page, options, upkeep
+from workers.commands import compare, model_page, options, upkeep
 from workers.commands.upkeep import without_shadow
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ def command() -> None:
     """List, show, compare, promote, roll back, try, keep, delete and carry model versions."""
 
 
-for _other in (upkeep.history, upkeep.pin, upkeep.shadow, upkeep.gc):
+for _other in (compare.compare, upkeep.history, upkeep.pin, upkeep.shadow, upkeep.gc):
     command.add_command(_other)
 
 
