@@ -1,15 +1,18 @@
 """What a model store promises. `disk` keeps the promise on a shared disk, `redis_store` in Redis."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from model_store.records import Marking, Marks, ModelInfo, ModelKey, Promotion, Swept, Version, short
 from pipeline.data import JSON, Artifact
-from pipeline.errors import MarksConflict, ModelNotFound, PromotionConflict
+from pipeline.errors import ArtifactError, MarksConflict, ModelNotFound, PromotionConflict
 
 MIN_PREFIX = 6  # digits of a version that a person may type instead of all 64
 _SHOWN = 8  # candidates named in an error
+_READ_TRIES = 3
+
+T = TypeVar("T")
 
 
 class ModelStore(Protocol):
@@ -149,6 +152,26 @@ def rollback(store: ModelStore, key: ModelKey, who: str, why: str = "rollback") 
         raise ModelNotFound(f"{key}: nothing to roll back to, {len(history)} promotion(s) so far")
     store.promote(key, previous, expected=history[-1].version, who=who, why=why)
     return previous
+
+
+def read_whole(read: Callable[[], T], require: Callable[[], None]) -> T:
+    """What `read` makes of a model's file, which may be deleted, and even put anew, in the middle of it.
+
+    Raises:
+        ModelNotFound: from `require`, when it was deleted.
+        ArtifactError: it is damaged, again and again.
+    """
+    for left in reversed(range(_READ_TRIES)):
+        try:
+            return read()
+        except (ArtifactError, FileNotFoundError) as error:
+            require()
+            if left:
+                continue
+            if isinstance(error, FileNotFoundError):
+                raise ArtifactError(f"the model's file is gone: {error.filename}") from error
+            raise
+    raise AssertionError("not reached")
 
 
 def promotion_conflict(key: ModelKey, found: Version | None, expected: Version | None) -> PromotionConflict:

@@ -9,12 +9,14 @@ import os
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from model_store.codec import verify
 from model_store.records import ModelKey, Swept, Version, is_version, short
 from pipeline.errors import ArtifactError
+
+_LEFTOVER_AFTER = timedelta(days=1)
 
 
 class Cache:
@@ -74,24 +76,22 @@ class Cache:
 
     def remembered(self, key: ModelKey) -> Version | None:
         """What was current when last asked; None where nothing ever was."""
-        try:
-            text = self._pointer(key).read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError):
-            return None
-        return Version(text) if is_version(text) else None
+        return _read(self._pointer(key))
 
     def sweep(self, *, unused_since: datetime, dry_run: bool = False) -> list[Swept]:
         """Delete models not read since then, and what processes that died left behind.
 
         What was current when this machine last asked stays: a worker that has run for months starts from it.
         """
-        kept = {pointer.read_text(encoding="ascii", errors="replace") for pointer in self._folder.glob("current/*/*/*")}
+        left_over_by = min(unused_since, datetime.now(UTC) - _LEFTOVER_AFTER)
+        kept = {_read(pointer) for pointer in self._folder.glob("current/*/*/*")}
         swept = []
         for path in sorted(self._folder.glob("objects/*")):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 ours = path.name not in kept if is_version(path.name) else path.suffix == ".tmp"
-                if ours and status.st_mtime <= unused_since.timestamp():
+                too_old_by = unused_since if is_version(path.name) else left_over_by
+                if ours and status.st_mtime <= too_old_by.timestamp():
                     if not dry_run:
                         path.unlink()
                     version = Version(path.name.lstrip(".").partition(".")[0])
@@ -105,3 +105,11 @@ class Cache:
 
     def _pointer(self, key: ModelKey) -> Path:
         return self._folder.joinpath("current", *key.station.split("/"), key.recipe)
+
+
+def _read(pointer: Path) -> Version | None:
+    try:
+        text = pointer.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return Version(text) if is_version(text) else None

@@ -33,6 +33,7 @@ MAX_HEADER_BYTES = 16 * 2**20
 _METADATA = "__metadata__"  # safetensors' name for the part of its header that is free
 _OURS = "goldline"  # the only key in it: with several, safetensors writes them in random order
 _ALIGNED_BYTES = 8
+_TRIES = 3
 # torch's name -> safetensors', in the order in which tensors lie in a file: the widest first, so that each is aligned.
 _DTYPES = {
     "torch.int64": "I64",
@@ -177,20 +178,25 @@ def verify(path: Path, expected: Version) -> None:
 
 
 def _mapped(path: Path, expected: Version) -> tuple[_Ours, list[str], dict[str, Any]]:
-    """The checked header and the mapped tensors. safetensors opens the path anew: both must be one file."""
-    with path.open("rb") as file:
-        before = os.fstat(file.fileno())
-        _check_sum(file, expected)
-        file.seek(0)
-        ours, names = _check_header(file, before.st_size)
-        tensors: dict[str, Any] = load_file(path)
-    if _identity(before) != _identity(path.stat()):
-        raise ArtifactError(f"{path} changed while it was read")
-    return ours, names, tensors
+    """The checked header and the mapped tensors. safetensors opens the path anew: both must be one file.
+
+    Another process may put the same model there meanwhile, so it is tried again before it is an error.
+    """
+    for _ in range(_TRIES):
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            _check_sum(file, expected)
+            file.seek(0)
+            ours, names = _check_header(file, before.st_size)
+            tensors: dict[str, Any] = load_file(path)
+        if _identity(before) == _identity(path.stat()):
+            return ours, names, tensors
+    raise ArtifactError(f"{path} changed while it was read")
 
 
 def _identity(stat: os.stat_result) -> tuple[int, ...]:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    # Not the time of its last change: a put or a reader of the same model sets it.
+    return stat.st_dev, stat.st_ino, stat.st_size
 
 
 def _check_sum(file: BinaryIO, expected: Version) -> None:

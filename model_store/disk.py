@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from model_store.base import marks_conflict, promotion_conflict
+from model_store.base import marks_conflict, promotion_conflict, read_whole
 from model_store.codec import Encoded, decode, verify
 from model_store.entries import new_entry, new_line, now, read_entry, read_line
 from model_store.files import Log, create, locked, make_folder, names, replace, sync
@@ -73,11 +73,7 @@ class DiskStore:
         with self._mounted():
             self._require(key, version)
             self._touch(key, version)
-            try:
-                return decode(self._blob(version), version)
-            except FileNotFoundError as error:
-                self._require(key, version)  # it may have been deleted meanwhile
-                raise ArtifactError(f"model {short(version)}: {error.filename} is gone") from error
+            return read_whole(lambda: decode(self._blob(version), version), lambda: self._require(key, version))
 
     def current(self, key: ModelKey) -> Version | None:
         """The version of the highest-numbered promotion."""

@@ -1,19 +1,22 @@
 """Models in Redis: each in chunks with their checksums, and a manifest that lists them."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import msgspec
 import redis
 
 from model_store.codec import Encoded
-from model_store.records import Version, is_version, short
+from model_store.records import Swept, Version, is_version, short
 from model_store.redis_client import answering
 from pipeline.errors import ArtifactError
 
 CHUNK_BYTES = 8 << 20
 MOST_BYTES = 64 << 30
 _NAMES_AT_ONCE = 1000
+_DEAD_AFTER_S = 24 * 3600.0  # a put that has not arrived by then never will
 
 
 class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,6 +33,7 @@ class Objects:
     def __init__(self, client: "redis.Redis[bytes]", prefix: str) -> None:
         self._redis = client
         self._prefix = f"{prefix}:object:"
+        self._puts = f"{prefix}:puts"
 
     def write(self, model: Encoded) -> None:
         """Write what is missing or damaged: chunk by chunk, the manifest last."""
@@ -85,7 +89,47 @@ class Objects:
         if digest.hexdigest() != version:
             raise ArtifactError(f"model {short(version)} is damaged: its content is {digest.hexdigest()[:12]}")
 
-    def stored(self) -> dict[Version, list[str]]:
+    def announce(self, name: str) -> None:
+        """Say that a model is being put, by a name that begins with its version: no sweep takes it until it arrived."""
+        self._redis.hset(self._puts, name, time.time())
+
+    def arrived(self, name: str, pipe: Any) -> None:
+        """Take the announcement back, with whatever else happens in this transaction."""
+        pipe.hdel(self._puts, name)
+
+    def sweep(self, index: str, entries: Callable[[], list[str]], *, dry_run: bool) -> list[Swept]:
+        """Delete models that no entry names and nobody is putting.
+
+        Args:
+            index: the key that changes when a hash of entries is added.
+            entries: the hashes of entries that there are, each by version.
+            dry_run: only say which.
+        """
+        swept = []
+        for version, names in sorted(self._stored().items()):
+
+            def drop(pipe: Any, version: Version = version, names: list[str] = names) -> bool:
+                hashes = entries()
+                if hashes:
+                    pipe.watch(*hashes)
+                puts = {name: float(at) for name, at in pipe.hgetall(self._puts).items()}
+                mine = [name for name in puts if name.decode("ascii", "replace").startswith(version)]
+                in_progress = any(puts[name] > time.time() - _DEAD_AFTER_S for name in mine)
+                if in_progress or any(pipe.hexists(each, version) for each in hashes):
+                    return False
+                pipe.multi()
+                if not dry_run:
+                    pipe.unlink(*names)
+                    for name in mine:
+                        pipe.hdel(self._puts, name)
+                return True
+
+            size_bytes = self._size_bytes(names)
+            if self._redis.transaction(drop, index, self._puts, value_from_callable=True):
+                swept.append(Swept(where="store", version=version, size_bytes=size_bytes))
+        return swept
+
+    def _stored(self) -> dict[Version, list[str]]:
         """Every model of which there is anything, with the keys that it takes."""
         found: dict[Version, list[str]] = {}
         for raw in self._redis.scan_iter(match=f"{self._prefix}*", count=_NAMES_AT_ONCE):
@@ -95,11 +139,12 @@ class Objects:
                 found.setdefault(Version(version), []).append(name)
         return found
 
-    def size_bytes(self, names: Iterable[str]) -> int:
-        """What these keys hold."""
+    def _size_bytes(self, names: Iterable[str]) -> int:
+        """What the chunks among these keys hold: for a whole model its size."""
         with self._redis.pipeline(transaction=False) as pipe:
             for name in names:
-                pipe.strlen(name)
+                if ":" in name.removeprefix(self._prefix):
+                    pipe.strlen(name)
             return sum(pipe.execute())
 
     def _chunk(self, version: Version, place: int) -> str:

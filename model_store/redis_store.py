@@ -10,6 +10,7 @@ Keys, all under a prefix (`goldline`)::
     PREFIX:promotions:STATION:RECIPE        list, only ever appended to; its last entry's version is current
     PREFIX:marks:STATION:RECIPE             list, only ever appended to; its last entry's marks hold
     PREFIX:keys                             set of "STATION RECIPE"
+    PREFIX:puts                             hash, puts in progress, or that died -> Unix time
 
 A version's chunks come before its manifest, and that before its entry: who finds an entry finds a whole model. Whatever
 depends on what was read (a promotion, marks, the entry of a put, a deletion) is a transaction that watches it: of
@@ -17,6 +18,7 @@ several one wins, the others look again. Redis should have `maxmemory-policy noe
 """
 
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -24,7 +26,7 @@ from typing import Any
 
 import redis
 
-from model_store.base import marks_conflict, promotion_conflict
+from model_store.base import marks_conflict, promotion_conflict, read_whole
 from model_store.cache import Cache
 from model_store.codec import Encoded, decode
 from model_store.entries import new_entry, new_line, now, read_entry, read_line
@@ -33,7 +35,7 @@ from model_store.records import Marking, Marks, ModelInfo, ModelKey, Promotion, 
 from model_store.redis_client import answering
 from model_store.redis_objects import Objects
 from pipeline.data import JSON, Artifact
-from pipeline.errors import ArtifactError, ConfigError, ModelNotFound, StoreUnavailable
+from pipeline.errors import ConfigError, ModelNotFound, StoreUnavailable
 
 _TOUCH_AFTER_S = 24 * 3600.0
 _PUT_TRIES = 5
@@ -60,7 +62,7 @@ class RedisStore:
         """Store a model, or mend it where the stored copy is damaged; see `ModelStore.put`."""
         model = Encoded(artifact)
         entry = new_entry(model.size_bytes, lineage)
-        names = self._objects.names(model)
+        names, announced = self._objects.names(model), f"{model.version}:{secrets.token_hex(8)}"
 
         def enter(pipe: Any) -> bool:
             """The entry, if the model that it is to name is still whole."""
@@ -70,11 +72,13 @@ class RedisStore:
             pipe.hsetnx(self._of("versions", key), model.version, entry)
             pipe.hset(self._of("used", key), model.version, now().timestamp())
             pipe.sadd(self._key("keys"), f"{key.station} {key.recipe}")
+            self._objects.arrived(announced, pipe)
             return True
 
         with answering():
             self._redis.setnx(self._key("models.v1"), b"1")
             for _ in range(_PUT_TRIES):
+                self._objects.announce(announced)
                 self._objects.write(model)
                 if self._redis.transaction(enter, *names, value_from_callable=True):
                     return model.version
@@ -90,12 +94,12 @@ class RedisStore:
                 raise
             return decode(seen, version)
         self._touch(key, version)
-        try:
+
+        def load() -> Artifact:
             found = self._cache.find(version) or self._cache.keep(version, self._objects.read(version))
-        except ArtifactError:
-            self._require(key, version)  # it may have been deleted meanwhile
-            raise
-        return decode(found, version)
+            return decode(found, version)
+
+        return read_whole(load, lambda: self._require(key, version))
 
     def current(self, key: ModelKey) -> Version | None:
         """The version of the last promotion."""
@@ -115,7 +119,8 @@ class RedisStore:
         if found != expected:
             raise promotion_conflict(key, found, expected)
         self._require(key, version)
-        self._objects.verify(version)  # a damaged candidate never becomes current
+        # A damaged candidate never becomes current.
+        read_whole(lambda: self._objects.verify(version), lambda: self._require(key, version))
         line = new_line(Promotion(version=version, previous=expected, at=now(), who=who, why=why))
         log, versions = self._of("promotions", key), self._of("versions", key)
 
@@ -182,8 +187,7 @@ class RedisStore:
     def keys(self) -> list[ModelKey]:
         """Every key that has a version."""
         with self._mounted():
-            found = [key for key in self._known_keys() if self._redis.exists(self._of("versions", key))]
-        return sorted(found)
+            return sorted(key for key in self._all_keys() if self._redis.exists(self._of("versions", key)))
 
     def delete(self, key: ModelKey, version: Version, *, unused_since: datetime) -> str:
         """Remove a version's entry, if nothing of what could keep it changes meanwhile; see `ModelStore.delete`."""
@@ -208,40 +212,21 @@ class RedisStore:
         return str(self._change(remove, *watched))
 
     def sweep(self, *, unused_since: datetime, dry_run: bool = False) -> list[Swept]:
-        """Delete models that no key names, and this machine's old copies; see `ModelStore.sweep`.
-
-        A put that this meets finds out before it enters the version, and writes the model again.
-        """
-        swept = []
+        """Delete models that no key names, and this machine's old copies; see `ModelStore.sweep`."""
         with self._mounted():
-            for version, names in sorted(self._objects.stored().items()):
-                size_bytes = self._objects.size_bytes(names)
-                if self._dropped(version, names, dry_run=dry_run):
-                    swept.append(Swept(where="store", version=version, size_bytes=size_bytes))
+            swept = self._objects.sweep(self._key("keys"), self._entries, dry_run=dry_run)
         return swept + self._cache.sweep(unused_since=unused_since, dry_run=dry_run)
-
-    def _dropped(self, version: Version, names: list[str], *, dry_run: bool) -> bool:
-        """Whether no key names a model; then it is gone, unless it is a dry run."""
-
-        def drop(pipe: Any) -> bool:
-            versions = [self._of("versions", key) for key in self._known_keys()]
-            if versions:
-                pipe.watch(*versions)
-            if any(pipe.hexists(entries, version) for entries in versions):
-                return False
-            pipe.multi()
-            if not dry_run:
-                pipe.unlink(*names)
-            return True
-
-        return bool(self._redis.transaction(drop, self._key("keys"), value_from_callable=True))
 
     def _change(self, change: Callable[[Any], object], *watched: str) -> object:
         """Do it in a transaction, again and again until nobody changes meanwhile what it has read."""
         with self._mounted():
             return self._redis.transaction(change, *watched, value_from_callable=True)
 
-    def _known_keys(self) -> list[ModelKey]:
+    def _entries(self) -> list[str]:
+        """Where versions have their entries."""
+        return [self._of("versions", key) for key in self._all_keys()]
+
+    def _all_keys(self) -> list[ModelKey]:
         """Every key there ever was."""
         names = (name.decode("utf-8", "replace").partition(" ") for name in self._redis.smembers(self._key("keys")))
         return [ModelKey(station, recipe) for station, _, recipe in names]

@@ -1,5 +1,7 @@
 """The command line as people use it: what it prints, where, and with which exit status."""
 
+import getpass
+import hashlib
 import io
 import json
 import subprocess
@@ -86,7 +88,22 @@ def test_each_command_has_help(goldline, name):
 @pytest.mark.parametrize(
     ("group", "name"),
     [
-        *(("models", n) for n in ("list", "show", "promote", "rollback", "diff", "export", "import")),
+        *(
+            ("models", n)
+            for n in [
+                "list",
+                "show",
+                "history",
+                "promote",
+                "rollback",
+                "pin",
+                "shadow",
+                "gc",
+                "diff",
+                "export",
+                "import",
+            ]
+        ),
         *(("dead-letters", n) for n in ("list", "show", "replay")),
         *(("topics", n) for n in ("create", "check")),
         ("bench", "walk"),
@@ -288,7 +305,11 @@ def plant(pictures, tmp_path_factory):
     def fit(*more):
         return run("fit", pictures / "goods", *FIT, "--store", url, "--json", *more).json()
 
-    return url, fit("--false-reject-rate", "0.1"), fit("--false-reject-rate", "0.2", "--seed", "1")
+    return (
+        url,
+        fit("--false-reject-rate", "0.1", "--why", "first shift"),
+        fit("--false-reject-rate", "0.2", "--seed", "1"),
+    )
 
 
 def current(goldline, url):
@@ -338,6 +359,26 @@ def test_models_show_says_how_a_version_came_about(goldline, plant):
     assert shown["meta"]["threshold"]["image"] == first["threshold"]
     other = goldline("models", "show", "line-1/top", second["version"][:8], "--store", url, "--json").json()
     assert (other["version"], other["current"]) == (second["version"], False)
+
+
+def test_fit_records_where_a_model_comes_from(goldline, plant, pictures):
+    url, first, second = plant
+    lineages = {row["version"]: row["lineage"] for row in goldline("models", "list", "--store", url, "--json").json()}
+    one, two = lineages[first["version"]], lineages[second["version"]]
+    assert (one["parent"], two["parent"]) == ("", first["version"])
+    assert (one["why"], two["why"]) == ("first shift", "")
+    assert one["frames"] == {"fit": 9, "tune": 0, "calibrate": 5, "unreadable": 0}
+    assert (one["method"], one["settings"]["coreset"]) == ("patchcore", 0.02)
+    assert one["backbone"] == first["backbone"]["weights_sha256"]
+    assert one["code"] in goldline("--version").out
+    assert (one["created_by"], one["created_at"][:2]) == (getpass.getuser(), "20")
+    each = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in (pictures / "goods").iterdir())
+    assert one["dataset"] == two["dataset"] == hashlib.sha256("\n".join(each).encode()).hexdigest()
+    assert one["calibration"] != two["calibration"], "another seed holds other frames out"
+    assert all(len(digest) == 64 for digest in (one["calibration"], two["calibration"]))
+    shown = goldline("models", "show", "line-1/top", first["version"], "--store", url).out
+    for line in ("  why          first shift", "  frames       fit=9, tune=0, calibrate=5, unreadable=0"):
+        assert line in shown.splitlines()
 
 
 def test_promote_and_roll_back(goldline, plant):
