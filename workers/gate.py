@@ -121,7 +121,10 @@ class Gate:
         key = self._key(station, part_id, "")
         if self._is_past(key, at) or self._awaited(key, at):
             return None
-        part = self._early.pop(key, None) or self._part(key, part_id, station, at)
+        part = self._early.pop(key, None)
+        if part is None or self._clock() > at + part.rule.part_deadline_s:
+            # Told of too late, a part is defaulted, whatever was said of it.
+            part = self._part(key, part_id, station, at)
         part.trigger(at)
         self._await(part)
         return self._settle(part)
@@ -246,7 +249,7 @@ class Gate:
             self.counts.repeated += 1
 
     def _settle(self, part: Part) -> Action | None:
-        decision = part.certain() if self._clock() <= part.deadline else None
+        decision = part.certain()
         return self._act(part, decision) if decision else None
 
     def _act(self, part: Part, decision: Decision) -> Action:

@@ -3,30 +3,16 @@
 import itertools
 import json
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import pytest
 
 from pipeline import settings as line
-from workers import messages, wire
+from tests.gate_messages import DEADLINE_S, LAX, SIDE, START, TOP, Clock, at, counts, frame, result
+from workers import wire
 from workers.gate import Gate
 
-TOP, SIDE, LAX = "line-1/top", "line-1/side", "line-1/lax"
 SETTINGS = line.build({"stations": {TOP: {}, SIDE: {}, LAX: {"on_no_decision": "pass"}}})
-START = 1_750_000_000.0
-DEADLINE_S = 0.3
-
-
-class Clock:
-    def __init__(self):
-        self.at = START
-
-    def __call__(self):
-        return self.at
-
-
-def at(seconds):
-    return datetime.fromtimestamp(START, UTC) + timedelta(seconds=seconds)
 
 
 @pytest.fixture
@@ -37,48 +23,6 @@ def clock():
 @pytest.fixture
 def gate(clock):
     return Gate(SETTINGS, frozenset({TOP, SIDE, LAX}), clock=clock)
-
-
-def frame(frame_id="f", *, station=TOP, part_id="p", deadline_s=DEADLINE_S):
-    headers = [
-        ("ce_id", frame_id.encode()),
-        ("ce_partid", part_id.encode()),
-        ("ce_time", wire.rfc3339(at(0)).encode()),
-        ("ce_deadlinems", str(round(deadline_s * 1000)).encode()),
-    ]
-    record = wire.Record(
-        topic="goldline.frames",
-        partition=0,
-        offset=0,
-        timestamp_ms=round(START * 1000) + 5,
-        key=station.encode(),
-        value=b"x",
-        headers=headers,
-    )
-    return wire.read_frame(record, SETTINGS)
-
-
-def result(frame_id="f", verdict="pass", *, reason=None, station=TOP, part_id="p", deadline_s=DEADLINE_S):
-    body = messages.Result(
-        result_id="r",
-        frame_id=frame_id,
-        part_id=part_id,
-        station=station,
-        recipe="default",
-        verdict=verdict,
-        reason=reason,
-        score=None if reason else 1.5,
-        captured_at=at(0),
-        deadline_at=at(deadline_s),
-        decided_at=at(0.05),
-    )
-    return messages.decode_result(messages.encode_result(body))
-
-
-def counts(gate):
-    c = gate.counts
-    assert c.parts == c.on_time + c.defaulted == c.passed + c.rejected
-    return {name: value for name in c.__slots__ if (value := getattr(c, name))}
 
 
 @pytest.mark.parametrize("verdict", ["pass", "reject"])
