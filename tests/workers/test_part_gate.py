@@ -465,6 +465,16 @@ def test_memory_is_bounded(clock, monkeypatch):
     assert gate.counts.parts == 20
 
 
+def test_what_was_decided_last_is_forgotten_last(clock, monkeypatch):
+    monkeypatch.setattr("workers.gate._REMEMBERED", 2)
+    gate = fused(clock)
+    for part_id, captured_s in (("a", 0), ("b", 0), ("a", 60), ("c", 60)):
+        clock.at = START + captured_s
+        assert sees(gate, TOP, "reject", part_id, captured_s=captured_s)
+    assert sees(gate, SIDE, "reject", "a", captured_s=60) is None
+    assert sees(gate, SIDE, "reject", "b") is not None
+
+
 def test_one_id_on_every_part_does_not_fill_the_memory(clock):
     gate, barrier = fused(clock), fused(clock, by_part=True)
     for i in range(2000):
@@ -495,8 +505,10 @@ def test_a_clock_that_jumps_back_loses_no_part_and_acts_once(gate, clock):
 
 
 def test_a_capture_in_the_future_does_not_put_a_part_off(gate, clock):
-    sees(gate, TOP, "pass", captured_s=500, deadline_s=1)
-    assert len(expired(gate, clock)) == 1
+    sees(gate, TOP, "pass", "a", captured_s=500)
+    sees(gate, TOP, "pass", "b", captured_s=500)
+    assert sees(gate, SIDE, "pass", "a", captured_s=500).action == "pass"
+    assert [a.part_id for a in expired(gate, clock)] == ["b"]
 
 
 def test_an_action_says_what_each_station_said(gate):
