@@ -42,12 +42,14 @@ class Rule:
 
     Attributes:
         bounded: `part_deadline_s` after the first sighting is the last moment, whatever the frames ask for.
+        early_s: how long before its trigger a part may have been captured.
     """
 
     seats: Mapping[str, Seat]
     reject_at: float = 1.0
     part_deadline_s: float
     bounded: bool = True
+    early_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,17 +131,17 @@ class Part:
         self.first, self.triggered = at, at + self.rule.part_deadline_s
 
     def forget(self, now: float) -> None:
-        """Drop frames of parts whose time was over by `now`."""
+        """Drop frames that are too old for a trigger at this time."""
         for sightings in self._stations.values():
             for frame_id in [i for i, s in sightings.items() if self._over(s.captured, s.deadline) < now]:
                 del sightings[frame_id]
 
     def is_newer_than(self, captured: float, deadline: float) -> bool:
-        """Whether such a frame's part was over before the trigger told of this one: its id was used before."""
+        """Whether such a frame is too old to be of the part that the trigger told of: its id was used before."""
         return self.triggered is not None and self._over(captured, deadline) < self.first
 
     def _over(self, captured: float, deadline: float) -> float:
-        return max(deadline, captured + self.rule.part_deadline_s)
+        return max(deadline, captured + self.rule.early_s)
 
     @property
     def deadline(self) -> float:
@@ -223,13 +225,14 @@ def rules(settings: Settings, stations: frozenset[str]) -> dict[str, Rule]:
     Raises:
         ConfigError: a part that nobody saw would pass, because the stations that must see it weigh too little.
     """
-    gate = settings.gate
+    gate, early_s = settings.gate, settings.frames.deadline_max_ms / 1000
     if gate.fuse == "none":
         return {
             name: Rule(
                 seats={name: Seat(default=settings.on_no_decision(name))},
                 part_deadline_s=settings.deadline_ms(name) / 1000,
                 bounded=False,
+                early_s=early_s,
             )
             for name in stations
         }
@@ -250,5 +253,5 @@ def rules(settings: Settings, stations: frozenset[str]) -> dict[str, Rule]:
             f"{needed:g} together and reject_at is {limit:g}"
         )
     longest = gate.part_deadline_ms or max(settings.deadline_ms(name) for name in stations)
-    rule = Rule(seats=seats, reject_at=limit, part_deadline_s=longest / 1000)
+    rule = Rule(seats=seats, reject_at=limit, part_deadline_s=longest / 1000, early_s=early_s)
     return dict.fromkeys(stations, rule)

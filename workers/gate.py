@@ -81,8 +81,8 @@ class Gate:
 
     With `[gate] fuse` a part is what bears one part id, at whichever station; a frame without one is a part of its
     own, which the other stations then miss. What was captured within twice the part's time after its first sighting
-    and bears its id is that part, what comes later another one. At most 200,000 parts wait, and as many that were
-    decided are remembered.
+    and bears its id is that part, what is captured later another one. At most 200,000 parts wait (of more, the oldest
+    is defaulted), and as many that were decided are remembered.
 
     Args:
         settings: of the line.
@@ -163,7 +163,7 @@ class Gate:
         return self._settle(part) if key in self._waiting else None
 
     def expire(self) -> list[Action]:
-        """The default for every part whose deadline has passed."""
+        """The actions that are due without a message: the default for every part whose deadline has passed."""
         now, actions, self._displaced = self._clock(), self._displaced, []
         while self._due and self._due[0][0] < now:
             _, key = heapq.heappop(self._due)

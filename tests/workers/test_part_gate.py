@@ -399,14 +399,21 @@ def test_the_triggers_deadline_counts_and_not_the_frames(barrier, clock):
     assert sees(barrier, SIDE, "pass", captured_s=0.4, deadline_s=0.1).action == "pass"
 
 
-def test_verdicts_of_a_part_without_a_trigger_are_kept_for_its_time_alone(barrier, clock):
+def test_a_trigger_may_stand_far_behind_the_cameras(barrier, clock):
     sees(barrier, TOP, "pass")
     sees(barrier, SIDE, "pass")
-    clock.at = START + 60
+    clock.at = START + 59
+    assert barrier.see_trigger("p", TOP, clock.at).action == "pass"
+
+
+def test_verdicts_of_a_part_without_a_trigger_are_not_for_the_next_with_its_id(barrier, clock):
+    sees(barrier, TOP, "pass")
+    sees(barrier, SIDE, "pass")
+    clock.at = START + 61
     assert barrier.see_trigger("p", TOP, clock.at) is None, "another part with that id; nobody has seen it yet"
     assert sees(barrier, TOP, "pass", frame_id="again") is None, "a straggler of the first"
     assert sees(barrier, SIDE, "pass", frame_id="too") is None
-    (action,) = expired(barrier, clock, after_s=61)
+    (action,) = expired(barrier, clock, after_s=62)
     assert (action.action, action.why) == ("reject", "no_verdict_in_time")
     assert counts(barrier)["repeated"] == 2
 
@@ -482,8 +489,8 @@ def test_one_id_on_every_part_does_not_fill_the_memory(clock):
         sees(gate, TOP, "pass", "unset", frame_id=str(i), captured_s=i / 10)
         sees(barrier, TOP, "pass", "unset", frame_id=str(i), captured_s=i / 10)
         gate.expire()
-    for kept in (gate._waiting, barrier._early):
-        assert all(len(part._stations[TOP]) <= 12 for part in kept.values())
+    for kept, at_most in ((gate._waiting, 12), (barrier._early, 602)):
+        assert all(len(part._stations[TOP]) <= at_most for part in kept.values())
     assert len(gate._due) < 50
 
 
