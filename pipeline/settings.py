@@ -109,6 +109,9 @@ class Gate(Section, frozen=True):
     stop_after: Annotated[int, Meta(ge=0)] = 0
     on_stop: tuple[str, ...] = ()
     silence_s: Annotated[float, Meta(gt=0.0)] = 10.0
+    fuse: Literal["none", "any-reject", "weighted"] = "none"
+    reject_at: Annotated[float, Meta(gt=0.0)] = 1.0
+    part_deadline_ms: Milliseconds | None = None
 
 
 class Weights(Section, frozen=True):
@@ -140,6 +143,9 @@ class Station(Section, frozen=True):
     deadline_ms: Milliseconds | None = None
     on_no_decision: Default | None = None
     false_reject_rate: Rate | None = None
+    weight: Annotated[float, Meta(ge=0.0)] = 1.0
+    frames_per_part: Annotated[int, Meta(ge=1, le=100)] = 1
+    optional: bool = False
 
 
 class Settings(Section, frozen=True):

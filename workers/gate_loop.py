@@ -39,6 +39,9 @@ def run(
         stopped: asked many times a second.
         trigger: instead of the frames' messages, lines of JSON, {"part_id", "station"?}, one for each part as it
             passes the barrier; its deadline runs from the line's arrival.
+
+    Raises:
+        ConfigError: no broker answers, or `[gate] fuse` does not fit these stations.
     """
     gate, hooks = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate)
     results = clients.tail(settings.kafka, topics.name(settings.kafka.prefix, "results"))
@@ -114,23 +117,20 @@ def _triggers(
     sightings: deque[Callable[[], Action | None]],
 ) -> None:
     """Parts as a light barrier or a PLC announces them, one JSON object a line."""
-    only = next(iter(stations)) if len(stations) == 1 else None
+    one_decision = len(stations) == 1 or settings.gate.fuse != "none"
+    any_station = next(iter(stations)) if one_decision else None
     for line in lines:
         try:
             said = json.loads(line)
-            part_id, station = str(said["part_id"]), str(said.get("station") or only or "")
+            part_id, station = str(said["part_id"]), str(said.get("station") or any_station or "")
         except (ValueError, KeyError, TypeError, AttributeError):
             log.error("a trigger line is not JSON with a part_id", line=line[:200])
             continue
         if station not in stations:
             log.error("a trigger names no station of this gate", station=station)
             continue
-        deadline = time.time() + settings.deadline_ms(station) / 1000
-        sightings.append(
-            lambda p=part_id, s=station, d=deadline: gate.expect(  # type: ignore[misc]
-                frame_id="", part_id=p, station=s, deadline=d
-            )
-        )
+        now = time.time()
+        sightings.append(lambda p=part_id, s=station, at=now: gate.see_trigger(p, s, at))  # type: ignore[misc]
     log.error("the trigger ended: no further part is known, and the actuator stays at rest")
 
 
@@ -152,7 +152,8 @@ def writer(output: Path | None, *, as_json: bool) -> Callable[[Action], None]:
         sys.stdout,
         f"{a.action.upper():6} {a.station}  part {a.part_id or '-'}  {a.why}"
         + (f" ({a.reason})" if a.reason else "")
-        + f"  {a.slack_ms:.0f} ms to spare",
+        + f"  {a.slack_ms:.0f} ms to spare"
+        + "".join(f"  [{name}: {f.action or '-'}]" for name, f in a.stations.items() if len(a.stations) > 1),
     )
 
 

@@ -41,6 +41,9 @@ hook_timeout_s = 0.5
 stop_after = 5
 on_stop = ["/bin/stop"]
 silence_s = 3.0
+fuse = "weighted"
+reject_at = 1.5
+part_deadline_ms = 900
 [backbones."here:net"]
 weights = "net.safetensors"
 [backbones.resnet18]
@@ -54,6 +57,9 @@ partition = 3
 deadline_ms = 100
 on_no_decision = "reject"
 false_reject_rate = 0.002
+weight = 2
+frames_per_part = 3
+optional = true
 [stations."line-1/side"]
 """
 
@@ -89,6 +95,9 @@ def test_every_section_is_read(tmp_path):
     assert (s.worker.device, s.worker.batch_max, s.worker.heatmaps) == ("cuda:1", 32, "all")
     assert (s.frames.formats, s.frames.max_pixels) == (("JPEG", "PNG"), 12_000_000)
     assert (s.gate.on_pass, s.gate.stop_after) == (("/bin/pulse", "--open"), 5)
+    assert (s.gate.fuse, s.gate.reject_at, s.gate.part_deadline_ms) == ("weighted", 1.5, 900)
+    top = s.stations["line-1/top"]
+    assert (top.weight, top.frames_per_part, top.optional) == (2.0, 3, True)
     assert s.weights_files() == {"here:net": Path("net.safetensors"), "resnet18": None}
 
 

@@ -257,6 +257,22 @@ def test_a_station_that_is_not_in_the_settings_is_refused(tmp_path, arguments):
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ('fuse = "any-reject"\n[stations."line-2/top"]\n', "name this gate's with --station"),
+        ('fuse = "weighted"\nreject_at = 2\n', "a part that no camera saw would pass"),
+    ],
+)
+def test_a_gate_whose_stations_make_no_sense_together_is_refused(tmp_path, settings, told):
+    path = line_toml(tmp_path, f'[gate]\n{settings}[stations."line-1/top"]\n')
+    command = [sys.executable, "-m", "workers", "gate", "--config", str(path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 2
+    assert told in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 # Fit, score, models
 
 

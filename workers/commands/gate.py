@@ -40,15 +40,26 @@ def command(
     Commands and URLs to call are settings ([gate] on_pass, on_reject, pass_url, reject_url): they get the action as
     JSON. A late result never reverses an action. At the end the counts go to standard error.
 
+    With [gate] fuse = "any-reject" or "weighted" a part that several stations see (ce_partid) gets one action: every
+    station of this gate must have passed it by the part's deadline ([gate] part_deadline_ms). Name this gate's
+    stations then; a trigger need not.
+
     \b
-    Example:
+    Examples:
       goldline gate --station line-1/top --output actions.jsonl
+      GOLDLINE_GATE__FUSE=any-reject goldline gate --station line-1/top --station line-1/side
     """
     logs.set_up("info", process="gate")
     unknown = set(stations) - settings.stations.keys()
     if unknown:
         raise ConfigError(
             f"no station {', '.join(sorted(unknown))} in the settings (there: {', '.join(settings.stations)})"
+        )
+    lines = {name.partition("/")[0] for name in settings.stations}
+    if settings.gate.fuse != "none" and not stations and len(lines) > 1:
+        raise ConfigError(
+            f"gate: with fuse = {settings.gate.fuse!r} a part must pass every station of its gate, and the settings "
+            f"have those of several lines ({', '.join(sorted(lines))}): name this gate's with --station"
         )
     from workers import gate_loop  # noqa: PLC0415
 
