@@ -7,145 +7,19 @@ and processes real.
 import itertools
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from model_store import ModelKey, ModelStore, Version, open_store
-from pipeline import commissioning, methods, settings, synthetic
-from pipeline.backbone import Backbone
+from model_store import ModelKey, Version, open_store
 from pipeline.data import Frame
-from pipeline.decode import Limits
 from pipeline.inspection import Inspector
-from pipeline.view import View
-from workers import clients, messages, topics
-from workers.backbones import Choice, choose
-from workers.camera import Camera, Shot
+from workers import messages
+from workers.bench_rig import Reader, backbone, fit, pictures, play, put, said, sustainable
+from workers.camera import Camera
 from workers.rig import Rig, temporary
 
-VIEW = View(size=(64, 64))
-PART = "cap"
-_SIDE_PX = 160
-_GOODS = 40
-_CORESET = 0.1
-_PICTURES = 24
-_TRIAL_FRAMES = 400
 _TOLERANCE = 1e-4  # relative, of scores recomputed on the same engine
-_LEFT_S = 30.0
-
-
-@dataclass(slots=True)
-class Reader:
-    """Reads every result in a thread, first one of a frame id first."""
-
-    rig: Rig
-    results: dict[str, messages.Result] = field(default_factory=dict)
-    read_at: dict[str, float] = field(default_factory=dict)
-    repeats: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        client = clients.tail(self.rig.settings.kafka, topics.name(self.rig.prefix, "results"))
-        self._thread = threading.Thread(target=self._run, args=(client,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread:
-            self._thread.join(10)
-
-    def wait_for(self, frame_ids: set[str], within_s: float = _LEFT_S) -> None:
-        """Until all are there, or nothing new has come for so long."""
-        until, seen = time.monotonic() + within_s, -1
-        while not frame_ids <= self.results.keys() and time.monotonic() < until:
-            if len(self.results) != seen:
-                until, seen = time.monotonic() + within_s, len(self.results)
-            time.sleep(0.05)
-
-    def _run(self, client: Any) -> None:
-        while not self._stop.is_set():
-            for record in clients.records(client, timeout_ms=50):
-                result = messages.decode_result(record.value)
-                if result is not None:
-                    self.repeats += result.frame_id in self.results
-                    self.results.setdefault(result.frame_id, result)
-                    self.read_at.setdefault(result.frame_id, time.monotonic())
-        client.close()
-
-
-def pictures(count: int = _PICTURES, *, first: int = 10_000) -> list[bytes]:
-    """Drawn good parts as JPEG, some 4 kB each."""
-    drawn = (synthetic.draw(PART, seed=first + i, size=(_SIDE_PX, _SIDE_PX)).image for i in range(count))
-    return [synthetic.encode(image, format="JPEG") for image in drawn]
-
-
-def backbone() -> Backbone:
-    """The one that ships, as the worker opens it."""
-    return choose(Choice(name="goldline-s"), settings.Settings(), VIEW.size)
-
-
-def fit(store: ModelStore, net: Backbone, seeds: Sequence[int]) -> list[tuple[Inspector, Version]]:
-    """A small PatchCore for each seed, stored under a key of the benchmark's own."""
-    goods = [Frame(frame_id=str(i), image=image) for i, image in enumerate(pictures(_GOODS, first=0))]
-    made = []
-    for seed in seeds:
-        inspector = commissioning.commission(
-            goods,
-            method="patchcore",
-            config=methods.make_config("patchcore", {"coreset": _CORESET}),
-            backbone=net,
-            view=VIEW,
-            limits=Limits(),
-            rate=0.05,
-            seed=seed,
-        ).inspector
-        made.append((inspector, store.put(ModelKey("bench/line"), inspector.save())))
-    return made
-
-
-def put(store: ModelStore, key: ModelKey, model: tuple[Inspector, Version]) -> None:
-    """Make a model of `fit` current at a key."""
-    version = store.put(key, model[0].save())
-    store.promote(key, version, expected=store.current(key), who="bench")
-
-
-def play(cameras: Sequence[Camera], images: Sequence[bytes], *, rate: float, count: int) -> Iterator[tuple[str, int]]:
-    """Send `count` frames in turn over the cameras at `rate` a second together (0: as fast as it goes).
-
-    Yields:
-        Each frame's id and the number of its picture.
-    """
-    started = time.monotonic()
-    for i in range(count):
-        left = started + i / rate - time.monotonic() if rate else 0.0
-        if left > 0:
-            time.sleep(left)
-        number = i % len(images)
-        shot = Shot(name="drawn", image=images[number], content_type="image/jpeg")
-        yield cameras[i % len(cameras)].send(shot) or "", number
-
-
-def sustainable(rig: Rig, reader: Reader, station: str, *, recipe: str = "default") -> float:
-    """Frames a second that the worker decides, however long each waits."""
-    images = pictures()
-    for count in (_TRIAL_FRAMES // 4, _TRIAL_FRAMES):  # the first time to warm up
-        camera = Camera(rig.settings, station, recipe=recipe, deadline_ms=60_000)
-        started = time.monotonic()
-        sent = {frame_id for frame_id, _ in play([camera], images, rate=0.0, count=count)}
-        camera.close()
-        reader.wait_for(sent)
-        took = max(reader.read_at[each] for each in sent) - started
-    return count / took
-
-
-def said(results: Mapping[str, messages.Result], frame_ids: set[str]) -> dict[str, int]:
-    """How often each verdict, or reason for none, was given; `lost` where there is no result."""
-    words = (results[each].reason or results[each].verdict if each in results else "lost" for each in frame_ids)
-    return dict(sorted(Counter(words).items()))
 
 
 def swaps(*, frames: int, times: int, share: float, deadline_ms: int = 300) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """How two versions' verdicts differ: on the same frames, from a trial on the line or from a folder of pictures."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from model_store import ModelKey, Version
 from pipeline.data import Decision
 from pipeline.errors import ConfigError
+from pipeline.evaluation.figures import rank_correlation
 from pipeline.settings import Settings
 from workers import clients, messages, topics
 
@@ -68,7 +67,7 @@ def compare(pairs: Iterable[Pair], a: Version, b: Version, *, examples: int) -> 
         both_reject=sum(p.a[0] == p.b[0] == Decision.REJECT for p in found),
         a_rejects_alone=sum(p.a[0] == Decision.REJECT for p in differing),
         b_rejects_alone=sum(p.b[0] == Decision.REJECT for p in differing),
-        rank_correlation=_spearman([p.a[1] for p in found], [p.b[1] for p in found]),
+        rank_correlation=rank_correlation([p.a[1] for p in found], [p.b[1] for p in found]),
         examples=tuple(_example(p) for p in sorted(differing, key=_clearness, reverse=True)[:examples]),
     )
 
@@ -115,11 +114,3 @@ def _example(pair: Pair) -> dict[str, Any]:
         for side, told in (("a", pair.a), ("b", pair.b))
     }
     return {"frame": pair.name, "part_id": pair.part_id, **sides}
-
-
-def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    from scipy.stats import spearmanr  # noqa: PLC0415 - slow to import
-
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return round(float(spearmanr(a, b).statistic), 4)

@@ -36,6 +36,17 @@ def average_precision(goods: Sequence[float], defects: Sequence[float]) -> float
     return float((recall_gained * found / (ends + 1)).sum())
 
 
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's, of two scores of the same pictures.
+
+    Returns:
+        None of fewer than three, or where either's scores are all alike: then there is no order to compare.
+    """
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    return float(stats.spearmanr(one, other).statistic)
+
+
 def misses_at(goods: Sequence[float], defects: Sequence[float], rate: float) -> float | None:
     """Share of the defects that pass where at most `rate` of these goods is rejected.
 

@@ -10,8 +10,8 @@ import pytest
 
 from model_store import ModelKey, open_store
 from tests.line import start_worker
-from workers import bench_line
-from workers.bench_line import Reader, pictures, play
+from workers import bench_rig
+from workers.bench_rig import Reader, pictures, play
 from workers.camera import Camera
 from workers.rig import Rig
 
@@ -21,7 +21,7 @@ STATION = "line-1/top"
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     store = open_store(f"file://{tmp_path_factory.mktemp('made')}/models")
-    return bench_line.fit(store, bench_line.backbone(), (0, 1))
+    return bench_rig.fit(store, bench_rig.backbone(), (0, 1))
 
 
 def send(rig, reader, count):

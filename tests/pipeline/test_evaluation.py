@@ -12,7 +12,7 @@ from pipeline.backbone import resolve
 from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.evaluation import dataset, trial
-from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc
+from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc, rank_correlation
 from pipeline.methods import make_config
 from pipeline.synthetic import defects_of, write_dataset
 from pipeline.view import View
@@ -200,3 +200,11 @@ def test_a_trial_has_every_figure_that_its_dataset_allows(tmp_path):
     (next((tmp_path / "cap" / "ground_truth").rglob("*.png"))).unlink()
     assert trial.read(tmp_path / "cap", view, Limits()).masks is None, "a defect without a mask would count as good"
     assert trial.run(pictures, "patchcore", config, net, seed=0).row.image_auroc == row.image_auroc
+
+
+def test_rank_correlation_is_one_for_any_rising_relation_and_none_without_an_order():
+    values = [0.1, 0.5, 0.2, 0.9]
+    assert rank_correlation(values, [v**3 for v in values]) == pytest.approx(1)
+    assert rank_correlation(values, [-v for v in values]) == pytest.approx(-1)
+    assert rank_correlation(values[:2], values[:2]) is None
+    assert rank_correlation(values, [1.0] * 4) is None

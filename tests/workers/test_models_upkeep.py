@@ -208,7 +208,14 @@ def fitted():
 
 
 def a_worker(url):
-    return Models(open_store(url), [KEY], open_backbone=opener(Settings(), "cpu"), limits=Limits(), poll_s=3600.0)
+    return Models(
+        open_store(url),
+        [KEY],
+        open_backbone=opener(Settings(), "cpu"),
+        limits=Limits(),
+        poll_s=3600.0,
+        most_bytes=10**9,
+    )
 
 
 def verdicts(worker):
