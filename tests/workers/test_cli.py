@@ -393,7 +393,7 @@ def test_fit_records_where_a_model_comes_from(goldline, plant, pictures):
     assert one["calibration"] != two["calibration"], "another seed holds other frames out"
     assert all(len(digest) == 64 for digest in (one["calibration"], two["calibration"]))
     shown = goldline("models", "show", "line-1/top", first["version"], "--store", url).out
-    for line in ("  why          first shift", "  frames       fit=9, tune=0, calibrate=5, unreadable=0"):
+    for line in ("  why          first shift", "  frames       calibrate=5, fit=9, tune=0, unreadable=0"):
         assert line in shown.splitlines()
 
 
