@@ -8,6 +8,8 @@
     store.promote(key, version, expected=store.current(key), who="ana", why="first shift")
 """
 
+from typing import TYPE_CHECKING, Any
+
 from model_store.base import (
     Lineage,
     ModelInfo,
@@ -20,8 +22,10 @@ from model_store.base import (
     rollback,
     short,
 )
-from model_store.codec import decode, encode, version_of
 from model_store.urls import open_store
+
+if TYPE_CHECKING:
+    from model_store.codec import decode, encode, version_of
 
 __all__ = [
     "Lineage",
@@ -39,3 +43,12 @@ __all__ = [
     "short",
     "version_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The codec loads torch, which takes seconds: cameras and gates know pictures alone."""
+    if name in {"decode", "encode", "version_of"}:
+        from model_store import codec  # noqa: PLC0415
+
+        return getattr(codec, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

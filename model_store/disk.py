@@ -7,10 +7,7 @@ and of two people who promote at once one gets a PromotionConflict, on NFS as on
 draws the folders.
 """
 
-import errno
-import os
 import re
-import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +19,7 @@ import msgspec
 
 from model_store.base import Lineage, ModelInfo, ModelKey, Promotion, Version, is_version, short
 from model_store.codec import canonical, decode, encode, verify, version_of_bytes
+from model_store.files import create, make_folder, replace
 from pipeline.data import JSON, Artifact
 from pipeline.errors import ArtifactError, ConfigError, ModelNotFound, PromotionConflict, StoreUnavailable
 
@@ -31,7 +29,6 @@ LEFTOVER_AFTER_S = 24 * 3600.0
 
 _MARKER_TEXT = b"Goldline models, layout 1. Nothing here is to be edited; see model_store/README.md.\n"
 _NUMBERED = re.compile(r"[0-9]{8}\.json")
-_READ_ONLY = 0o444
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -62,16 +59,16 @@ class DiskStore:
         entry = {"size_bytes": len(data), "lineage": Lineage.from_json(known).to_json()}
         entry_bytes = canonical(entry).encode()
         with self._disk():
-            _make_folder(self.root)
-            _create(self.root / MARKER, _MARKER_TEXT)
+            make_folder(self.root)
+            create(self.root / MARKER, _MARKER_TEXT)
             self._sweep()
             blob = self._blob(version)
-            _make_folder(blob.parent)
-            if not _create(blob, data) and not _intact(blob, version):
-                _replace(blob, data)
+            make_folder(blob.parent)
+            if not create(blob, data) and not _intact(blob, version):
+                replace(blob, data)
             path = self._entry(key, version)
-            _make_folder(path.parent)
-            _create(path, entry_bytes)
+            make_folder(path.parent)
+            create(path, entry_bytes)
         return version
 
     def get(self, key: ModelKey, version: Version) -> Artifact:
@@ -107,8 +104,8 @@ class DiskStore:
                 return
             promotion = Promotion(version=version, previous=found, at=_now(), who=who, why=why)
             path = self._promotion_path(key, numbers[-1] + 1 if numbers else 1)
-            _make_folder(path.parent)
-            if not _create(path, _record(promotion)):
+            make_folder(path.parent)
+            if not create(path, _record(promotion)):
                 raise _conflict(key, self.current(key), expected)
 
     def history(self, key: ModelKey) -> list[Promotion]:
@@ -237,63 +234,3 @@ def _names(folder: Path) -> list[str]:
         return [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
-
-
-def _make_folder(folder: Path) -> None:
-    """The folder and its parents, each on disk before anything is put into it."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """A new name survives a power cut once its folder was synced; some network disks cannot, and need not."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
-            raise
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _written(path: Path, data: bytes) -> Iterator[Path]:
-    """The data in a temporary file beside `path`, synced and read-only; removed at the end if still there."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), _READ_ONLY)
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put the data at `path` in one step; who has the old file open or mapped keeps it."""
-    with _written(path, data) as temporary:
-        temporary.replace(path)
-    _sync(path.parent)
-
-
-def _create(path: Path, data: bytes) -> bool:
-    """Put the data at `path` in one step, unless something is there: then it stays, and this is False."""
-    if path.exists():
-        return False
-    with _written(path, data) as temporary:
-        try:
-            os.link(temporary, path)
-        except OSError as error:
-            # NFS may lose the reply and repeat the call; two names for our file mean that it did succeed.
-            if temporary.stat().st_nlink != 2:
-                if error.errno == errno.EEXIST:
-                    return False
-                raise
-    _sync(path.parent)
-    return True

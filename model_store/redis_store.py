@@ -15,17 +15,13 @@ have `maxmemory-policy noeviction`: an evicted chunk is a damaged model.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import redis
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 
 from model_store.base import Lineage, ModelInfo, ModelKey, Promotion, Version, is_version, short
 from model_store.cache import Cache
@@ -35,8 +31,6 @@ from pipeline.errors import ArtifactError, ConfigError, ModelNotFound, Promotion
 
 CHUNK_BYTES = 8 << 20
 MOST_BYTES = 64 << 30
-_TIMEOUT_S = 10.0
-_RETRIES = 2
 
 # KEYS: promotions. ARGV: what must be current ("" for nothing), the new entry. Returns the version that is current.
 _APPEND = """
@@ -73,8 +67,6 @@ class RedisStore:
     """
 
     def __init__(self, client: "redis.Redis[bytes]", cache: Cache, prefix: str = "goldline") -> None:
-        if not re.fullmatch(r"[\w.-]{1,100}", prefix):
-            raise ConfigError(f"a prefix is letters, digits, '.', '_' and '-', not {prefix[:60]!r}")
         self._redis = client
         self._cache = cache
         self._prefix = prefix
@@ -251,32 +243,6 @@ class RedisStore:
         except redis.RedisError as error:
             # The client's words hold host and port, never the password.
             raise StoreUnavailable(f"model store in Redis: {error}") from error
-
-
-def connect(
-    host: str,
-    port: int,
-    *,
-    database: int,
-    user: str | None,
-    password: str | None,
-    tls: bool,
-    ca_file: Path | None,
-) -> "redis.Redis[bytes]":
-    """A client that gives up within seconds, so that a worker keeps what it has."""
-    secured = {"ssl": True, "ssl_cert_reqs": "required", "ssl_ca_certs": str(ca_file) if ca_file else None}
-    return redis.Redis(
-        host=host,
-        port=port,
-        db=database,
-        username=user,
-        password=password,
-        socket_timeout=_TIMEOUT_S,
-        socket_connect_timeout=_TIMEOUT_S / 4,
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.1), _RETRIES),
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
-        **(secured if tls else {}),
-    )
 
 
 def _now() -> datetime:

@@ -1,4 +1,4 @@
-"""Where a frame becomes an outcome: model looked up, batch gathered, inspected on the device's thread."""
+"""Where a frame becomes an outcome: picture fetched, batch gathered, inspected on the device's thread."""
 
 import asyncio
 import time
@@ -11,11 +11,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from model_store.frames import Roots
 from pipeline.data import Failure, Frame, Reason, Verdict
 from pipeline.decode import Placement
 from pipeline.settings import Worker
 from workers import logs
 from workers.batching import Batcher
+from workers.claims import Claims
 from workers.live import Live
 from workers.messages import ModelBody, TimingsBody
 from workers.wire import Arrival
@@ -53,8 +55,9 @@ class _Ticket:
 class Desk:
     """Decides about frames of every partition through one micro-batcher."""
 
-    def __init__(self, models: Finds, settings: Worker, executor: Executor) -> None:
+    def __init__(self, models: Finds, settings: Worker, executor: Executor, claims: Claims | None = None) -> None:
         self._models = models
+        self._claims = claims or Claims(Roots(()))
         self.batcher: Batcher[_Ticket, Outcome] = Batcher(
             self._process, executor, batch_max=settings.batch_max, wait_s=settings.wait_ms / 1000
         )
@@ -69,6 +72,9 @@ class Desk:
         if received >= deadline:
             return _late(arrival, received)
         try:
+            arrival = await self._claims.fetch(arrival, deadline=deadline)
+            if arrival.problem:
+                return _outcome(arrival, arrival.problem, received)
             key = (arrival.frame.station, arrival.frame.recipe)
             return await self.batcher.submit(_Ticket(arrival, received), deadline=deadline, key=key)
         except asyncio.CancelledError:

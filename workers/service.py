@@ -12,12 +12,14 @@ from dataclasses import asdict
 import torch
 
 from model_store import ModelKey, open_store
+from model_store.frames import open_roots
 from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from workers import app as faust_app
 from workers import clients, logs, pauses, topics, watchdog
 from workers.backbones import opener
+from workers.claims import Claims
 from workers.desk import Desk, Finds
 from workers.inspect import Counts, Lane, Lanes
 from workers.live import Models
@@ -89,7 +91,8 @@ async def _serve(settings: Settings, models: Finds) -> int:
     executor = ThreadPoolExecutor(1, thread_name_prefix="device")
     counts = Counts()
     app = faust_app.build(settings)
-    desk = Desk(models, settings.worker, executor)
+    claims = Claims(open_roots(settings.frames.roots, keep_s=settings.frames.keep_s))
+    desk = Desk(models, settings.worker, executor, claims)
     publisher = Publisher(faust_app.Sender(app).send, settings, source=f"worker/{os.getpid()}")
     lanes = Lanes(lambda partition: Lane(partition, settings, desk, publisher, counts))
     faust_app.attach(app, settings, lanes)
@@ -115,5 +118,6 @@ async def _serve(settings: Settings, models: Finds) -> int:
     except TimeoutError:
         log.warning("faust did not stop in time; everything is published and committed", within_s=_STOP_S)
     executor.shutdown(wait=False, cancel_futures=True)
+    claims.close()
     log.info("worker ended", asked=asked, **asdict(counts), in_flight=counts.in_flight)
     return 0 if clean else 1

@@ -1,0 +1,107 @@
+"""A Redis server by its URL, `redis://USER@HOST:PORT/DATABASE`: one spelling and one client for models and frames."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from pipeline.errors import ConfigError
+
+_TIMEOUT_S = 10.0
+_RETRIES = 2
+_OURS = frozenset({"password_file", "ca_file", "prefix"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisServer:
+    """What a URL says, but for the password.
+
+    Attributes:
+        prefix: of all keys.
+        options: what else came after the `?`.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    database: int
+    user: str | None
+    prefix: str = "goldline"
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def connect(self) -> "redis.Redis[bytes]":
+        """A client that gives up within seconds, so that a worker keeps what it has.
+
+        Raises:
+            ConfigError: the password's file cannot be read.
+        """
+        ca_file = self.options.get("ca_file")
+        secured = {"ssl": True, "ssl_cert_reqs": "required", "ssl_ca_certs": ca_file}
+        return redis.Redis(
+            host=self.host,
+            port=self.port,
+            db=self.database,
+            username=self.user,
+            password=_password(self.options.get("password_file")),
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S / 4,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.1), _RETRIES),
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+            **(secured if self.scheme == "rediss" else {}),
+        )
+
+
+def parse(url: str, *, options: frozenset[str] = frozenset()) -> RedisServer:
+    """The server that a URL names; `rediss://` is Redis with TLS.
+
+    Args:
+        url: with the options `password_file=`, `ca_file=` and `prefix=` where needed.
+        options: further ones that are allowed.
+
+    Raises:
+        ConfigError: it names none. It is not repeated whole: it may hold a password.
+    """
+    parts = urlsplit(url)
+    if parts.password is not None:
+        raise ConfigError(
+            "a password in the store's URL would show in logs and lists of processes: use ?password_file=/path or the "
+            "environment's GOLDLINE_REDIS_PASSWORD"
+        )
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if unknown := given.keys() - _OURS - options:
+        raise ConfigError(f"the store's URL has unknown options: {', '.join(sorted(unknown))}")
+    database = parts.path.strip("/") or "0"
+    try:
+        host, port = parts.hostname, parts.port or 6379
+    except ValueError as error:
+        raise ConfigError(f"the store's URL has no such port: {error}") from error
+    if not host or not database.isdecimal() or parts.fragment:
+        raise ConfigError("a Redis store is redis://USER@HOST:PORT/DATABASE, USER@ and /DATABASE where needed")
+    user = unquote(parts.username) if parts.username else None
+    prefix = given.get("prefix", "goldline")
+    if not re.fullmatch(r"[\w.-]{1,100}", prefix):
+        raise ConfigError(f"a prefix is letters, digits, '.', '_' and '-', not {prefix[:60]!r}")
+    return RedisServer(
+        scheme=parts.scheme,
+        host=host,
+        port=port,
+        database=int(database),
+        user=user,
+        prefix=prefix,
+        options=given,
+    )
+
+
+def _password(file: str | None) -> str | None:
+    if file is None:
+        return os.environ.get("GOLDLINE_REDIS_PASSWORD")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the store's password_file: {error}") from error
