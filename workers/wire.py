@@ -203,7 +203,7 @@ def _reference(headers: Mapping[str, str], max_bytes: int) -> Reference | str:
     """Where a picture that did not come along is said to lie, or what is wrong with that."""
     url, sha256, size = (headers.get(f"ce_data{part}", "") for part in ("ref", "sha256", "size"))
     if not url:
-        return "the message has no picture: 0 bytes, and no readable ce_dataref"
+        return "the message has no picture: 0 bytes, and no readable reference to one"
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
         return "ce_datasha256 is not 64 hexadecimal digits in lower case"
     if not re.fullmatch(r"[0-9]{1,12}", size) or not 1 <= int(size) <= max_bytes:
