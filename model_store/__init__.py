@@ -1,5 +1,7 @@
 """Models that last: stored by content, promoted one at a time, checked on every load. Knows no method.
 
+Large pictures of frames, kept for a while, are `frames.py`'s.
+
 ::
 
     store = open_store("file:///srv/goldline/models")

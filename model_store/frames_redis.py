@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import redis
 
 from model_store.frames import Reference, describe, verified
-from model_store.redis_client import RedisServer
+from model_store.redis_client import RedisAddress
 from pipeline.errors import BlobError, StoreUnavailable
 
 
@@ -24,12 +24,13 @@ class RedisFrames:
         keep_s: the time to live, in seconds.
     """
 
-    def __init__(self, server: RedisServer, *, keep_s: int) -> None:
+    def __init__(self, server: RedisAddress, *, keep_s: int) -> None:
         host = f"[{server.host}]" if ":" in server.host else server.host
         self._base = f"{server.scheme}://{host}:{server.port}/{server.database}/"
         self._keys = f"{server.prefix}:frame:"
         self._inside = re.compile(re.escape(self._base) + f"({re.escape(self._keys)}[A-Za-z0-9._-]{{1,200}})")
-        self._redis = server.connect()
+        # Once more at once, as an idle connection may be gone; beyond that whoever waits for the picture asks again.
+        self._redis = server.connect(timeout_s=4.0, retries=1)
         self._keep_s = keep_s
 
     def put(self, data: bytes) -> Reference:

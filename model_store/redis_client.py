@@ -13,13 +13,11 @@ from redis.retry import Retry
 
 from pipeline.errors import ConfigError
 
-_TIMEOUT_S = 10.0
-_RETRIES = 2
 _OURS = frozenset({"password_file", "ca_file", "prefix"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RedisServer:
+class RedisAddress:
     """What a URL says, but for the password.
 
     Attributes:
@@ -35,8 +33,12 @@ class RedisServer:
     prefix: str = "goldline"
     options: Mapping[str, str] = field(default_factory=dict)
 
-    def connect(self) -> "redis.Redis[bytes]":
+    def connect(self, *, timeout_s: float = 10.0, retries: int = 2) -> "redis.Redis[bytes]":
         """A client that gives up within seconds, so that a worker keeps what it has.
+
+        Args:
+            timeout_s: for sending a command, and for each piece of its answer; a quarter of it to connect.
+            retries: of each command.
 
         Raises:
             ConfigError: the password's file cannot be read.
@@ -49,15 +51,15 @@ class RedisServer:
             db=self.database,
             username=self.user,
             password=_password(self.options.get("password_file")),
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S / 4,
-            retry=Retry(ExponentialBackoff(cap=1.0, base=0.1), _RETRIES),
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s / 4,
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.1), retries),
             retry_on_error=[redis.ConnectionError, redis.TimeoutError],
             **(secured if self.scheme == "rediss" else {}),
         )
 
 
-def parse(url: str, *, options: frozenset[str] = frozenset()) -> RedisServer:
+def parse(url: str, *, options: frozenset[str] = frozenset()) -> RedisAddress:
     """The server that a URL names; `rediss://` is Redis with TLS.
 
     Args:
@@ -87,7 +89,7 @@ def parse(url: str, *, options: frozenset[str] = frozenset()) -> RedisServer:
     prefix = given.get("prefix", "goldline")
     if not re.fullmatch(r"[\w.-]{1,100}", prefix):
         raise ConfigError(f"a prefix is letters, digits, '.', '_' and '-', not {prefix[:60]!r}")
-    return RedisServer(
+    return RedisAddress(
         scheme=parts.scheme,
         host=host,
         port=port,

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from model_store.frames import open_roots
 from tests.redis_server import RedisServer
 from workers import camera as cameras
 from workers import clients, topics, wire
 from workers.camera import Camera, Shot
+from workers.cli import cli
 from workers.rig import Rig
 
 pytestmark = pytest.mark.kafka
@@ -72,6 +74,12 @@ def test_the_size_decides_how_a_picture_travels(make_rig: Callable[..., Rig], tm
         assert arrival.reference is not None
         assert roots.find(arrival.reference.url).get(arrival.reference) == one.image
         assert wire.header(arrival.record.headers, "content-type") == "image/png", "that of the picture"
+
+
+def test_help_says_how_pictures_travel() -> None:
+    told = CliRunner().invoke(cli, ["camera", "--help"]).output
+    assert "[frames] inline_max_bytes" in told
+    assert "[frames] roots" in " ".join(told.split())
 
 
 def test_without_a_root_a_large_picture_is_not_sent_and_it_is_said_why(
