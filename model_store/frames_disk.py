@@ -33,7 +33,6 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 # What stays wrong with a path however often it is tried; EACCES is one file's here, the root is open by then.
 _REFUSED = {errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENXIO, errno.EINVAL}
-
 _NEVER = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}  # no folder to write to
 
 
@@ -59,13 +58,12 @@ class DiskFrames:
             make_folder(path.parent)
             create(self._folder / MARKER, _MARKER_TEXT)
             replace(path, data)
-            written_at = path.stat().st_mtime
+            self._clear(path.stat().st_mtime)
         except OSError as error:
             told = f"cannot write pictures to {self._folder}: {error.strerror}"
             if error.errno in _NEVER:
                 raise ConfigError(f"{told}; see [frames] roots") from error
             raise StoreUnavailable(told) from error
-        self._clear(written_at)
         return describe(path.as_uri(), data)
 
     def holds(self, url: str) -> bool:
@@ -117,26 +115,32 @@ class DiskFrames:
         Args:
             now: by the disk's clock, as the folders' times are: a camera's own may be wrong.
         """
-        with suppress(OSError):  # whoever else clears away may be faster; there is a next time
-            for folder in self._folder.iterdir():
-                if folder.name.endswith(_EXPIRED) and _STAMP.fullmatch(folder.stem):
+        for name in _names(self._folder):
+            folder = self._folder / name
+            with suppress(OSError):  # whoever else clears away may be faster; there is a next time
+                if folder.suffix == _EXPIRED and _STAMP.fullmatch(folder.stem):
                     _thin(folder)
-                elif _STAMP.fullmatch(folder.name) and now - folder.lstat().st_mtime > self._keep_s:
-                    folder.rename(folder.with_name(folder.name + _EXPIRED))
+                    return
+                if _STAMP.fullmatch(name) and now - folder.lstat().st_mtime > self._keep_s:
+                    folder.rename(folder.with_name(name + _EXPIRED))
 
 
 def _thin(folder: Path) -> None:
     """Delete a few of a folder's files, and it with the last; what a symbolic link points to is left alone."""
     handle = os.open(folder, _FOLDER | _NO_LINK)
     try:
-        with os.scandir(handle) as found:
-            names = [entry.name for entry in found]
+        names = _names(handle)
         for name in names[:_CLEARED_AT_ONCE]:
             os.unlink(name, dir_fd=handle)
     finally:
         os.close(handle)
     if len(names) <= _CLEARED_AT_ONCE:
         folder.rmdir()
+
+
+def _names(folder: Path | int) -> list[str]:
+    with os.scandir(folder) as found:
+        return [entry.name for entry in found]
 
 
 def _require_file(found: os.stat_result) -> None:

@@ -341,7 +341,8 @@ def test_pictures_on_disk_go_a_few_at_a_time_when_they_are_too_old(tmp_path, mon
 
 def test_clearing_away_follows_no_link(tmp_path):
     folder = Folder((tmp_path / "frames").as_uri(), keep_s=60)
-    folder.roots.put(PICTURE)
+    old = folder.path(folder.roots.put(PICTURE))
+    old.parent.rename(tmp_path / "frames" / "20200101T000200.expired")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "precious").write_bytes(b"1")
@@ -351,6 +352,7 @@ def test_clearing_away_follows_no_link(tmp_path):
     for _ in range(5):
         folder.roots.put(PICTURE)
     assert (elsewhere / "precious").exists()
+    assert not (tmp_path / "frames" / "20200101T000200.expired").exists(), "and odd things stop nothing"
 
 
 def test_a_writer_whose_clock_is_wrong_clears_away_nothing_of_others(tmp_path, monkeypatch):
