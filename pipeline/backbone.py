@@ -6,7 +6,8 @@ are read from safetensors alone; nothing is unpickled.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from pipeline.networks import (
     goldline_s,
     state_sha256,
 )
+from pipeline.one_pass import OnePass
 
 SHIPPED = "shipped:"
 _PROBE_SIZE_PX = 224  # every torchvision classifier accepts it, vision transformers nothing else
@@ -54,6 +56,7 @@ class Backbone:
         ).eval()
         self.channels: dict[str, int] = _probe(self._net, spec)
         self._engine = engines.make(self._whole, spec.engine, device)
+        self._one_pass = OnePass()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Of the network, frozen."""
@@ -80,7 +83,11 @@ class Backbone:
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[1] != 3 or images.dtype != torch.uint8:
             raise ShapeError(f"images must be (B, 3, H, W) uint8, not {shape} {images.dtype}")
-        return dict(zip(self.spec.layers, self._engine(images), strict=True))
+        return dict(zip(self.spec.layers, self._one_pass.run(self._engine, images), strict=True))
+
+    def one_pass(self, batches: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Inside, on this thread, calls with these very batches (B_i, 3, H, W), all of one size, are run as one."""
+        return self._one_pass.of(batches)
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """What the network sees: channels in its own order, mean taken off, divided by the deviation.

@@ -5,8 +5,10 @@ The fifth, publishing, is in `workers/inspect.py`.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import msgspec
 import torch
@@ -15,10 +17,11 @@ from torch import Tensor
 from pipeline import tiling
 from pipeline.backbone import Backbone
 from pipeline.backbone_spec import BackboneSpec
-from pipeline.data import Artifact, Failure, Frame, Verdict
+from pipeline.data import Artifact, Failure, Frame, Size, Verdict
 from pipeline.decide import Threshold, decide
 from pipeline.decode import Decoded, Limits, Placement, decode
 from pipeline.errors import ArtifactError, ConfigError, FrameError
+from pipeline.methods import METHODS
 from pipeline.methods.base import Detector
 from pipeline.view import View
 
@@ -45,28 +48,39 @@ class Inspected:
 
 
 class Inspector:
-    """A detector, its threshold and its view: all that turns frames into verdicts. It never changes."""
+    """A detector, its threshold and its view: all that turns frames into verdicts. It never changes.
 
-    def __init__(self, detector: Detector, threshold: Threshold, view: View, limits: Limits) -> None:
+    Attributes:
+        shares: the backbone whose run it can share with others (`inspect_together`), if there is one.
+    """
+
+    def __init__(
+        self, detector: Detector, threshold: Threshold, view: View, limits: Limits, *, shares: Backbone | None = None
+    ) -> None:
         self.detector = detector
         self.threshold = threshold
         self.view = view
         self.limits = limits
+        self.shares = shares
 
     def inspect(self, frames: Sequence[Frame]) -> Inspected:
         """Decide about a batch; thread-safe, and the same for a batch of one as for a batch of many."""
         started = time.perf_counter()
         decoded = decode(frames, self.view, self.limits)
-        at_decoded = time.perf_counter()
+        return self.judge(decoded, decode_s=time.perf_counter() - started)
+
+    def judge(self, decoded: Decoded, *, decode_s: float = 0.0) -> Inspected:
+        """Decide about decoded frames; `decode_s` goes to the timings."""
         if not decoded.frame_ids:
-            return _inspected(decoded, [], [], None, {"decode": at_decoded - started, "embed": 0.0, "score": 0.0})
+            return _inspected(decoded, [], [], None, {"decode": decode_s, "embed": 0.0, "score": 0.0})
+        started = time.perf_counter()
         features = self.detector.embed(decoded.images.pixels)
         at_embedded = time.perf_counter()
         scores = self.detector.score(features)
         verdicts, failures = decide(decoded, scores, self.threshold)
         seconds = {
-            "decode": at_decoded - started,
-            "embed": at_embedded - at_decoded,
+            "decode": decode_s,
+            "embed": at_embedded - started,
             "score": time.perf_counter() - at_embedded,
         }
         return _inspected(decoded, verdicts, failures, scores.map.cpu(), seconds)
@@ -111,11 +125,58 @@ class Inspector:
             meta={name: value for name, value in artifact.meta.items() if name not in _OWN_META},
         )
         try:
-            detector = tiling.load(inner, backbone=open_backbone(spec))
+            backbone = open_backbone(spec)
+            detector = tiling.load(inner, backbone=backbone)
             detector.embed(torch.zeros(1, 3, *view.seen, dtype=torch.uint8))
         except (ConfigError, FrameError) as error:  # the artifact's fault, not the line's: the old model must stay
             raise ArtifactError(f"the model does not fit together: {error}") from error
-        return cls(detector, threshold, view, limits)
+        shares = backbone if METHODS[inner.method].one_pass and "tiles" not in inner.meta else None
+        return cls(detector, threshold, view, limits, shares=shares)
+
+
+class Inspects(Protocol):
+    """Whatever decides about a batch of frames."""
+
+    def inspect(self, frames: Sequence[Frame]) -> Inspected:
+        """Decide about a batch."""
+        ...
+
+
+def inspect_together(asked: Sequence[tuple[Inspects, Sequence[Frame]]]) -> Iterator[Inspected | Exception]:
+    """Decide about several models' frames, model by model as they are ready.
+
+    Models on one backbone, with views of one size, share one run of it; it counts as the first one's time to embed.
+
+    Args:
+        asked: inspectors and their frames. Frame ids need not differ between inspectors.
+
+    Yields:
+        What became of each inspector's frames, in the order of `asked`; the exception of one that failed, which harms
+        no other's.
+    """
+    ready: list[tuple[Decoded, float] | None] = []
+    passes: dict[tuple[int, Size], tuple[Backbone, list[Tensor]]] = {}
+    for inspector, frames in asked:
+        if not isinstance(inspector, Inspector) or inspector.shares is None:
+            ready.append(None)
+            continue
+        started = time.perf_counter()
+        decoded = decode(frames, inspector.view, inspector.limits)
+        ready.append((decoded, time.perf_counter() - started))
+        if decoded.frame_ids:
+            key = (id(inspector.shares), decoded.images.size)
+            passes.setdefault(key, (inspector.shares, []))[1].append(decoded.images.pixels)
+    with ExitStack() as stack:
+        for backbone, batches in passes.values():
+            stack.enter_context(backbone.one_pass(batches))
+        for (inspector, frames), each in zip(asked, ready, strict=True):
+            try:
+                if each is not None and isinstance(inspector, Inspector):
+                    yield inspector.judge(each[0], decode_s=each[1])
+                else:
+                    yield inspector.inspect(frames)
+            except Exception as error:  # noqa: BLE001 - it is the answer for this model's frames
+                yield error
 
 
 def _read_view(meta: object) -> View:

@@ -77,6 +77,7 @@ class Worker(Section, frozen=True):
     wait_ms: Annotated[float, Meta(ge=0.0, le=1000.0)] = 5.0
     threads: Annotated[int, Meta(ge=0)] = 0
     window: Annotated[int, Meta(ge=0)] = 0
+    models_max_mb: Positive = 4096
     heatmaps: Literal["all", "reject", "none"] = "reject"
     drain_s: Annotated[float, Meta(gt=0.0, le=60.0)] = 8.0
     stuck_s: Annotated[float, Meta(ge=5.0)] = 60.0

@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -14,12 +13,13 @@ from torch import Tensor
 from model_store.frames import Roots
 from pipeline.data import Failure, Frame, Reason, Verdict
 from pipeline.decode import Placement
+from pipeline.inspection import Inspected, inspect_together
 from pipeline.settings import Worker
 from workers import logs
 from workers.batching import Batcher
 from workers.claims import Claims
-from workers.live import Live
 from workers.messages import ModelBody, TimingsBody
+from workers.shelf import Live
 from workers.wire import Arrival
 
 log = logs.get(__name__)
@@ -29,7 +29,11 @@ class Finds(Protocol):
     """What the desk needs of the models."""
 
     def find(self, station: str, recipe: str) -> Live | None:
-        """The model that decides here now, if there is one."""
+        """The model that decides here now, if there is one in memory."""
+        ...
+
+    def load(self, station: str, recipe: str) -> "Future[None] | None":
+        """What to wait for before `find` may find a model here; None where waiting would bring nothing."""
         ...
 
 
@@ -72,77 +76,83 @@ class Desk:
         if received >= deadline:
             return _late(arrival, received)
         try:
+            loading = self._models.load(arrival.frame.station, arrival.frame.recipe)
             arrival = await self._claims.fetch(arrival, deadline=deadline)
             if arrival.problem:
                 return _outcome(arrival, arrival.problem, received)
-            key = (arrival.frame.station, arrival.frame.recipe)
-            return await self.batcher.submit(_Ticket(arrival, received), deadline=deadline, key=key)
+            if loading is not None:
+                await asyncio.wait([asyncio.wrap_future(loading)], timeout=max(0.0, deadline - time.time()))
+            return await self.batcher.submit(_Ticket(arrival, received), deadline=deadline, turn=arrival.frame.station)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             log.exception("inspection failed", frame_id=arrival.frame.frame_id)
             return _outcome(arrival, _failure(arrival, Reason.ERROR, f"{type(error).__name__}: {error}"), received)
 
-    def _process(self, tickets: Sequence[_Ticket]) -> list[Outcome]:
-        """In the device's thread: the frames still in time, model by model."""
+    def _process(self, tickets: Sequence[_Ticket]) -> Iterator[Mapping[int, Outcome]]:
+        """In the device's thread: the frames still in time, model by model, each model's as soon as it is done."""
         started = time.time()
-        outcomes: dict[int, Outcome] = {}
+        undecided: dict[int, Outcome] = {}
         groups: dict[int, tuple[Live, list[int]]] = {}
         for i, ticket in enumerate(tickets):
             frame = ticket.arrival.frame
             live = self._models.find(frame.station, frame.recipe)
-            if frame.deadline_at and started >= frame.deadline_at.timestamp():
-                outcomes[i] = _late(ticket.arrival, ticket.received)
+            left_s = frame.deadline_at.timestamp() - started if frame.deadline_at else float("inf")
+            if left_s <= 0:
+                undecided[i] = _late(ticket.arrival, ticket.received)
             elif live is None:
-                detail = f"no model for station {frame.station}, recipe {frame.recipe}"
-                outcomes[i] = _outcome(
-                    ticket.arrival, _failure(ticket.arrival, Reason.NO_MODEL, detail), ticket.received
-                )
+                undecided[i] = _no_model(ticket.arrival, ticket.received)
+            elif left_s < self.batcher.piece_s:
+                undecided[i] = _shed(ticket.arrival, ticket.received, left_s)
             else:
                 groups.setdefault(id(live), (live, []))[1].append(i)
-        for live, places in groups.values():
-            outcomes |= zip(places, _inspect(live, [tickets[i] for i in places], started), strict=True)
-        return [outcomes[i] for i in range(len(tickets))]
+        yield undecided
+        asked = [(live, [tickets[i] for i in places]) for live, places in groups.values()]
+        together = inspect_together([(live.inspector, _frames_of(theirs)) for live, theirs in asked])
+        for (live, theirs), (_, places), result in zip(asked, groups.values(), together, strict=True):
+            yield dict(zip(places, _outcomes(live, theirs, result, started), strict=True))
 
 
-def _inspect(live: Live, tickets: list[_Ticket], started: float) -> list[Outcome]:
-    """One model's frames as a batch; if the batch fails, each alone, so that none falls with another."""
-    # The same id twice in a batch would be one entry in what comes back: the copies go in batches of their own.
-    by_id: dict[str, list[_Ticket]] = defaultdict(list)
-    for ticket in tickets:
-        by_id[ticket.arrival.frame.frame_id].append(ticket)
-    if len(by_id) < len(tickets):
-        return [outcome for ticket in tickets for outcome in _inspect(live, [ticket], started)]
-    try:
-        inspected = live.inspector.inspect([t.arrival.frame for t in tickets])
-    except Exception as error:
-        if len(tickets) > 1:
-            log.warning("a batch failed: its frames go one by one", frames=len(tickets), error=str(error))
-            return [outcome for ticket in tickets for outcome in _inspect(live, [ticket], started)]
-        log.exception("inspection failed", frame_id=tickets[0].arrival.frame.frame_id)
-        detail = f"{type(error).__name__}: {error}"
+def _frames_of(tickets: Sequence[_Ticket]) -> list[Frame]:
+    return [ticket.arrival.frame for ticket in tickets]
+
+
+def _outcomes(live: Live, tickets: list[_Ticket], result: Inspected | Exception, started: float) -> list[Outcome]:
+    """What a model said of its frames; if the batch failed, each goes alone, so that none falls with another."""
+    ids = {ticket.arrival.frame.frame_id for ticket in tickets}
+    # The same id twice in a batch is one entry in what comes back: all go in batches of their own.
+    if len(tickets) > 1 and (isinstance(result, Exception) or len(ids) < len(tickets)):
+        if isinstance(result, Exception):
+            log.warning("a batch failed: its frames go one by one", frames=len(tickets), error=str(result))
+        return [outcome for ticket in tickets for outcome in _alone(live, ticket, started)]
+    if isinstance(result, Exception):
+        log.error("inspection failed", frame_id=tickets[0].arrival.frame.frame_id, exc_info=result)
+        detail = f"{type(result).__name__}: {result}"
         return [_outcome(t.arrival, _failure(t.arrival, Reason.ERROR, detail), t.received) for t in tickets]
-    answers: dict[str, Verdict | Failure] = {v.frame_id: v for v in inspected.verdicts}
-    answers |= {f.frame_id: f for f in inspected.failures}
+    return [_scored(live, ticket, result, started) for ticket in tickets]
+
+
+def _alone(live: Live, ticket: _Ticket, started: float) -> list[Outcome]:
+    (result,) = inspect_together([(live.inspector, _frames_of([ticket]))])
+    return _outcomes(live, [ticket], result, started)
+
+
+def _scored(live: Live, ticket: _Ticket, inspected: Inspected, started: float) -> Outcome:
+    frame_id = ticket.arrival.frame.frame_id
+    answers: list[Verdict | Failure] = [*inspected.verdicts, *inspected.failures]
+    left_out = _failure(ticket.arrival, Reason.ERROR, "the inspector left the frame out")
+    answer = next((each for each in answers if each.frame_id == frame_id), left_out)
     spent = {stage: seconds * 1000 for stage, seconds in inspected.seconds.items()}
-    outcomes = []
-    for ticket in tickets:
-        frame_id = ticket.arrival.frame.frame_id
-        answer = answers.get(frame_id) or _failure(ticket.arrival, Reason.ERROR, "the inspector left the frame out")
-        outcome = _outcome(ticket.arrival, answer, ticket.received, queue_s=started - ticket.received, **spent)
-        if isinstance(answer, Failure):
-            unreadable = answer.reason is Reason.BAD_FRAME
-            outcomes.append(replace(outcome, arrival=replace(ticket.arrival, unreadable=unreadable)))
-            continue
-        outcomes.append(
-            replace(
-                outcome,
-                model=ModelBody(method=live.method, version=live.version),
-                map=inspected.maps.get(frame_id),
-                placement=inspected.placements.get(frame_id),
-            )
-        )
-    return outcomes
+    outcome = _outcome(ticket.arrival, answer, ticket.received, queue_s=started - ticket.received, **spent)
+    if isinstance(answer, Failure):
+        unreadable = answer.reason is Reason.BAD_FRAME
+        return replace(outcome, arrival=replace(ticket.arrival, unreadable=unreadable))
+    return replace(
+        outcome,
+        model=ModelBody(method=live.method, version=live.version),
+        map=inspected.maps.get(frame_id),
+        placement=inspected.placements.get(frame_id),
+    )
 
 
 def _outcome(
@@ -170,6 +180,16 @@ def _late(arrival: Arrival, received: float) -> Outcome:
     frame: Frame = arrival.frame
     past_ms = (time.time() - frame.deadline_at.timestamp()) * 1000 if frame.deadline_at else 0.0
     return _outcome(arrival, _failure(arrival, Reason.LATE, f"{past_ms:.0f} ms past its deadline"), received)
+
+
+def _shed(arrival: Arrival, received: float, left_s: float) -> Outcome:
+    detail = f"{left_s * 1000:.0f} ms before its deadline there is no time left to score it"
+    return _outcome(arrival, _failure(arrival, Reason.SHED, detail), received)
+
+
+def _no_model(arrival: Arrival, received: float) -> Outcome:
+    detail = f"no model for station {arrival.frame.station}, recipe {arrival.frame.recipe}"
+    return _outcome(arrival, _failure(arrival, Reason.NO_MODEL, detail), received)
 
 
 def _failure(arrival: Arrival, reason: Reason, detail: str) -> Failure:

@@ -2,13 +2,16 @@
 
 A load happens on a thread of its own and warms the model up before anyone sees it. Whatever goes wrong with a
 candidate, the model in place stays: a bad artifact is refused, logged, and not tried again until the pointer moves.
+Models beyond the memory that they may take are loaded when a frame asks for one, and the least recently used leave.
 """
 
 import random
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from queue import Empty, SimpleQueue
 
 import numpy as np
 
@@ -19,31 +22,18 @@ from pipeline.data import Artifact, Frame
 from pipeline.decode import Limits
 from pipeline.errors import ModelError, StoreError
 from pipeline.heatmap import encode_picture
-from pipeline.inspection import Inspected, Inspector
+from pipeline.inspection import Inspector
 from workers import logs
+from workers.shelf import Live, Shelf
 
 log = logs.get(__name__)
 
 
-class Inspects(Protocol):
-    """What the worker needs of an inspector."""
-
-    def inspect(self, frames: list[Frame]) -> Inspected:
-        """Decide about a batch."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """A model in service; it never changes, a swap replaces it whole."""
-
-    inspector: Inspects
-    method: str
-    version: Version
-
-
 class Models:
-    """The models in service, one for each station and recipe; reading is one dictionary look-up."""
+    """The models in service, one for each station and recipe; reading is one dictionary look-up.
+
+    At the start models are loaded until memory is full, afterwards when a frame asks for one.
+    """
 
     def __init__(
         self,
@@ -53,26 +43,48 @@ class Models:
         open_backbone: Callable[[BackboneSpec], Backbone],
         limits: Limits,
         poll_s: float,
+        most_bytes: int,
     ) -> None:
         self._store = store
         self._keys = keys
+        self._known = {(key.station, key.recipe): key for key in keys}
         self._open_backbone = _shared(open_backbone)
         self._limits = limits
         self._poll_s = poll_s
-        self._live: Mapping[tuple[str, str], Live] = {}
+        self._shelf = Shelf(most_bytes)
+        self._none: set[ModelKey] = set()  # asked for since the last look, and there is none
         self._refused: dict[ModelKey, Version] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="models", daemon=True)
+        self._asked: SimpleQueue[ModelKey | None] = SimpleQueue()
+        self._loading: dict[ModelKey, Future[None]] = {}
+        self._thread = threading.Thread(target=self._watch, name="models", daemon=True)
 
     def find(self, station: str, recipe: str) -> Live | None:
-        """The model that decides here now, if there is one."""
-        return self._live.get((station, recipe))
+        """The model that decides here now, if there is one in memory."""
+        return self._shelf.find((station, recipe))
+
+    def load(self, station: str, recipe: str) -> "Future[None] | None":
+        """Ask for the model of a known station and recipe that is not in memory.
+
+        Returns:
+            What to wait for, then `find` again; None where waiting would bring nothing. Never cancel it.
+        """
+        key = self._known.get((station, recipe))
+        if key is None or key in self._none or (station, recipe) in self._shelf or not self._thread.is_alive():
+            return None
+        future = self._loading.get(key)
+        if future is None:
+            future = self._loading[key] = Future()
+            self._asked.put(key)
+        return future
 
     def start(self) -> None:
-        """Load what is current, then keep watching the store."""
-        self.refresh()
+        """Load what is current, as far as memory goes, then keep watching the store."""
         for key in self._keys:
-            if (key.station, key.recipe) not in self._live:
+            if self._shelf.full:
+                log.info("memory for models is full: others are loaded when asked for", first=str(key))
+                break
+            self._look(key)
+            if (key.station, key.recipe) not in self._shelf:
                 log.warning(
                     "no model: frames get no_decision until one is promoted",
                     station=key.station,
@@ -82,26 +94,33 @@ class Models:
 
     def stop(self) -> None:
         """Stop watching."""
-        self._stop.set()
+        self._asked.put(None)
 
     def refresh(self) -> None:
-        """Compare every pointer with what is in service, and load what differs."""
+        """Compare the pointers of all models in memory, and of those that were missed, with what is in service."""
         for key in self._keys:
-            try:
-                wanted = self._store.current(key)
-                live = self.find(key.station, key.recipe)
-                if wanted != self._refused.get(key):
-                    self._refused.pop(key, None)  # the pointer moved: what it left may be mended by when it comes back
-                    if wanted is not None and wanted != (live.version if live else None):
-                        self._swap(key, wanted)
-            except (StoreError, ModelError) as error:
-                log.error("store: keeping the models there are", station=key.station, error=str(error))
-                self._recall(key)
+            if (key.station, key.recipe) in self._shelf or not self._shelf.full:
+                self._look(key)
+        self._none.clear()
+
+    def _look(self, key: ModelKey) -> None:
+        """Load what the pointer names, if it is not what is in service."""
+        try:
+            wanted = self._store.current(key)
+            if wanted == self._refused.get(key):
+                return
+            self._refused.pop(key, None)  # the pointer moved: what it left may be mended by when it comes back
+            live = self._shelf.peek((key.station, key.recipe))
+            if wanted is not None and wanted != (live.version if live else None):
+                self._swap(key, wanted)
+        except (StoreError, ModelError) as error:
+            log.error("store: keeping the models there are", station=key.station, error=str(error))
+            self._recall(key)
 
     def _recall(self, key: ModelKey) -> None:
         """With nothing in service and the store away: what this machine saw last."""
         version = self._store.remembered(key)
-        if version is None or self.find(key.station, key.recipe) is not None:
+        if version is None or (key.station, key.recipe) in self._shelf:
             return
         try:
             self._swap(key, version)
@@ -110,6 +129,17 @@ class Models:
             log.error("no copy of the model on this machine", station=key.station, version=version, error=str(error))
 
     def _swap(self, key: ModelKey, wanted: Version) -> None:
+        place = (key.station, key.recipe)
+        before = self._shelf.replaced(place)
+        live = before if before is not None and before.version == wanted else self._opened(key, wanted)
+        if live is None:
+            return
+        for station, recipe in self._shelf.put(place, live):
+            log.info("model left memory, which is full", station=station, recipe=recipe)
+        log.info("model in service", station=key.station, recipe=key.recipe, version=live.version, method=live.method)
+
+    def _opened(self, key: ModelKey, wanted: Version) -> Live | None:
+        """The model, loaded and warm; None if it cannot be used, whatever is wrong with it."""
         try:
             artifact = _in_memory(self._store.get(key, wanted))
             inspector = Inspector.load(artifact, open_backbone=self._open_backbone, limits=self._limits)
@@ -118,7 +148,7 @@ class Models:
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a candidate, the model in place stays
             self._refused[key] = wanted
-            kept = self.find(key.station, key.recipe)
+            kept = self._shelf.peek((key.station, key.recipe))
             log.error(
                 "model refused: keeping the one there is",
                 station=key.station,
@@ -127,16 +157,36 @@ class Models:
                 kept=kept.version if kept else None,
                 error=f"{type(error).__name__}: {error}",
             )
-            return
-        self._live = {**self._live, (key.station, key.recipe): Live(inspector, artifact.method, wanted)}
-        log.info("model in service", station=key.station, recipe=key.recipe, version=wanted, method=artifact.method)
+            return None
+        size_bytes = sum(tensor.nbytes for tensor in artifact.tensors.values())
+        return Live(inspector, artifact.method, wanted, size_bytes)
 
-    def _poll(self) -> None:
-        while not self._stop.wait(self._poll_s * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter, not a secret
+    def _watch(self) -> None:
+        """Until stopped: load what is asked for at once, look at every pointer now and then."""
+        next_look = time.monotonic() + self._pause_s()
+        while True:
             try:
-                self.refresh()
-            except Exception:  # the models in service stay, whatever a store or an artifact does
-                log.exception("refresh failed: keeping the models there are")
+                key = self._asked.get(timeout=max(0.0, next_look - time.monotonic()))
+            except Empty:
+                key, next_look = None, time.monotonic() + self._pause_s()
+                self._safely(self.refresh)
+                continue
+            if key is None:
+                return
+            self._safely(lambda asked=key: self._look(asked))  # type: ignore[misc]
+            if (key.station, key.recipe) not in self._shelf:
+                self._none.add(key)
+            self._loading.pop(key).set_result(None)
+
+    def _pause_s(self) -> float:
+        return self._poll_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+
+    @staticmethod
+    def _safely(act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception:  # the models in service stay, whatever a store or an artifact does
+            log.exception("refresh failed: keeping the models there are")
 
 
 def _in_memory(artifact: Artifact) -> Artifact:

@@ -80,6 +80,7 @@ def _models_of(settings: Settings) -> Models:
         open_backbone=opener(settings, settings.worker.device),
         limits=limits_of(settings),
         poll_s=settings.store.poll_s,
+        most_bytes=settings.worker.models_max_mb * 1_000_000,
     )
 
 

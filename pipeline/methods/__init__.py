@@ -32,21 +32,23 @@ class MethodEntry:
 
     Attributes:
         by_position: it keeps statistics of each position, so that pictures of different places cannot share a model.
+        one_pass: scoring runs the backbone once, on the pictures as they are, so that models may share the run.
         quick: settings for a short training, of those whose defaults take hours; see `make_config`.
     """
 
     method: Method[Any]
     config: type[Any]
     by_position: bool = False
+    one_pass: bool = False
     quick: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: dict[str, MethodEntry] = {
     fyd.NAME: MethodEntry(method=Fyd(), config=FydConfig, by_position=True, quick=fyd.QUICK),
     "mkd": MethodEntry(method=Mkd(), config=MkdConfig, quick={"epochs": 100, "batch": 16}),
-    "padim": MethodEntry(method=Padim(), config=PadimConfig, by_position=True),
-    "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig),
-    "spade": MethodEntry(method=Spade(), config=SpadeConfig),
+    "padim": MethodEntry(method=Padim(), config=PadimConfig, by_position=True, one_pass=True),
+    "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig, one_pass=True),
+    "spade": MethodEntry(method=Spade(), config=SpadeConfig, one_pass=True),
     deep_svdd.NAME: MethodEntry(method=DeepSvdd(), config=DeepSvddConfig, quick=deep_svdd.QUICK),
     efficientad.NAME: MethodEntry(method=EfficientAd(), config=EfficientAdConfig, quick=efficientad.QUICK),
     students.NAME: MethodEntry(method=Students(), config=StudentsConfig, quick=students.QUICK),

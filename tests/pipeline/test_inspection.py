@@ -14,7 +14,7 @@ from pipeline.commissioning import commission
 from pipeline.data import Artifact, Decision, Frame, Reason, Scores
 from pipeline.decode import Limits
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.inspection import Inspector
+from pipeline.inspection import Inspector, inspect_together
 from pipeline.methods import make_config
 from pipeline.synthetic import draw, encode
 from pipeline.view import View
@@ -222,3 +222,82 @@ def test_another_backbone_than_the_fit_s_is_refused(artifact):
     other = resolve("resnet18", ("layer2", "layer3"), weights=None, random_weights=True, factories=(), seed=7)
     with pytest.raises(ArtifactError):
         load(artifact, other)
+
+
+class Counting:
+    """A backbone's network, told how often it runs and on how many pictures."""
+
+    def __init__(self, backbone, monkeypatch):
+        self.sizes, really = [], backbone._engine
+
+        def engine(images):
+            self.sizes.append(images.shape[0])
+            return really(images)
+
+        monkeypatch.setattr(backbone, "_engine", engine)
+
+
+@pytest.fixture(scope="module")
+def two(backbone, artifact):
+    """The inspector twice, and one of another method and other pictures on the same backbone."""
+    goods = frames(40, 24)
+    made = commission(
+        goods,
+        method="padim",
+        config=make_config("padim", {"dim": 20}),
+        backbone=backbone,
+        view=VIEW,
+        limits=Limits(),
+        rate=0.1,
+    )
+    return [
+        Inspector.load(each, open_backbone=lambda _: backbone, limits=Limits())
+        for each in (artifact, made.inspector.save())
+    ]
+
+
+def test_models_on_one_backbone_share_one_run_of_it_and_say_what_they_say_alone(two, backbone, mixed, monkeypatch):
+    goods = frames(300, 3)
+    alone = [two[0].inspect(mixed), two[1].inspect(goods), two[1].inspect(mixed)]
+    ran = Counting(backbone, monkeypatch)
+    together = list(inspect_together([(two[0], mixed), (two[1], goods), (two[1], mixed)]))
+    assert ran.sizes == [8 + 3 + 8], "eight of the mixed can be read"
+    for one, other in zip(alone, together, strict=True):
+        assert scores_of(other) == pytest.approx(scores_of(one), rel=1e-4)
+        assert other.failures == one.failures
+        for frame_id, m in one.maps.items():
+            torch.testing.assert_close(other.maps[frame_id], m, rtol=1e-3, atol=1e-4)
+    ran.sizes.clear()
+    two[0].inspect(goods)
+    assert ran.sizes == [3], "nothing is left of the shared run"
+
+
+def test_views_of_two_sizes_are_two_runs(two, backbone, monkeypatch):
+    wide = Inspector(two[0].detector, two[0].threshold, View(size=(96, 96)), Limits(), shares=backbone)
+    wide.detector = type(two[0].detector)(two[0].detector.bank, two[0].detector.config, (96, 96), backbone)
+    ran = Counting(backbone, monkeypatch)
+    goods = frames(300, 3)
+    results = list(inspect_together([(two[0], goods), (wide, goods), (two[1], goods)]))
+    assert sorted(ran.sizes) == [3, 6]
+    assert [len(each.verdicts) for each in results] == [3, 3, 3]
+
+
+def test_a_model_that_fails_harms_no_other_of_its_run(two, mixed):
+    class Broken:
+        def inspect(self, frames):
+            raise RuntimeError("the device is on fire")
+
+    failed, fine = inspect_together([(Broken(), mixed), (two[0], mixed)])
+    assert str(failed) == "the device is on fire"
+    assert scores_of(fine) == pytest.approx(scores_of(two[0].inspect(mixed)), rel=1e-5)
+
+
+def test_a_shared_run_is_of_its_own_thread(two, backbone, mixed):
+    """Another thread's pictures, meanwhile, are its own."""
+    goods = frames(300, 3)
+    alone = scores_of(two[0].inspect(goods))
+    running = inspect_together([(two[0], mixed), (two[1], mixed)])
+    next(running)
+    with ThreadPoolExecutor(1) as other:
+        assert scores_of(other.submit(two[0].inspect, goods).result()) == pytest.approx(alone, rel=1e-5)
+    next(running)

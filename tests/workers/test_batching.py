@@ -47,7 +47,7 @@ class Device:
             self.clock.at += self.takes_s
         if set(self.broken) & set(work):
             raise RuntimeError(f"cannot do {self.broken}")
-        return [f"did {w}" for w in work]
+        yield {i: f"did {w}" for i, w in enumerate(work)}
 
 
 @asynccontextmanager
@@ -182,7 +182,7 @@ def test_the_time_a_batch_takes_is_left_before_the_deadline():
             assert device.batches == [["now"]]
             clock.at += 31
             await asyncio.gather(*waiting, *submit(batcher, "another"))
-        assert device.batches == [["now"], ["can wait", "another"]]
+        assert device.batches == [["now"], ["can wait"], ["another"]], "both would be too much for the first"
 
     run(scenario())
 
@@ -218,17 +218,59 @@ def test_an_exception_reaches_every_waiter_of_its_batch_and_nobody_else():
     run(scenario())
 
 
-@pytest.mark.parametrize("answers", [[], ["one"], ["one", "two", "three"], None])
-def test_answers_that_do_not_match_are_an_exception_and_not_the_end(answers):
+@pytest.mark.parametrize("answers", [[], [{0: "one"}], [{0: "one"}, {5: "nobody's"}], None])
+def test_a_piece_that_gets_no_answer_gets_an_exception_and_the_batcher_goes_on(answers):
     async def scenario():
-        given = [answers, ["did 3", "did 4"]]
+        given = [answers, [{0: "did 3"}, {1: "did 4"}]]
         executor = ThreadPoolExecutor(1)
-        batcher = Batcher(lambda work: given.pop(0), executor, batch_max=2, wait_s=LONG_S)
+        batcher = Batcher(lambda work: iter(given.pop(0)), executor, batch_max=2, wait_s=LONG_S)
         task = asyncio.ensure_future(batcher.run())
         first = await asyncio.gather(*submit(batcher, 1, 2), return_exceptions=True)
-        assert all(isinstance(a, Exception) for a in first)
+        assert first[0] == "one" or isinstance(first[0], Exception)
+        assert isinstance(first[1], Exception)
         assert await asyncio.gather(*submit(batcher, 3, 4)) == ["did 3", "did 4"]
         assert not task.done()
+        task.cancel()
+        executor.shutdown()
+
+    run(scenario())
+
+
+def test_a_piece_is_answered_before_the_rest_of_its_batch_is_done():
+    async def scenario():
+        go_on = threading.Event()
+
+        def process(work):
+            yield {0: "early"}
+            assert go_on.wait(PATIENCE_S)
+            yield {1: "late"}
+
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(process, executor, batch_max=2, wait_s=LONG_S)
+        task = asyncio.ensure_future(batcher.run())
+        early, late = submit(batcher, "a", "b")
+        assert await early == "early"
+        assert not late.done()
+        go_on.set()
+        assert await late == "late"
+        task.cancel()
+        executor.shutdown()
+
+    run(scenario())
+
+
+def test_an_exception_in_the_middle_of_a_batch_spares_those_answered_before():
+    async def scenario():
+        def process(work):
+            yield {0: "fine"}
+            raise RuntimeError("the device is on fire")
+
+        executor = ThreadPoolExecutor(1)
+        batcher = Batcher(process, executor, batch_max=2, wait_s=LONG_S)
+        task = asyncio.ensure_future(batcher.run())
+        fine, failed = await asyncio.gather(*submit(batcher, "a", "b"), return_exceptions=True)
+        assert fine == "fine"
+        assert str(failed) == "the device is on fire"
         task.cancel()
         executor.shutdown()
 
@@ -305,22 +347,50 @@ def test_ending_the_batcher_leaves_nobody_answered_twice():
     run(scenario())
 
 
-def test_a_batch_holds_one_key_the_oldest_pieces_first():
+def test_stations_take_turns_and_the_oldest_frame_of_each_goes_first():
     async def scenario():
         device = Device()
         device.free.clear()
         async with serving(device, batch_max=3) as batcher:
             first = asyncio.ensure_future(batcher.submit("held", deadline=FAR))
             await until(device.started.is_set)
-            rest = [
-                asyncio.ensure_future(batcher.submit(f"{key}{i}", deadline=FAR, key=key))
-                for i in range(4)
-                for key in ("a", "b")
-            ]
+            flood = [asyncio.ensure_future(batcher.submit(f"a{i}", deadline=FAR, turn="a")) for i in range(6)]
+            rest = [asyncio.ensure_future(batcher.submit(f"{t}0", deadline=FAR, turn=t)) for t in ("b", "c", "d")]
             await settled()
             device.free.set()
-            assert await asyncio.gather(*rest) == [f"did {key}{i}" for i in range(4) for key in ("a", "b")]
-            await first
-        assert device.batches == [["held"], ["a0", "a1", "a2"], ["b0", "b1", "b2"], ["a3"], ["b3"]]
+            await asyncio.gather(first, *flood, *rest)
+        assert device.batches == [["held"], ["a0", "b0", "c0"], ["d0", "a1", "a2"], ["a3", "a4", "a5"]]
+
+    run(scenario())
+
+
+def test_a_batch_takes_no_more_than_half_the_time_that_its_most_urgent_frame_has_left():
+    async def scenario():
+        clock, device = Clock(), Device()
+        device.clock, device.takes_s = clock, 1.0
+        async with serving(device, batch_max=8, clock=clock) as batcher:
+            await asyncio.gather(*submit(batcher, "learn"))
+            device.free.clear()
+            held = submit(batcher, "held")
+            device.started.clear()
+            await until(device.started.is_set)
+            waiting = submit(batcher, *range(5), deadline=clock.at + 1.0 + 6.5)
+            await settled()
+            device.free.set()
+            await asyncio.gather(*held, *waiting)
+        # A piece takes 1 s. With 6.5 s left three fit in half of it; then 5.5 s are left for two.
+        assert device.batches == [["learn"], ["held"], [0, 1, 2], [3, 4]]
+
+    run(scenario())
+
+
+def test_with_a_frame_that_is_late_already_the_others_need_not_hurry():
+    async def scenario():
+        clock, device = Clock(), Device()
+        async with serving(device, batch_max=4, wait_s=LONG_S, clock=clock) as batcher:
+            batcher.piece_s = 1.0
+            late, fine = submit(batcher, "late", deadline=clock.at - 1), submit(batcher, *range(3))
+            await asyncio.gather(*late, *fine)
+        assert device.batches == [["late", 0, 1, 2]]
 
     run(scenario())

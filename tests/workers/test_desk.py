@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +17,7 @@ from pipeline.decode import Placement
 from pipeline.inspection import Inspected
 from pipeline.settings import Worker
 from workers.desk import Desk
-from workers.live import Live
+from workers.shelf import Live
 from workers.wire import Arrival, Record, read_frame
 
 SETTINGS = line.build({"stations": {"line-1/top": {}, "line-2/top": {}}})
@@ -53,7 +53,14 @@ class Model:
         )
 
 
-class Shelf:
+class InMemory:
+    """Models that need not be waited for."""
+
+    def load(self, station, recipe):
+        return None
+
+
+class Shelf(InMemory):
     """Models by station and recipe."""
 
     def __init__(self, **models):
@@ -163,7 +170,7 @@ def test_a_swap_between_batches_changes_the_version_and_mixes_none():
 def test_a_swap_in_the_middle_of_a_batch_leaves_each_frame_to_one_model():
     old, new = Model(A), Model(B)
 
-    class Swapping:
+    class Swapping(InMemory):
         def __init__(self):
             self.asked = 0
 
@@ -200,7 +207,7 @@ def test_a_frame_whose_deadline_passes_in_the_queue_is_late_and_not_scored():
     slow = Model()
     held, entered = threading.Event(), threading.Event()
 
-    class Slow:
+    class Slow(InMemory):
         def find(self, station, recipe):
             return Live(self, "fake", A)
 
@@ -229,6 +236,26 @@ def test_a_frame_whose_deadline_passes_in_the_queue_is_late_and_not_scored():
     first, second = asyncio.run(scenario())
     assert (said(first), said(second)) == ("pass", "late")
     assert slow.batches == [["first"]]
+
+
+def test_a_frame_that_cannot_be_scored_in_time_is_shed_before_its_deadline():
+    models, one, _ = shelf()
+
+    async def scenario():
+        executor = ThreadPoolExecutor(1)
+        desk = Desk(models, Worker(batch_max=1, wait_ms=0.0), executor)
+        desk.batcher.piece_s = 5.0  # what a frame has taken so far
+        task = asyncio.ensure_future(desk.batcher.run())
+        outcomes = await asyncio.gather(desk.decide(arrival("hopeless", in_s=2.0)), desk.decide(arrival("fine")))
+        task.cancel()
+        executor.shutdown()
+        return outcomes
+
+    hopeless, fine = asyncio.run(scenario())
+    assert (said(hopeless), said(fine)) == ("shed", "pass")
+    assert hopeless.decided_at < hopeless.arrival.frame.deadline_at
+    assert "no time left" in hopeless.answer.detail
+    assert one.batches == [["fine"]]
 
 
 def test_a_deadline_that_passes_while_scoring_still_gets_the_verdict():
@@ -284,15 +311,14 @@ def test_a_frame_that_the_inspector_forgets_is_an_error_and_its_neighbours_are_s
 
 
 def test_the_same_frame_id_twice_in_a_batch_is_answered_twice_by_its_own_picture():
-    models, one, _ = shelf()
+    models, *_ = shelf()
     outcomes = decide(models, arrival("twin"), arrival("other"), arrival("twin", b"unreadable"))
     assert [said(o) for o in outcomes] == ["pass", "pass", "bad_frame"]
     assert [o.arrival.unreadable for o in outcomes] == [False, False, True]
-    assert all(len(batch) == 1 for batch in one.batches)
 
 
 def test_a_message_with_a_problem_is_answered_without_a_model():
-    class Unasked:
+    class Unasked(InMemory):
         def find(self, station, recipe):
             raise AssertionError("nobody asks")
 
@@ -306,8 +332,38 @@ def test_a_message_with_a_problem_is_answered_without_a_model():
     assert outcome.answer.frame_id == "goldline.frames/2/7"
 
 
+class Loading(Shelf):
+    """A model that is in memory once somebody has asked for it, and `arrives` is set."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.future = Future()
+
+    def load(self, station, recipe):
+        return None if (station, recipe) in self.models else self.future
+
+    def arrive(self):
+        self.put("line-1/top", "default", self.model)
+        self.future.set_result(None)
+
+
+def test_frames_wait_for_a_model_that_is_being_loaded():
+    models = Loading(Model())
+    threading.Timer(0.2, models.arrive).start()
+    outcomes = decide(models, arrival("a"), arrival("b"))
+    assert [said(o) for o in outcomes] == ["pass", "pass"]
+
+
+def test_frames_wait_for_a_model_no_longer_than_their_deadline():
+    models = Loading(Model())
+    (outcome,) = decide(models, arrival("a", in_s=0.2), wait_ms=0.0)
+    assert said(outcome) == "late"
+    assert not models.future.cancelled(), "others wait for it, too"
+
+
 def test_models_that_cannot_be_looked_up_are_an_error_of_their_frames():
-    class Broken:
+    class Broken(InMemory):
         def find(self, station, recipe):
             raise KeyError(station)
 

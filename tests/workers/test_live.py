@@ -73,9 +73,14 @@ def watch(store, open_backbone):
     """Makes the models of a worker, which has looked at the store once."""
     made = []
 
-    def start(*keys, poll_s=3600.0, refresh=True, opens=None):
+    def start(*keys, poll_s=3600.0, refresh=True, opens=None, most_bytes=10**9):
         models = Models(
-            store, list(keys or [TOP, SIDE]), open_backbone=opens or open_backbone, limits=Limits(), poll_s=poll_s
+            store,
+            list(keys or [TOP, SIDE]),
+            open_backbone=opens or open_backbone,
+            limits=Limits(),
+            poll_s=poll_s,
+            most_bytes=most_bytes,
         )
         made.append(models)
         if refresh:
@@ -353,3 +358,57 @@ def test_promotions_are_noticed_while_running(store, watch, fitted):
         assert time.monotonic() < until
         time.sleep(0.01)
     assert models.find("line-1/top", "default").version == version == version_of(fitted[0])
+
+
+def size_of(artifact):
+    return sum(tensor.nbytes for tensor in artifact.tensors.values())
+
+
+def test_when_memory_is_full_a_model_is_loaded_when_asked_for_and_the_least_used_leaves(store, watch, fitted):
+    green = ModelKey("line-1/top", "green")
+    versions = [promote(store, fitted[i], key) for i, key in enumerate((TOP, SIDE, green))]
+    models = watch(TOP, SIDE, green, refresh=False, most_bytes=int(2.5 * size_of(fitted[0])))
+    models.start()
+    assert models.find("line-1/top", "green") is None
+    assert models.find("line-1/side", "default").version == versions[1]
+    assert models.find("line-1/top", "default").version == versions[0], "used later than the other"
+    models.load("line-1/top", "green").result(20)
+    assert models.find("line-1/top", "green").version == versions[2]
+    assert models.find("line-1/side", "default") is None
+    assert models.find("line-1/top", "default").version == versions[0]
+    models.refresh()
+    assert models.find("line-1/side", "default") is None, "a look at the store loads nothing that nobody asked for"
+    models.load("line-1/side", "default").result(20)
+    assert models.find("line-1/side", "default").version == versions[1]
+
+
+def test_a_model_too_large_for_the_memory_is_loaded_all_the_same(store, watch, fitted):
+    version = promote(store, fitted[0])
+    models = watch(most_bytes=1)
+    assert models.find("line-1/top", "default").version == version
+
+
+def test_nothing_is_waited_for_where_there_is_no_model(store, watch, fitted):
+    version = promote(store, fitted[0])
+    models = watch(refresh=False)
+    models.start()
+    assert models.load("line-9/top", "default") is None, "a station that is not in the settings"
+    assert models.load("line-1/top", "default") is None, "it is in memory"
+    models.load("line-1/side", "default").result(20)
+    assert models.load("line-1/side", "default") is None, "the store was asked, and has none"
+    second = store.put(SIDE, fitted[1])
+    store.promote(SIDE, second, expected=None, who="tests")
+    models.refresh()
+    assert models.find("line-1/side", "default").version == second != version
+
+
+def test_a_swap_back_needs_no_load(tmp_path, store, watch, fitted):
+    first = promote(store, fitted[0])
+    models = watch()
+    before = models.find("line-1/top", "default")
+    second = promote(store, fitted[1])
+    models.refresh()
+    store.promote(TOP, first, expected=second, who="tests", why="rollback")
+    damage(blob(tmp_path, first))
+    assert refresh(models) == []
+    assert models.find("line-1/top", "default") is before

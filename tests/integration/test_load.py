@@ -1,0 +1,38 @@
+"""A line under load, as `goldline bench` drives it, in small: what it promises holds whatever the pace."""
+
+import pytest
+
+from workers import bench_line
+
+PATIENT_MS = 20_000  # no deadline may pass because a machine is slow
+
+pytestmark = pytest.mark.usefixtures("at_the_broker")
+
+
+@pytest.fixture
+def at_the_broker(broker, monkeypatch):
+    monkeypatch.setenv("GOLDLINE_BROKER", broker)
+
+
+def test_swaps_lose_no_frame_and_every_score_is_that_of_the_version_that_its_result_names():
+    report = bench_line.swaps(frames=240, times=6, share=0.4, deadline_ms=PATIENT_MS)
+    assert (report["lost"], report["late"], report["mismatched"], report["repeats"]) == (0, 0, 0, 0)
+    assert sum(report["said"].values()) == 240
+    assert report["said"].keys() <= {"pass", "reject"}, "no frame went without a decision"
+    assert report["promotions"] == 6
+    assert report["swaps_seen"] >= 2, "the worker did swap meanwhile"
+
+
+def test_many_stations_and_recipes_are_served_by_one_worker_whose_memory_holds_not_all_models():
+    report = bench_line.stations(count=6, recipes=3, flood=10.0, seconds=6.0, deadline_ms=PATIENT_MS, budget_models=8)
+    assert report["others_late"] == 0
+    for group in ("flood", "others"):
+        assert report[group].keys() <= {"pass", "reject"}, group
+    assert report["models_loaded"] > 8, "some were loaded when a frame asked for them"
+
+
+def test_more_frames_than_can_be_decided_are_all_answered():
+    report = bench_line.overload(factor=6.0, seconds=3.0, size=8_000, deadline_ms=300, after_s=5.0)
+    assert report["lost"] == 0
+    assert report["flood"].keys() <= {"pass", "reject", "late", "shed"}
+    assert report["flood"].get("late", 0) + report["flood"].get("shed", 0) > 0

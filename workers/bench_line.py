@@ -1,0 +1,370 @@
+"""A whole line under load: swaps while frames run, a flood at one station of many, far more frames than can be scored.
+
+Rates are shares of what this machine sustains, measured first in the same run. Parts are drawn, models small, servers
+and processes real.
+"""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from model_store import ModelKey, ModelStore, Version, open_store
+from pipeline import commissioning, methods, settings, synthetic
+from pipeline.backbone import Backbone
+from pipeline.data import Frame
+from pipeline.decode import Limits
+from pipeline.inspection import Inspector
+from pipeline.view import View
+from workers import clients, messages, topics
+from workers.backbones import Choice, choose
+from workers.camera import Camera, Shot
+from workers.rig import Rig, temporary
+
+VIEW = View(size=(64, 64))
+PART = "cap"
+_SIDE_PX = 160
+_GOODS = 40
+_CORESET = 0.1
+_PICTURES = 24
+_TRIAL_FRAMES = 400
+_TOLERANCE = 1e-4  # relative, of scores recomputed on the same engine
+_LEFT_S = 30.0
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads every result in a thread, first one of a frame id first."""
+
+    rig: Rig
+    results: dict[str, messages.Result] = field(default_factory=dict)
+    read_at: dict[str, float] = field(default_factory=dict)
+    repeats: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        client = clients.tail(self.rig.settings.kafka, topics.name(self.rig.prefix, "results"))
+        self._thread = threading.Thread(target=self._run, args=(client,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join(10)
+
+    def wait_for(self, frame_ids: set[str], within_s: float = _LEFT_S) -> None:
+        """Until all are there, or nothing new has come for so long."""
+        until, seen = time.monotonic() + within_s, -1
+        while not frame_ids <= self.results.keys() and time.monotonic() < until:
+            if len(self.results) != seen:
+                until, seen = time.monotonic() + within_s, len(self.results)
+            time.sleep(0.05)
+
+    def _run(self, client: Any) -> None:
+        while not self._stop.is_set():
+            for record in clients.records(client, timeout_ms=50):
+                result = messages.decode_result(record.value)
+                if result is not None:
+                    self.repeats += result.frame_id in self.results
+                    self.results.setdefault(result.frame_id, result)
+                    self.read_at.setdefault(result.frame_id, time.monotonic())
+        client.close()
+
+
+def pictures(count: int = _PICTURES, *, first: int = 10_000) -> list[bytes]:
+    """Drawn good parts as JPEG, some 4 kB each."""
+    drawn = (synthetic.draw(PART, seed=first + i, size=(_SIDE_PX, _SIDE_PX)).image for i in range(count))
+    return [synthetic.encode(image, format="JPEG") for image in drawn]
+
+
+def backbone() -> Backbone:
+    """The one that ships, as the worker opens it."""
+    return choose(Choice(name="goldline-s"), settings.Settings(), VIEW.size)
+
+
+def fit(store: ModelStore, net: Backbone, seeds: Sequence[int]) -> list[tuple[Inspector, Version]]:
+    """A small PatchCore for each seed, stored under a key of the benchmark's own."""
+    goods = [Frame(frame_id=str(i), image=image) for i, image in enumerate(pictures(_GOODS, first=0))]
+    made = []
+    for seed in seeds:
+        inspector = commissioning.commission(
+            goods,
+            method="patchcore",
+            config=methods.make_config("patchcore", {"coreset": _CORESET}),
+            backbone=net,
+            view=VIEW,
+            limits=Limits(),
+            rate=0.05,
+            seed=seed,
+        ).inspector
+        made.append((inspector, store.put(ModelKey("bench/line"), inspector.save())))
+    return made
+
+
+def put(store: ModelStore, key: ModelKey, model: tuple[Inspector, Version]) -> None:
+    """Make a model of `fit` current at a key."""
+    version = store.put(key, model[0].save())
+    store.promote(key, version, expected=store.current(key), who="bench")
+
+
+def play(cameras: Sequence[Camera], images: Sequence[bytes], *, rate: float, count: int) -> Iterator[tuple[str, int]]:
+    """Send `count` frames in turn over the cameras at `rate` a second together (0: as fast as it goes).
+
+    Yields:
+        Each frame's id and the number of its picture.
+    """
+    started = time.monotonic()
+    for i in range(count):
+        left = started + i / rate - time.monotonic() if rate else 0.0
+        if left > 0:
+            time.sleep(left)
+        number = i % len(images)
+        shot = Shot(name="drawn", image=images[number], content_type="image/jpeg")
+        yield cameras[i % len(cameras)].send(shot) or "", number
+
+
+def sustainable(rig: Rig, reader: Reader, station: str, *, recipe: str = "default") -> float:
+    """Frames a second that the worker decides, however long each waits."""
+    images = pictures()
+    for count in (_TRIAL_FRAMES // 4, _TRIAL_FRAMES):  # the first time to warm up
+        camera = Camera(rig.settings, station, recipe=recipe, deadline_ms=60_000)
+        started = time.monotonic()
+        sent = {frame_id for frame_id, _ in play([camera], images, rate=0.0, count=count)}
+        camera.close()
+        reader.wait_for(sent)
+        took = max(reader.read_at[each] for each in sent) - started
+    return count / took
+
+
+def said(results: Mapping[str, messages.Result], frame_ids: set[str]) -> dict[str, int]:
+    """How often each verdict, or reason for none, was given; `lost` where there is no result."""
+    words = (results[each].reason or results[each].verdict if each in results else "lost" for each in frame_ids)
+    return dict(sorted(Counter(words).items()))
+
+
+def swaps(*, frames: int, times: int, share: float, deadline_ms: int = 300) -> dict[str, Any]:
+    """Two models in turn at one station, while frames run at a share of the sustainable rate.
+
+    Returns:
+        Among others `lost`, `late` and `mismatched`: results whose score is not that of the version they name.
+    """
+    station = "bench/swaps"
+    net = backbone()
+    with temporary({"stations": {station: {"deadline_ms": deadline_ms}}, "store": {}}) as rig:
+        store, key = open_store(rig.store_url), ModelKey(station)
+        made = fit(store, net, (0, 1))
+        versions = [store.put(key, inspector.save()) for inspector, _ in made]
+        store.promote(key, versions[0], expected=None, who="bench")
+        worker = rig.run("worker", "worker", "--config", str(rig.config))
+        rig.wait_for(worker, "assigned")
+        with Reader(rig) as reader:
+            most = sustainable(rig, reader, station)
+            rate, images = share * most, pictures()
+            camera = Camera(rig.settings, station)
+            sent: dict[str, int] = {}
+            current = 0
+            for frame_id, number in play([camera], images, rate=rate, count=frames):
+                sent[frame_id] = number
+                if len(sent) % max(1, frames // (times + 1)) == 0 and current < times:
+                    store.promote(
+                        key,
+                        versions[(current + 1) % 2],
+                        expected=versions[current % 2],
+                        who="bench",
+                        why=f"swap {current + 1}",
+                    )
+                    current += 1
+            camera.close()
+            reader.wait_for(set(sent))
+        worker.check()
+    expected = [_scores(inspector, images) for inspector, _ in made]
+    named = [r.model.version for r in map(reader.results.get, sent) if r is not None and r.model is not None]
+    return {
+        "frames": frames,
+        "sustainable_per_s": round(most, 1),
+        "rate_per_s": round(rate, 1),
+        "promotions": current,
+        "swaps_seen": sum(a != b for a, b in itertools.pairwise(named)),
+        "said": said(reader.results, set(sent)),
+        "lost": len(sent.keys() - reader.results.keys()),
+        "repeats": reader.repeats,
+        "late": sum(reader.results[each].late for each in sent.keys() & reader.results.keys()),
+        "mismatched": sum(
+            _differs(reader.results[each], number, versions, expected)
+            for each, number in sent.items()
+            if each in reader.results
+        ),
+    }
+
+
+def stations(
+    *,
+    count: int,
+    recipes: int,
+    flood: float,
+    seconds: float,
+    deadline_ms: int = 500,
+    budget_models: int | None = None,
+) -> dict[str, Any]:
+    """Many stations and recipes in one worker, in turn; one station sends `flood` times as much as each other.
+
+    Without the flood the stations together take 80 % of the sustainable rate. At half-time every station goes over to
+    another product. Memory is for `budget_models` models, two thirds of them unless given.
+
+    Returns:
+        What was said to the flooding station and to the others.
+    """
+    names = [f"bench/s{i:02d}" for i in range(count)]
+    products = [f"p{i}" for i in range(recipes)]
+    net = backbone()
+    tree = {"stations": {name: {"recipes": products, "deadline_ms": deadline_ms} for name in names}}
+    rig = temporary(tree)
+    store = open_store(rig.store_url)
+    made = fit(store, net, range(recipes))
+    budget_bytes = (budget_models or count * recipes * 2 // 3) * _size_bytes(made[0][0])
+    rig.tree["worker"] = {"models_max_mb": max(1, round(budget_bytes / 1e6))}
+    with rig:
+        for name in names:
+            for product, model in zip(products, made, strict=True):
+                put(store, ModelKey(name, product), model)
+        worker = rig.run("worker", "worker", "--config", str(rig.config))
+        rig.wait_for(worker, "worker started")
+        _all_assigned(rig, worker, count)
+        with Reader(rig) as reader:
+            most = sustainable(rig, reader, names[0], recipe=products[0])
+            base = 0.8 * most / count
+            images = pictures()
+            groups = {"flood": [names[0]], "others": names[1:]}
+            sent: dict[str, set[str]] = {group: set() for group in groups}
+
+            def drive(group: str) -> None:
+                rate = base * flood if group == "flood" else base * len(groups[group])
+                for shift in range(2):  # at half-time every station goes over to its next product
+                    cameras = [
+                        Camera(rig.settings, name, recipe=products[(i + shift) % recipes])
+                        for i, name in enumerate(groups[group])
+                    ]
+                    for frame_id, _ in play(cameras, images, rate=rate, count=round(rate * seconds / 2)):
+                        sent[group].add(frame_id)
+                    for camera in cameras:
+                        camera.close()
+
+            threads = [threading.Thread(target=drive, args=(group,)) for group in groups]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            reader.wait_for(sent["flood"] | sent["others"])
+        worker.check()
+        loads = worker.log.read_text(encoding="utf-8").count('"event": "model in service"')
+    return {
+        "stations": count,
+        "recipes": recipes,
+        "sustainable_per_s": round(most, 1),
+        "offered_per_s": round(base * (count - 1 + flood), 1),
+        "models_loaded": loads,
+        "repeats": reader.repeats,
+        **{group: said(reader.results, theirs) for group, theirs in sent.items()},
+        "others_late": sum(reader.results[e].late for e in sent["others"] & reader.results.keys()),
+    }
+
+
+def overload(
+    *, factor: float, seconds: float, size: int, deadline_ms: int = 300, after_s: float = 30.0
+) -> dict[str, Any]:
+    """`factor` times as many frames as can be decided, then half as many for `after_s`.
+
+    Returns:
+        Among others the worker's memory at the start, at most, and after; and how long after the end of the flood the
+        first second was in which every frame was decided in time.
+    """
+    station = "bench/overload"
+    net = backbone()
+    images = [image + b"\0" * max(0, size - len(image)) for image in pictures()]  # a JPEG ends before its file does
+    with temporary({"stations": {station: {"deadline_ms": deadline_ms}}}) as rig:
+        store = open_store(rig.store_url)
+        put(store, ModelKey(station), fit(store, net, (0,))[0])
+        worker = rig.run("worker", "worker", "--config", str(rig.config))
+        rig.wait_for(worker, "assigned")
+        with Reader(rig) as reader:
+            most = sustainable(rig, reader, station)
+            memory = [_resident_bytes(worker.popen.pid)]
+            camera = Camera(rig.settings, station)
+            flooded: set[str] = set()
+            started = next_look = time.monotonic()
+            for frame_id, _ in play([camera], images, rate=factor * most, count=round(factor * most * seconds)):
+                flooded.add(frame_id)
+                if time.monotonic() > next_look:
+                    memory.append(_resident_bytes(worker.popen.pid))
+                    next_look += 1.0
+            ended = time.monotonic()
+            after: dict[str, float] = {}
+            for frame_id, _ in play([camera], images, rate=most / 2, count=round(most / 2 * after_s)):
+                after[frame_id] = time.monotonic()
+            camera.close()
+            reader.wait_for(flooded | after.keys())
+            memory.append(_resident_bytes(worker.popen.pid))
+        worker.check()
+    return {
+        "sustainable_per_s": round(most, 1),
+        "offered_per_s": round(factor * most, 1),
+        "achieved_per_s": round(len(flooded) / (ended - started), 1),
+        "seconds": seconds,
+        "flood": said(reader.results, flooded),
+        "after": said(reader.results, set(after)),
+        "lost": len((flooded | after.keys()) - reader.results.keys()),
+        "memory_mb": {
+            "start": memory[0] // 1_000_000,
+            "most": max(memory) // 1_000_000,
+            "after": memory[-1] // 1_000_000,
+        },
+        "recovered_after_s": _recovered(reader.results, after, ended),
+    }
+
+
+def _scores(inspector: Inspector, images: Sequence[bytes]) -> list[float]:
+    frames = [Frame(frame_id=str(i), image=image) for i, image in enumerate(images)]
+    return [verdict.score for verdict in inspector.inspect(frames).verdicts]
+
+
+def _differs(
+    result: messages.Result, number: int, versions: Sequence[Version], expected: Sequence[Sequence[float]]
+) -> bool:
+    if result.score is None or result.model is None:
+        return False
+    wanted = expected[versions.index(Version(result.model.version))][number]
+    return abs(result.score - wanted) > _TOLERANCE * abs(wanted)
+
+
+def _recovered(results: Mapping[str, messages.Result], after: Mapping[str, float], ended: float) -> float | None:
+    """Seconds from `ended` to the last frame that was not decided in time; None if the end was not better."""
+    bad = [at for frame_id, at in after.items() if frame_id not in results or results[frame_id].late]
+    bad += [at for frame_id, at in after.items() if frame_id in results and results[frame_id].reason]
+    if not bad:
+        return 0.0
+    last = max(bad)
+    return round(last - ended, 2) if last < max(after.values()) - 1.0 else None
+
+
+def _all_assigned(rig: Rig, worker: Any, count: int) -> None:
+    until = time.monotonic() + 60
+    while worker.log.read_text(encoding="utf-8").count('"event": "assigned"') < count:
+        worker.check()
+        if time.monotonic() > until:
+            raise TimeoutError(f"{rig.directory}: not every partition was assigned: {worker.last_words()}")
+        time.sleep(0.1)
+
+
+def _size_bytes(inspector: Inspector) -> int:
+    return sum(tensor.nbytes for tensor in inspector.save().tensors.values())
+
+
+def _resident_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
