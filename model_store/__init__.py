@@ -1,5 +1,7 @@
 """Models that last: stored by content, promoted one at a time, checked on every load. Knows no method.
 
+Large pictures of frames, kept for a while, are `frames.py`'s.
+
 ::
 
     store = open_store("file:///srv/goldline/models")
@@ -8,11 +10,15 @@
     store.promote(key, version, expected=store.current(key), who="ana", why="first shift")
 """
 
+from typing import TYPE_CHECKING, Any
+
 from model_store.base import ModelStore, resolve_version, rollback
-from model_store.codec import decode, encode, version_of
 from model_store.lifecycle import State, state_of
 from model_store.records import Lineage, Marking, Marks, ModelInfo, ModelKey, Promotion, Version, is_version, short
 from model_store.urls import open_store
+
+if TYPE_CHECKING:
+    from model_store.codec import decode, encode, version_of
 
 __all__ = [
     "Lineage",
@@ -34,3 +40,12 @@ __all__ = [
     "state_of",
     "version_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The codec loads torch, which takes seconds: cameras and gates know pictures alone."""
+    if name in {"decode", "encode", "version_of"}:
+        from model_store import codec  # noqa: PLC0415
+
+        return getattr(codec, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

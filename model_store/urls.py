@@ -1,13 +1,10 @@
 """A store by its URL."""
 
-import os
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from model_store.base import ModelStore
 from pipeline.errors import ConfigError
-
-_TLS_FILES = ("ca_file", "cert_file", "key_file")
 
 
 def open_store(url: str) -> ModelStore:
@@ -43,43 +40,9 @@ def _on_disk(path: str) -> ModelStore:
 
 
 def _in_redis(url: str) -> ModelStore:
-    from model_store.cache import Cache  # noqa: PLC0415 - likewise
-    from model_store.redis_client import connect  # noqa: PLC0415
-    from model_store.redis_store import RedisStore  # noqa: PLC0415
+    from model_store import redis_client, redis_store  # noqa: PLC0415 - likewise
+    from model_store.cache import Cache  # noqa: PLC0415
 
-    parts = urlsplit(url)
-    if parts.password is not None:
-        raise ConfigError(
-            "a password in the store's URL would show in logs and lists of processes: use ?password_file=/path or the "
-            "environment's GOLDLINE_REDIS_PASSWORD"
-        )
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := options.keys() - {"password_file", *_TLS_FILES, "cache", "prefix"}:
-        raise ConfigError(f"the store's URL has unknown options: {', '.join(sorted(unknown))}")
-    database = parts.path.strip("/") or "0"
-    try:
-        host, port = parts.hostname, parts.port or 6379
-    except ValueError as error:
-        raise ConfigError(f"the store's URL has no such port: {error}") from error
-    if not host or not database.isdecimal() or parts.fragment:
-        raise ConfigError("a Redis store is redis://USER@HOST:PORT/DATABASE, USER@ and /DATABASE where needed")
-    client = connect(
-        host,
-        port,
-        database=int(database),
-        user=unquote(parts.username) if parts.username else None,
-        password=_password(options.get("password_file")),
-        tls=parts.scheme == "rediss",
-        **{name: Path(options[name]) for name in _TLS_FILES if name in options},
-    )
-    folder = Path(options.get("cache") or "~/.cache/goldline/models")
-    return RedisStore(client, Cache(folder), options.get("prefix", "goldline"))
-
-
-def _password(file: str | None) -> str | None:
-    if file is None:
-        return os.environ.get("GOLDLINE_REDIS_PASSWORD")
-    try:
-        return Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the store's password_file: {error}") from error
+    server = redis_client.parse(url, options=frozenset({"cache"}))
+    folder = Path(server.options.get("cache") or "~/.cache/goldline/models")
+    return redis_store.RedisStore(server.connect(), Cache(folder), server.prefix)

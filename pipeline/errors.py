@@ -6,7 +6,8 @@
     ├─ ConfigError                 refuse to start
     ├─ FrameError                  dead-letter the frame, go on
     │  ├─ DecodeError              the bytes are not one readable picture
-    │  └─ ShapeError               a tensor has another shape than the model needs
+    │  ├─ ShapeError               a tensor has another shape than the model needs
+    │  └─ BlobError                the picture that it refers to is missing, altered or not permitted
     ├─ ModelError                  keep the model you have
     │  ├─ FitError                 these images make no model
     │  └─ ArtifactError            a stored model is damaged, foreign or not allowed
@@ -36,6 +37,10 @@ class DecodeError(FrameError):
 
 class ShapeError(FrameError):
     """A tensor's shape differs from what the model was fitted for."""
+
+
+class BlobError(FrameError):
+    """The picture that a frame refers to is missing, altered or not permitted."""
 
 
 class ModelError(GoldlineError):

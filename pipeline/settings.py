@@ -27,6 +27,7 @@ RECIPE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}$"
 Recipe = Annotated[str, Meta(pattern=RECIPE_PATTERN)]
 STATION_PATTERN = r"^[a-z0-9-]{1,60}/[a-z0-9-]{1,60}$"
 StationName = Annotated[str, Meta(pattern=STATION_PATTERN)]
+Root = Annotated[str, Meta(pattern=r"^(file:///|rediss?://).+")]
 ENVIRONMENT_PREFIX = "GOLDLINE_"
 _SHORT = {"GOLDLINE_WEIGHTS": "GOLDLINE_WEIGHTS__FOLDER"}
 
@@ -84,9 +85,12 @@ class Worker(Section, frozen=True):
 
 
 class Frames(Section, frozen=True):
-    """What a frame may be at most."""
+    """What a frame may be at most, and where large ones lie."""
 
     inline_max_bytes: Annotated[int, Meta(ge=1024)] = 900_000
+    max_bytes: Annotated[int, Meta(ge=1024, le=512_000_000)] = 64_000_000
+    roots: tuple[Root, ...] = ("file:///srv/goldline/frames",)
+    keep_s: Annotated[int, Meta(ge=60)] = 3600
     max_pixels: Positive = 50_000_000
     formats: tuple[Literal["JPEG", "PNG", "BMP", "TIFF", "WEBP"], ...] = (
         "JPEG",
@@ -240,6 +244,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     for name in settings.stations:
         if settings.deadline_ms(name) > longest:
             yield f"stations.{name}: deadline_ms {settings.deadline_ms(name)} is above frames.deadline_max_ms {longest}"
+    if settings.frames.keep_s * 1000 < longest:
+        yield f"frames.keep_s: {settings.frames.keep_s} s is shorter than frames.deadline_max_ms {longest}"
     if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
         yield "kafka.tls: cert_file and key_file go together"
 

@@ -64,7 +64,8 @@ print(len(made.inspector.inspect(goods).verdicts))
 LIGHT_ALONE = """
 import sys
 import pipeline.data, pipeline.errors, pipeline.settings
-print(sorted({"torch", "numpy", "scipy", "PIL"} & sys.modules.keys()))
+import model_store.frames_disk, model_store.frames_redis
+print(sorted({"torch", "numpy", "scipy", "PIL", "safetensors"} & sys.modules.keys()))
 """
 
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from model_store.frames import Reference, open_roots
+from pipeline.errors import ConfigError, GoldlineError, StoreUnavailable
 from pipeline.evaluation.dataset import pictures
 from pipeline.settings import Settings
 from workers import clients, logs, topics, wire
@@ -25,6 +26,8 @@ _CONTENT_TYPES = {
     ".tiff": "image/tiff",
     ".webp": "image/webp",
 }
+OUTAGE_S = 120.0  # as long as the producer waits for its broker
+_AGAIN_S = 0.5
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v"})
 
 
@@ -39,7 +42,7 @@ class Shot:
 
 @dataclass(slots=True)
 class Sent:
-    """What became of the shots; `accepted` are confirmed by the broker."""
+    """What became of the shots; `accepted` are confirmed by the broker, `failed` by neither broker nor root."""
 
     sent: int = 0
     accepted: int = 0
@@ -89,38 +92,40 @@ class Camera:
         self._partition = settings.partitions()[station]
         self._topic = topics.name(settings.kafka.prefix, "frames")
         self._producer = clients.producer(settings.kafka, request_max_bytes=topics.frame_max_bytes(settings))
+        self._roots = open_roots(settings.frames.roots, keep_s=settings.frames.keep_s)
         self._run = uuid.uuid4().hex[:8]
         self.sent = Sent()
 
-    def send(self, shot: Shot) -> str | None:
+    def send(self, shot: Shot, *, stopped: Callable[[], bool] = lambda: False) -> str | None:
         """Send one shot; it is confirmed later, see `close`.
 
+        A picture over the inline limit is written to the first root before its message is sent, which takes the time
+        that the root takes; a root that does not answer is tried again for `OUTAGE_S`.
+
         Returns:
-            The frame id, or None where the picture is over the inline limit and was not sent.
+            The frame id, or None where the picture was not sent.
         """
+        captured_at = datetime.now(UTC)
         number = self.sent.sent + self.sent.too_large
+        reference = None
         if len(shot.image) > self._settings.frames.inline_max_bytes:
-            self.sent.too_large += 1
-            log.error(
-                "not sent: over the inline limit ([frames] inline_max_bytes)",
-                picture=shot.name,
-                bytes=len(shot.image),
-                limit=self._settings.frames.inline_max_bytes,
-            )
-            return None
+            reference = self._check_in(shot, stopped)
+            if reference is None:
+                return None
         frame_id = f"{self._station.replace('/', '-')}-{self._run}-{number:06d}"
         headers = wire.frame_headers(
             frame_id=frame_id,
             part_id=f"{self._run}-{number:06d}",
             source=f"camera/{self._station}",
-            captured_at=datetime.now(UTC),
+            captured_at=captured_at,
             content_type=shot.content_type,
             recipe=self._recipe,
             deadline_ms=self._deadline_ms,
+            reference=reference,
         )
         future = self._producer.send(
             self._topic,
-            value=shot.image,
+            value=b"" if reference else shot.image,
             key=self._station.encode(),
             headers=headers,
             partition=self._partition,
@@ -155,7 +160,7 @@ class Camera:
             due = started + i / rate if rate else 0.0
             while (left := due - time.monotonic()) > 0 and not stopped():
                 time.sleep(min(left, 0.1))
-            frame_id = self.send(shot)
+            frame_id = self.send(shot, stopped=stopped)
             if on_shot:
                 on_shot(shot, frame_id)
 
@@ -167,6 +172,27 @@ class Camera:
             log.error("not every frame was confirmed", error=str(error))
         self._producer.close(timeout=5)
         return self.sent
+
+    def _check_in(self, shot: Shot, stopped: Callable[[], bool]) -> Reference | None:
+        """Where the picture lies now; None, counted and logged, where it cannot be put."""
+        limits, size = self._settings.frames, len(shot.image)
+        if size > limits.max_bytes or not limits.roots:
+            self.sent.too_large += 1
+            why = "[frames] max_bytes" if limits.roots else "[frames] inline_max_bytes, and [frames] roots is empty"
+            log.error("not sent: the picture is too large", picture=shot.name, bytes=size, over=why)
+            return None
+        until = time.monotonic() + OUTAGE_S
+        while True:
+            try:
+                return self._roots.put(shot.image)
+            except GoldlineError as error:
+                last = not isinstance(error, StoreUnavailable) or time.monotonic() > until or stopped()
+                log.error("a picture was not stored", picture=shot.name, bytes=size, again=not last, error=str(error))
+                if last:
+                    self.sent.sent += 1
+                    self.sent.failed += 1
+                    return None
+            time.sleep(_AGAIN_S)
 
     def _accepted(self, _: object) -> None:
         self.sent.accepted += 1

@@ -1,4 +1,4 @@
-"""Where a frame becomes an outcome: model looked up, batch gathered, inspected on the device's thread."""
+"""Where a frame becomes an outcome: picture fetched, batch gathered, inspected on the device's thread."""
 
 import asyncio
 import time
@@ -10,12 +10,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from model_store.frames import Roots
 from pipeline.data import Failure, Frame, Reason, Verdict
 from pipeline.decode import Placement
 from pipeline.inspection import Inspected, inspect_together
 from pipeline.settings import Worker
 from workers import logs
 from workers.batching import Batcher
+from workers.claims import Claims
 from workers.messages import ModelBody, TimingsBody
 from workers.shelf import Live, Trial
 from workers.wire import Arrival
@@ -74,6 +76,7 @@ class Desk:
         models: who decides where.
         settings: how batches are made.
         executor: the device's thread.
+        claims: fetches the pictures that messages only refer to.
         on_tried: told, in that thread, of what models on trial said.
     """
 
@@ -82,10 +85,12 @@ class Desk:
         models: Finds,
         settings: Worker,
         executor: Executor,
+        claims: Claims | None = None,
         *,
         on_tried: Callable[[list[Tried]], object] = lambda _: None,
     ) -> None:
         self._models = models
+        self._claims = claims or Claims(Roots(()))
         self._on_tried = on_tried
         self.batcher: Batcher[_Ticket, Outcome] = Batcher(
             self._process, executor, batch_max=settings.batch_max, wait_s=settings.wait_ms / 1000
@@ -102,8 +107,11 @@ class Desk:
             return _late(arrival, received)
         try:
             loading = self._models.load(arrival.frame.station, arrival.frame.recipe)
+            arrival = await self._claims.fetch(arrival, deadline=deadline)
+            if arrival.problem:
+                return _outcome(arrival, arrival.problem, received)
             if loading is not None:
-                await asyncio.wait([asyncio.wrap_future(loading)], timeout=deadline - received)
+                await asyncio.wait([asyncio.wrap_future(loading)], timeout=max(0.0, deadline - time.time()))
             return await self.batcher.submit(_Ticket(arrival, received), deadline=deadline, turn=arrival.frame.station)
         except asyncio.CancelledError:
             raise

@@ -13,12 +13,14 @@ from functools import partial
 import torch
 
 from model_store import ModelKey, open_store
+from model_store.frames import open_roots
 from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from workers import app as faust_app
 from workers import clients, logs, pauses, topics, watchdog
 from workers.backbones import opener
+from workers.claims import Claims
 from workers.desk import Desk, Finds
 from workers.inspect import Counts, Lane, Lanes
 from workers.live import Models
@@ -92,10 +94,12 @@ async def _serve(settings: Settings, models: Finds) -> int:
     counts = Counts()
     app = faust_app.build(settings)
     publisher = Publisher(faust_app.Sender(app).send, settings, source=f"worker/{os.getpid()}")
+    claims = Claims(open_roots(settings.frames.roots, keep_s=settings.frames.keep_s))
     desk = Desk(
         models,
         settings.worker,
         executor,
+        claims,
         on_tried=lambda tried: loop.call_soon_threadsafe(partial(publisher.tried, tried)),
     )
     lanes = Lanes(lambda partition: Lane(partition, settings, desk, publisher, counts))
@@ -122,5 +126,6 @@ async def _serve(settings: Settings, models: Finds) -> int:
     except TimeoutError:
         log.warning("faust did not stop in time; everything is published and committed", within_s=_STOP_S)
     executor.shutdown(wait=False, cancel_futures=True)
+    claims.close()
     log.info("worker ended", asked=asked, **asdict(counts), in_flight=counts.in_flight)
     return 0 if clean else 1

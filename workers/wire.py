@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
+from model_store.frames import Reference
 from pipeline.data import Failure, Frame, Reason
 from pipeline.settings import RECIPE_PATTERN, STATION_PATTERN, Settings
 
@@ -51,6 +52,7 @@ class Arrival:
 
     Attributes:
         problem: why it cannot be inspected, if so; a readable picture may still turn out broken later.
+        reference: where its picture lies, if it did not come along.
         unreadable: the message itself is at fault and belongs among the dead letters.
     """
 
@@ -58,6 +60,7 @@ class Arrival:
     record: Record
     traceparent: str | None = None
     problem: Failure | None = None
+    reference: Reference | None = None
     unreadable: bool = False
 
 
@@ -82,12 +85,19 @@ def frame_headers(
     content_type: str,
     recipe: str = "default",
     deadline_ms: int | None = None,
+    reference: Reference | None = None,
 ) -> Headers:
     """Headers of a frame, as cameras send them."""
     headers = event_headers(FRAME_TYPE, frame_id, source, captured_at, content_type)
     headers += [("ce_partid", part_id.encode()), ("ce_recipe", recipe.encode())]
     if deadline_ms is not None:
         headers.append(("ce_deadlinems", str(deadline_ms).encode()))
+    if reference is not None:
+        headers += [
+            ("ce_dataref", reference.url.encode()),
+            ("ce_datasha256", reference.sha256.encode()),
+            ("ce_datasize", str(reference.size_bytes).encode()),
+        ]
     return headers
 
 
@@ -118,9 +128,9 @@ def read_frame(record: Record, settings: Settings) -> Arrival:
     recipe = headers.get("ce_recipe", "default")
     if not _RECIPE.fullmatch(recipe):
         problem, recipe = problem or "ce_recipe is not a recipe's name", "default"
-    if not record.value:
-        by_reference = " (ce_dataref is not understood by this version)" if "ce_dataref" in headers else ""
-        problem = problem or f"the message has no picture: 0 bytes{by_reference}"
+    reference = None if record.value else _reference(headers, settings.frames.max_bytes)
+    if isinstance(reference, str):
+        problem, reference = problem or reference, None
     frame = Frame(
         frame_id=_identifier(headers.get("ce_id")) or record.origin,
         image=record.value or b"",
@@ -135,6 +145,7 @@ def read_frame(record: Record, settings: Settings) -> Arrival:
         frame=frame,
         record=record,
         traceparent=trace if _TRACEPARENT.fullmatch(trace) else None,
+        reference=reference,
         unreadable=False,
     )
     if problem is None and station not in settings.stations:
@@ -187,6 +198,18 @@ def _captured_at(text: str | None, timestamp_ms: int) -> datetime:
         return min(claimed.astimezone(UTC), appended) if claimed.tzinfo else appended
     except (ValueError, OverflowError):
         return appended
+
+
+def _reference(headers: Mapping[str, str], max_bytes: int) -> Reference | str:
+    """Where a picture that did not come along is said to lie, or what is wrong with that."""
+    url, sha256, size = (headers.get(f"ce_data{part}", "") for part in ("ref", "sha256", "size"))
+    if not url:
+        return "the message has no picture: 0 bytes, and no readable reference to one"
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        return "ce_datasha256 is not 64 hexadecimal digits in lower case"
+    if not re.fullmatch(r"[0-9]{1,12}", size) or not 1 <= int(size) <= max_bytes:
+        return f"ce_datasize is not a number of bytes from 1 to {max_bytes} ([frames] max_bytes)"
+    return Reference(url=url, sha256=sha256, size_bytes=int(size))
 
 
 def _deadline_ms(headers: Mapping[str, str], station: str, settings: Settings) -> int:

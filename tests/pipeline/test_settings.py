@@ -101,6 +101,18 @@ def test_every_section_is_read(tmp_path):
     assert s.weights_files() == {"here:net": Path("net.safetensors"), "resnet18": None}
 
 
+@pytest.mark.parametrize("root", ["/srv/frames", "srv/frames", "file://host/share", "s3://bucket", "redis://", ""])
+def test_a_root_is_a_folder_s_or_a_redis_s_url(root):
+    assert build({"frames": {"roots": ["file:///a", "redis://host:6379/1", "rediss://me@host"]}}).frames.roots[0]
+    (problem,) = problems({"frames": {"roots": [root]}})
+    assert problem.startswith("frames.roots")
+
+
+def test_pictures_are_kept_until_their_frames_are_due():
+    (problem,) = problems({"frames": {"keep_s": 60, "deadline_max_ms": 60_001}})
+    assert problem == "frames.keep_s: 60 s is shorter than frames.deadline_max_ms 60001"
+
+
 def test_a_station_s_own_value_goes_before_the_default(tmp_path):
     (tmp_path / "line.toml").write_text(EVERYTHING)
     s = read(tmp_path / "line.toml", {})

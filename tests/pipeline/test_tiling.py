@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from hashlib import sha256
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_goods_score_about_nothing(detector):
 
 def test_saved_and_loaded_it_scores_the_same(detector, backbone):
     stored = codec.encode(detector.save())
-    again = tiling.load(codec.decode(stored, codec.version_of_bytes(stored)), backbone=backbone)
+    again = tiling.load(codec.decode(stored, sha256(stored).hexdigest()), backbone=backbone)
     for scored in (detector, again):
         assert torch.equal(
             scored.score(scored.embed(small_defect(2))).map, detector.score(detector.embed(small_defect(2))).map

@@ -237,7 +237,7 @@ def test_a_dead_letter_says_why_and_whence_and_keeps_the_message():
     came = record(headers, value=b"")
     letter, sent = dead(came)
     assert letter.reason == "bad_frame"
-    assert letter.detail == "the message has no picture: 0 bytes"
+    assert letter.detail == "the message has no picture: 0 bytes, and no readable reference to one"
     assert letter.origin == "goldline.frames/5/42"
     assert (letter.frame_id, letter.station, letter.number) == ("f-1", "line-1/top", "0/9")
     assert datetime.fromisoformat(letter.at).tzinfo is not None

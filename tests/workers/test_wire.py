@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from model_store.frames import Reference
 from pipeline import settings as line
 from pipeline.data import Decision, Failure, Reason, Region, Verdict
 from pipeline.settings import STATION_PATTERN
@@ -245,15 +246,55 @@ def test_a_message_without_a_picture_is_a_bad_frame(value):
     assert arrival.frame.image == b""
     assert arrival.problem.reason is Reason.BAD_FRAME
     assert "0 bytes" in arrival.problem.detail
-    assert "ce_dataref" not in arrival.problem.detail
     assert arrival.unreadable
 
 
-def test_a_claim_check_is_told_to_be_beyond_this_version():
-    arrival = read({"ce_dataref": b"file:///etc/passwd"}, value=b"")
+URL, SHA256 = "file:///srv/goldline/frames/a", "0123456789abcdef" * 4
+REFERENCE = Reference(url=URL, sha256=SHA256, size_bytes=36_000_000)
+
+
+def referred(**changes):
+    """A message without a picture whose headers refer to one; None leaves a header out."""
+    said = {"ce_dataref": URL.encode(), "ce_datasha256": SHA256.encode(), "ce_datasize": b"36000000", **changes}
+    return read({name: value for name, value in said.items() if value is not None}, value=b"")
+
+
+def test_a_reference_of_a_camera_of_ours_is_understood():
+    headers = wire.frame_headers(
+        frame_id="f", part_id="p", source="s", captured_at=CAPTURED, content_type="image/png", reference=REFERENCE
+    )
+    assert all(re.fullmatch(r"ce_[a-z0-9]+|content-type", name) for name, _ in headers)
+    arrival = read(headers, value=b"")
+    assert (arrival.reference, arrival.problem, arrival.unreadable) == (REFERENCE, None, False)
+    assert arrival.frame.image == b""
+
+
+def test_a_picture_that_came_along_goes_before_a_reference():
+    arrival = read({"ce_dataref": URL.encode(), "ce_datasha256": SHA256.encode(), "ce_datasize": b"1"})
+    assert (arrival.reference, arrival.frame.image) == (None, b"a picture")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("ce_datasha256", v) for v in (None, b"", SHA256[:-1].encode(), SHA256.upper().encode(), b"g" * 64)),
+        *(("ce_datasize", v) for v in (None, b"", b"0", b"-1", b"+5", b"1.5", b"1e3", b" 5", b"5\n", "５".encode())),  # noqa: RUF001
+        *(("ce_datasize", v) for v in (b"64000001", b"9" * 12, b"9" * 900, b"0x10", b"1_000")),
+        *(("ce_dataref", v) for v in (None, b"", b"file:///a\0b", b"file:///a\n", b"\xff\xfe", b"a" * 1001)),
+    ],
+)
+def test_a_reference_that_is_not_whole_or_too_large_is_a_bad_frame(name, value):
+    arrival = referred(**{name: value})
+    assert arrival.reference is None
+    assert arrival.problem.reason is Reason.BAD_FRAME
     assert arrival.unreadable
-    assert "ce_dataref is not understood" in arrival.problem.detail
-    assert "passwd" not in arrival.problem.detail
+
+
+def test_a_reference_of_a_station_that_nobody_named_is_not_looked_at():
+    arrival = read(
+        {"ce_dataref": URL.encode(), "ce_datasha256": SHA256.encode(), "ce_datasize": b"5"}, value=b"", key=b"line-9/x"
+    )
+    assert arrival.problem.reason is Reason.NO_MODEL
 
 
 def test_hundreds_of_headers_cost_nothing():
@@ -297,6 +338,8 @@ def hostile(chance):
         "ce_partid",
         "ce_deadlinems",
         "ce_dataref",
+        "ce_datasha256",
+        "ce_datasize",
         "traceparent",
         "",
         "\x00",

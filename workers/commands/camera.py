@@ -45,6 +45,9 @@ def command(
 ) -> None:
     """Send SOURCE as frames of a station: a folder, a picture, a video file, or /dev/videoN.
 
+    A picture of up to [frames] inline_max_bytes travels in its message. A larger one, up to max_bytes, is written to
+    the first of [frames] roots, a shared folder or Redis, and its message refers to it.
+
     Delivery is confirmed: the count at the end is what the broker accepted. Ctrl-C ends it in order. Video files and
     cameras need the extra `goldline[video]`.
 

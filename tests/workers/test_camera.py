@@ -1,0 +1,122 @@
+"""What a camera puts on a real topic: a picture in its message, or a reference to where it lies."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from model_store.frames import open_roots
+from tests.redis_server import RedisServer
+from workers import camera as cameras
+from workers import clients, topics, wire
+from workers.camera import Camera, Shot
+from workers.cli import cli
+from workers.rig import Rig
+
+pytestmark = pytest.mark.kafka
+
+STATION = "line-1/top"
+INLINE = 4096
+
+
+@pytest.fixture
+def make_rig(tmp_path: Path, broker: str) -> Iterator[Callable[..., Rig]]:
+    """Makes topics and settings, without a worker."""
+    opened: list[Rig] = []
+
+    def make(**frames: Any) -> Rig:
+        tree = {"stations": {STATION: {}}, "frames": {"inline_max_bytes": INLINE, **frames}}
+        rig = Rig(tmp_path / f"line-{len(opened)}", tree, address=broker)
+        opened.append(rig)
+        return rig.__enter__()
+
+    yield make
+    for rig in opened:
+        rig.close()
+
+
+def shot(size: int) -> Shot:
+    return Shot(name=f"{size} bytes", image=os.urandom(size), content_type="image/png")
+
+
+def sent_by(rig: Rig, *shots: Shot, **how: Any) -> tuple[cameras.Sent, list[wire.Arrival]]:
+    """What the camera counted, and what is on the topic then."""
+    camera = Camera(rig.settings, STATION)
+    for one in shots:
+        camera.send(one, **how)
+    counted = camera.close()
+    client = clients.tail(rig.settings.kafka, topics.name(rig.prefix, "frames"), from_start=True)
+    records = []
+    while len(records) < counted.accepted:
+        records += list(clients.records(client))
+    client.close()
+    return counted, [wire.read_frame(record, rig.settings) for record in records]
+
+
+@pytest.mark.parametrize("kind", ["file", "redis"])
+def test_the_size_decides_how_a_picture_travels(make_rig: Callable[..., Rig], tmp_path: Path, request, kind) -> None:
+    url = (tmp_path / "frames").as_uri()
+    if kind == "redis":
+        url = f"redis://{request.getfixturevalue('redis_server')}/0"
+    rig = make_rig(roots=[url])
+    shots = [shot(INLINE), shot(INLINE + 1), shot(2_000_000)]
+    counted, arrivals = sent_by(rig, *shots)
+    assert (counted.sent, counted.accepted, counted.failed, counted.too_large) == (3, 3, 0, 0)
+    inline, *referred = arrivals
+    assert (inline.frame.image, inline.reference) == (shots[0].image, None)
+    roots = open_roots([url], keep_s=60)
+    for one, arrival in zip(shots[1:], referred, strict=True):
+        assert arrival.record.value == b""
+        assert arrival.problem is None
+        assert arrival.reference is not None
+        assert roots.find(arrival.reference.url).get(arrival.reference) == one.image
+        assert wire.header(arrival.record.headers, "content-type") == "image/png", "that of the picture"
+
+
+def test_help_says_how_pictures_travel() -> None:
+    told = CliRunner().invoke(cli, ["camera", "--help"]).output
+    assert "[frames] inline_max_bytes" in told
+    assert "[frames] roots" in " ".join(told.split())
+
+
+def test_without_a_root_a_large_picture_is_not_sent_and_it_is_said_why(
+    make_rig: Callable[..., Rig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rig = make_rig(roots=[])
+    counted, arrivals = sent_by(rig, shot(INLINE + 1), shot(100))
+    assert (counted.accepted, counted.too_large) == (1, 1)
+    assert len(arrivals) == 1
+    assert "[frames] roots is empty" in "".join(capsys.readouterr())
+
+
+def test_above_max_bytes_a_picture_is_not_sent(
+    make_rig: Callable[..., Rig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rig = make_rig(roots=[(tmp_path / "frames").as_uri()], max_bytes=10_000)
+    counted, _ = sent_by(rig, shot(10_000), shot(10_001))
+    assert (counted.accepted, counted.too_large) == (1, 1)
+    assert "[frames] max_bytes" in "".join(capsys.readouterr())
+
+
+def test_a_root_that_cannot_be_written_fails_the_frame_and_not_the_camera(
+    make_rig: Callable[..., Rig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    rig = make_rig(roots=[(tmp_path / "file" / "frames").as_uri()])
+    counted, arrivals = sent_by(rig, shot(INLINE + 1), shot(100))
+    assert (counted.sent, counted.accepted, counted.failed) == (2, 1, 1)
+    assert len(arrivals) == 1
+    assert "[frames] roots" in "".join(capsys.readouterr())
+
+
+def test_a_camera_that_is_stopped_waits_for_no_root(
+    make_rig: Callable[..., Rig], redis_server: str, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path) as own:
+        rig = make_rig(roots=[f"redis://{own.address}/0"])
+        own.kill()
+        counted, arrivals = sent_by(rig, shot(INLINE + 1), stopped=lambda: True)
+        assert (counted.sent, counted.accepted, counted.failed, arrivals) == (1, 0, 1, [])
