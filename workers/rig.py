@@ -66,6 +66,7 @@ class Rig:
         directory: where settings, logs, models and the broker's data go.
         tree: what its line.toml says, beside kafka and store; may be changed before `start`.
         address: a broker to use; without one a development broker is started.
+        store: URL of the models' store; a folder of its own unless given.
         keep: leave the folder behind.
     """
 
@@ -73,6 +74,7 @@ class Rig:
     tree: dict[str, Any]
     address: str | None = None
     keep: bool = True
+    store: str | None = None
     prefix: str = field(default_factory=lambda: f"goldline-{uuid.uuid4().hex[:8]}")
     processes: list[Process] = field(default_factory=list)
     _own_broker: bool = False
@@ -104,7 +106,7 @@ class Rig:
     @property
     def store_url(self) -> str:
         """Where its models are."""
-        return f"file://{self.directory.resolve()}/models"
+        return self.store or f"file://{self.directory.resolve()}/models"
 
     def run(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Process:
         """Start `goldline ARGUMENTS`, logging to NAME.log; standard output goes to NAME.out."""
