@@ -13,7 +13,13 @@ from workers.backbones import DEFAULT, Choice
 from workers.commands import options
 from workers.progress_bars import shown
 
-_COLUMNS = ("image_auroc", "pixel_auroc", "aupro_030", "aupro_005", "average_precision")
+_COLUMNS = {
+    "image_auroc": "image\nAUROC",
+    "pixel_auroc": "pixel\nAUROC",
+    "aupro_030": "PRO\n0.3",
+    "aupro_005": "PRO\n0.05",
+    "average_precision": "avg.\nprec.",
+}
 
 
 @click.command("evaluate")
@@ -127,14 +133,19 @@ def _line(means: dict[str, float | None]) -> str:
 
 
 def _table(rows: list[Any]) -> Table:
-    table = Table(caption="ms: embed and score of one picture; pixel figures: masks after a nearest resize")
+    """Fits into 80 columns; the JSON has every digit."""
+    table = Table(
+        box=None,
+        padding=(0, 1, 0, 0),
+        caption="s: fit; ms: embed and score a picture; masks are resized by nearest",
+    )
     for name in ("dataset", "method", "seed"):
-        table.add_column(name)
-    for name in (*_COLUMNS, "fit s", "ms", "bank MB"):
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name, no_wrap=True)
+    for name in (*_COLUMNS.values(), "s", "ms", "MB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         figures = [getattr(row, name) for name in _COLUMNS]
-        shown_figures = ["-" if value is None else f"{value:.4f}" for value in figures]
-        costs = [f"{row.fit_s:.1f}", f"{row.ms_per_frame:.1f}", f"{row.bank_bytes / 1e6:.1f}"]
+        shown_figures = ["-" if value is None else f"{value:.3f}" for value in figures]
+        costs = [f"{row.fit_s:.0f}", f"{row.ms_per_frame:.1f}", f"{row.bank_bytes / 1e6:.1f}"]
         table.add_row(row.dataset, row.method, str(row.seed), *shown_figures, *costs)
     return table
