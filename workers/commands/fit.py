@@ -3,6 +3,7 @@
 import getpass
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -125,9 +126,9 @@ def command(
         "created_at": datetime.now(UTC).isoformat(),
         "created_by": getpass.getuser(),
         "why": why,
-        "dataset": _digest(goods),
+        "dataset": digest(goods),
         "frames": {**made.frames, "unreadable": len(made.unreadable)},
-        "calibration": _digest([frame for frame in goods if frame.frame_id in calibrated_on]),
+        "calibration": digest([frame for frame in goods if frame.frame_id in calibrated_on]),
         "parent": current or "",
         "method": method,
         "settings": msgspec.to_builtins(method_config),
@@ -179,7 +180,7 @@ def _current(store: ModelStore, key: ModelKey) -> Version | None:
         return None
 
 
-def _digest(frames: list[Frame]) -> str:
+def digest(frames: Sequence[Frame]) -> str:
     """sha256 of the pictures, in order of their content's own digests: names and order do not matter."""
     each = sorted(hashlib.sha256(frame.image).hexdigest() for frame in frames)
     return hashlib.sha256("\n".join(each).encode()).hexdigest()
