@@ -20,12 +20,10 @@ from torch import Tensor
 
 from pipeline.data import Decision, Failure, Reason, Region, Scores, Verdict
 from pipeline.decode import Decoded, Placement
-from pipeline.errors import ArtifactError, ConfigError, FitError
-from pipeline.guarantee import CONFIDENCE, Guarantee, allowed, needed, promise
+from pipeline.errors import ArtifactError, FitError
+from pipeline.guarantee import CONFIDENCE, Guarantee, allowed, check_rate, is_rate, needed, promise
 
 REGIONS_MAX = 20
-RATE_MAX = 0.5
-_RATE_MIN = 1e-6
 _TAIL_SHARE = 0.2
 _TAIL_MIN = 10
 _GOODS_MIN = 5
@@ -96,7 +94,7 @@ class Threshold:
             raise ArtifactError(f"the model's threshold cannot be read: {error!r}") from error
         if not (math.isfinite(image) and math.isfinite(pixel)):
             raise ArtifactError(f"the model's threshold is not usable: image {image}, pixel {pixel}")
-        if not (_RATE_MIN <= guarantee.rate < RATE_MAX and 0 < guarantee.confidence < 1):
+        if not (is_rate(guarantee.rate) and 0 < guarantee.confidence < 1):
             raise ArtifactError(f"the model's guarantee is none: rate {guarantee.rate} at {guarantee.confidence}")
         if guarantee != promise(len(goods), guarantee.rate, guarantee.confidence):
             raise ArtifactError(f"the model's guarantee is not what {len(goods)} calibration goods give: {guarantee}")
@@ -123,8 +121,7 @@ def calibrate(scores: Scores, *, rate: float, confidence: float = CONFIDENCE) ->
         ConfigError: another rate.
         FitError: fewer than 5 goods, or a score that is not finite.
     """
-    if not _RATE_MIN <= rate < RATE_MAX:
-        raise ConfigError(f"the share of good parts that may be rejected is {_RATE_MIN} to {RATE_MAX}, not {rate}")
+    check_rate(rate)
     goods = np.sort(scores.image.detach().cpu().numpy().astype(np.float32))
     peaks = scores.map.detach().flatten(1).amax(dim=1).cpu().numpy().astype(np.float32)
     n = len(goods)

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from pipeline.errors import ConfigError
+
 CONFIDENCE = 0.95
+_RATE_LEAST = 1e-6
+_RATE_BELOW = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,21 @@ class Guarantee:
         if self.holds:
             return f"at most {wanted}, given {self.goods} calibration goods ({self.allowed} of them may lie above)"
         return f"no guarantee: {self.goods} calibration goods, {self.goods_needed} are needed for {wanted}"
+
+
+def is_rate(rate: float) -> bool:
+    """Whether a share of good parts can be asked for: 1e-6 or more, and less than half."""
+    return _RATE_LEAST <= rate < _RATE_BELOW
+
+
+def check_rate(rate: float) -> None:
+    """Refuse what is no rate, before work begins.
+
+    Raises:
+        ConfigError: it is outside of [1e-6, 0.5).
+    """
+    if not is_rate(rate):
+        raise ConfigError(f"the share of good parts that may be rejected is {_RATE_LEAST} to {_RATE_BELOW}, not {rate}")
 
 
 def promise(n: int, rate: float, confidence: float = CONFIDENCE) -> Guarantee:

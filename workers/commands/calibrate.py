@@ -16,6 +16,7 @@ from pipeline.data import JSON, Frame
 from pipeline.decide import Threshold
 from pipeline.errors import ConfigError
 from pipeline.evaluation import dataset
+from pipeline.guarantee import check_rate
 from pipeline.inspection import with_threshold
 from pipeline.selection import Selection
 from workers.backbones import open_inspector
@@ -73,6 +74,8 @@ def command(
     key = ModelKey(station, recipe)
     if not verified_by.strip():
         raise click.BadParameter("a person's name is needed", param_hint="--verified-by")
+    if rate is not None:
+        check_rate(rate)
     parent = resolve_version(store, key, "current")
     artifact = store.get(key, parent)
     goods, said = _read(folders, key)
