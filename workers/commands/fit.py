@@ -77,8 +77,8 @@ def command(
     """Learn the good parts of a station from FOLDER and store one model version.
 
     FOLDER holds pictures of good parts, or is a dataset in MVTec layout (then its train/good is used). Some of the
-    pictures are held out to calibrate the threshold; what can be promised about false rejects is printed. Pictures that a
-    threshold selected (accepted frames, by the folder's selection.json) are refused: they bias it.
+    pictures are held out to calibrate the threshold; what can be promised about false rejects is printed. Pictures
+    that a threshold selected (accepted frames, by the folder's selection.json) are refused: they bias it.
 
     \b
     Examples:
