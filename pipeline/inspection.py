@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import msgspec
@@ -148,8 +148,8 @@ def threshold_of(artifact: Artifact) -> Threshold:
 
 def with_threshold(artifact: Artifact, threshold: Threshold) -> Artifact:
     """The same detector and view, to the bit, with another threshold."""
-    return replace(
-        artifact,
+    return Artifact(
+        method=artifact.method,
         tensors={**artifact.tensors, _CALIBRATION: torch.from_numpy(threshold.goods)},
         meta={**artifact.meta, "threshold": threshold.to_meta()},
     )
