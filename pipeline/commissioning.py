@@ -1,5 +1,9 @@
-"""From good pictures to an `Inspector`: split, fit, calibrate. What `goldline fit` and every refit call."""
+"""From good pictures to an `Inspector`: split, fit, calibrate. What `goldline fit` and every refit call.
 
+And from other good pictures to another threshold for it: what `goldline calibrate` calls.
+"""
+
+import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -15,7 +19,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from pipeline import tiling
 from pipeline.backbone import Backbone
 from pipeline.data import Frame, Images, Scores
-from pipeline.decide import calibrate
+from pipeline.decide import Threshold, calibrate
 from pipeline.decode import Decoded, Limits, decode
 from pipeline.errors import FitError
 from pipeline.inspection import Inspector
@@ -114,6 +118,68 @@ def commission(
         calibrated_on=tuple(decoded.frame_ids[i] for i in held_out.tolist()),
         unreadable=tuple(failure.frame_id for failure in decoded.failures),
         fit_s=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recalibrated:
+    """Another threshold for a model, and what it comes from.
+
+    Attributes:
+        calibrated_on: ids of the frames whose scores it comes from.
+        unreadable: ids of the frames that could not be decoded; they served nothing.
+        rejected_before: how many of the former the model's own threshold rejects. They are good parts that no threshold
+            selected, so that their share estimates the rate of false rejects in service, without bias.
+    """
+
+    threshold: Threshold
+    calibrated_on: tuple[str, ...]
+    unreadable: tuple[str, ...]
+    rejected_before: int
+
+
+def recalibrate(
+    inspector: Inspector, goods: Sequence[Frame], *, rate: float, progress: Progress = silent
+) -> Recalibrated:
+    """A threshold for a model from good parts that it was not fitted on.
+
+    Args:
+        inspector: the model; it stays as it is.
+        goods: one frame for each part, of parts that no threshold selected: accepted frames are cut off at the one that
+            accepted them, and a threshold from them rejects more good parts than it promises, more with each round.
+        rate: the share of good parts that may be rejected.
+        progress: called as it goes.
+
+    Raises:
+        ConfigError: a rate that is none.
+        FitError: too few readable goods, or one that is there twice: a copy shows nothing about other parts.
+    """
+    seen: dict[bytes, str] = {}
+    for frame in goods:
+        first = seen.setdefault(hashlib.sha256(frame.image).digest(), frame.frame_id)
+        if first != frame.frame_id:
+            raise FitError(f"{frame.frame_id} is the same picture as {first}: each part counts once, take one out")
+    ids: list[str] = []
+    unreadable: list[str] = []
+    parts: list[Scores] = []
+    for at in range(0, len(goods), _BATCH):
+        progress("calibrate", at, len(goods))
+        decoded = decode(goods[at : at + _BATCH], inspector.view, inspector.limits)
+        unreadable += [failure.frame_id for failure in decoded.failures]
+        if decoded.frame_ids:
+            scored = score_all(inspector.detector, decoded.images)
+            # Of each map a threshold needs its peak alone: thousands of maps would not fit into memory.
+            parts.append(Scores(scored.image, scored.map.flatten(1).amax(dim=1).view(-1, 1, 1)))
+            ids += decoded.frame_ids
+    progress("calibrate", len(goods), len(goods))
+    if not parts:
+        raise FitError(f"none of {len(goods)} pictures can be read")
+    scores = Scores(torch.cat([p.image for p in parts]), torch.cat([p.map for p in parts]))
+    return Recalibrated(
+        threshold=calibrate(scores, rate=rate),
+        calibrated_on=tuple(ids),
+        unreadable=tuple(unreadable),
+        rejected_before=int((scores.image > inspector.threshold.image).sum()),
     )
 
 

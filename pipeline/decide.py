@@ -1,9 +1,9 @@
 """The walk's fourth step: scores to verdicts, by thresholds learnt from good parts alone.
 
-With k chosen so that P(Binomial(n, rate) <= k) <= 1 - confidence, the (k+1)-th largest of n calibration scores is a
-threshold whose false-reject rate is at most `rate`, given this calibration set, with that confidence (a one-sided
-tolerance limit; Wilks 1941). Where n is too small for k = 0 a generalised Pareto tail is fitted (probability-weighted
-moments; Hosking and Wallis 1987) and nothing is promised.
+The image threshold is the (k+1)-th largest calibration score, with k from `guarantee.allowed`, and a score is rejected
+strictly above it: then the rate of false rejects is at most the one asked for, given this calibration set, with 95 %
+confidence, equal scores or not. Where n is too small for k = 0 a generalised Pareto tail is fitted by
+probability-weighted moments (Hosking and Wallis 1987), and nothing is promised.
 """
 
 import math
@@ -15,45 +15,19 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage, stats
+from scipy import ndimage
 from torch import Tensor
 
 from pipeline.data import Decision, Failure, Reason, Region, Scores, Verdict
 from pipeline.decode import Decoded, Placement
 from pipeline.errors import ArtifactError, FitError
+from pipeline.guarantee import CONFIDENCE, Guarantee, allowed, check_rate, is_rate, needed, promise
 
-CONFIDENCE = 0.95
 REGIONS_MAX = 20
 _TAIL_SHARE = 0.2
 _TAIL_MIN = 10
 _GOODS_MIN = 5
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guarantee:
-    """What can be promised about false rejects.
-
-    Attributes:
-        holds: the rate is proved, given this calibration set, with `confidence`.
-        rate: the share of good parts that may be rejected.
-        goods: calibration goods it rests on.
-        allowed: how many of them lie above the threshold (k).
-        goods_needed: fewest goods for which `rate` can be proved.
-    """
-
-    holds: bool
-    rate: float
-    confidence: float
-    goods: int
-    allowed: int
-    goods_needed: int
-
-    def __str__(self) -> str:
-        wanted = f"{self.rate:.3g} false rejects at {self.confidence:.0%} confidence"
-        if self.holds:
-            return f"at most {wanted}, given {self.goods} calibration goods ({self.allowed} of them above)"
-        return f"no guarantee: {self.goods} calibration goods, {self.goods_needed} are needed for {wanted}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +46,17 @@ class Threshold:
     goods: NDArray[np.float32]
     guarantee: Guarantee
 
+    @property
+    def above(self) -> int:
+        """How many calibration goods it would reject."""
+        return int((self.goods > self.image).sum())
+
     def p_value(self, score: float) -> float:
-        """(1 + #{calibration score >= score}) / (n + 1): conformal, in (0, 1]."""
+        """(1 + #{calibration score >= score}) / (n + 1): conformal, in (0, 1].
+
+        A good part's is at most a with probability a at most, equal scores or not, over parts and calibration sets
+        together (Vovk, Gammerman and Shafer 2005). Rejected is what has (k + 1) / (n + 1) at most, if a rate is proved.
+        """
         n = len(self.goods)
         at_least = n - int(np.searchsorted(self.goods, np.float32(score), side="left"))
         return (1 + at_least) / (n + 1)
@@ -111,11 +94,19 @@ class Threshold:
             raise ArtifactError(f"the model's threshold cannot be read: {error!r}") from error
         if not (math.isfinite(image) and math.isfinite(pixel)):
             raise ArtifactError(f"the model's threshold is not usable: image {image}, pixel {pixel}")
-        if not (0 < guarantee.rate < 0.5 and 0 < guarantee.confidence < 1):
+        if not (is_rate(guarantee.rate) and 0 < guarantee.confidence < 1):
             raise ArtifactError(f"the model's guarantee is none: rate {guarantee.rate} at {guarantee.confidence}")
         if guarantee != promise(len(goods), guarantee.rate, guarantee.confidence):
             raise ArtifactError(f"the model's guarantee is not what {len(goods)} calibration goods give: {guarantee}")
-        return cls(image=image, pixel=pixel, goods=np.sort(goods.to("cpu", torch.float32).numpy()), guarantee=guarantee)
+        threshold = cls(
+            image=image, pixel=pixel, goods=np.sort(goods.to("cpu", torch.float32).numpy()), guarantee=guarantee
+        )
+        if guarantee.holds and threshold.above > guarantee.allowed:
+            raise ArtifactError(
+                f"the model's threshold is too low for its guarantee: {threshold.above} calibration goods lie above "
+                f"{image}, {guarantee.allowed} may"
+            )
+        return threshold
 
 
 def calibrate(scores: Scores, *, rate: float, confidence: float = CONFIDENCE) -> Threshold:
@@ -123,12 +114,14 @@ def calibrate(scores: Scores, *, rate: float, confidence: float = CONFIDENCE) ->
 
     Args:
         scores: of good frames that the model was not fitted on.
-        rate: the share of good parts that may be rejected, in (0, 0.5).
+        rate: the share of good parts that may be rejected, in [1e-6, 0.5).
         confidence: probability, over calibration sets, with which the rate holds.
 
     Raises:
+        ConfigError: another rate.
         FitError: fewer than 5 goods, or a score that is not finite.
     """
+    check_rate(rate)
     goods = np.sort(scores.image.detach().cpu().numpy().astype(np.float32))
     peaks = scores.map.detach().flatten(1).amax(dim=1).cpu().numpy().astype(np.float32)
     n = len(goods)
@@ -141,32 +134,6 @@ def calibrate(scores: Scores, *, rate: float, confidence: float = CONFIDENCE) ->
     k = allowed(n, rate, confidence)
     image, pixel = (_cut(values, k, rate) for values in (goods, np.sort(peaks)))
     return Threshold(image=image, pixel=pixel, goods=goods, guarantee=promise(n, rate, confidence))
-
-
-def promise(n: int, rate: float, confidence: float = CONFIDENCE) -> Guarantee:
-    """What n calibration goods can prove about a rate."""
-    k = allowed(n, rate, confidence)
-    return Guarantee(
-        holds=k is not None,
-        rate=rate,
-        confidence=confidence,
-        goods=n,
-        allowed=k or 0,
-        goods_needed=needed(rate, confidence),
-    )
-
-
-def allowed(n: int, rate: float, confidence: float = CONFIDENCE) -> int | None:
-    """Largest k with P(Binomial(n, rate) <= k) <= 1 - confidence; None where even k = 0 is too many."""
-    k = int(stats.binom.ppf(1 - confidence, n, rate))
-    while k >= 0 and stats.binom.cdf(k, n, rate) > 1 - confidence:
-        k -= 1
-    return k if k >= 0 else None
-
-
-def needed(rate: float, confidence: float = CONFIDENCE) -> int:
-    """Fewest goods for which `rate` can be proved at all: (1 - rate)^n <= 1 - confidence."""
-    return math.ceil(math.log(1 - confidence) / math.log1p(-rate))
 
 
 def decide(decoded: Decoded, scores: Scores, threshold: Threshold) -> tuple[list[Verdict], list[Failure]]:

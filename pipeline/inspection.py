@@ -116,7 +116,7 @@ class Inspector:
         try:
             view = _read_view(artifact.meta["view"])
             spec = BackboneSpec.from_meta(artifact.meta["backbone"])
-            threshold = Threshold.from_meta(artifact.meta["threshold"], artifact.tensors[_CALIBRATION])
+            threshold = threshold_of(artifact)
         except KeyError as error:
             raise ArtifactError(f"the model lacks what scoring needs: {error}") from error
         inner = Artifact(
@@ -132,6 +132,27 @@ class Inspector:
             raise ArtifactError(f"the model does not fit together: {error}") from error
         shares = backbone if METHODS[inner.method].one_pass and "tiles" not in inner.meta else None
         return cls(detector, threshold, view, limits, shares=shares)
+
+
+def threshold_of(artifact: Artifact) -> Threshold:
+    """The threshold in an inspector's artifact; nothing else of it is looked at.
+
+    Raises:
+        ArtifactError: there is none, or one that cannot be.
+    """
+    try:
+        return Threshold.from_meta(artifact.meta["threshold"], artifact.tensors[_CALIBRATION])
+    except KeyError as error:
+        raise ArtifactError(f"the model lacks what deciding needs: {error}") from error
+
+
+def with_threshold(artifact: Artifact, threshold: Threshold) -> Artifact:
+    """The same detector and view, to the bit, with another threshold."""
+    return Artifact(
+        method=artifact.method,
+        tensors={**artifact.tensors, _CALIBRATION: torch.from_numpy(threshold.goods)},
+        meta={**artifact.meta, "threshold": threshold.to_meta()},
+    )
 
 
 class Inspects(Protocol):

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from pipeline import settings
-from pipeline.decide import needed
+from pipeline.guarantee import needed
 from pipeline.methods import METHODS
 from pipeline.settings import Section, Settings
 from workers import topics

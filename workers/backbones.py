@@ -10,9 +10,11 @@ import msgspec
 
 from pipeline.backbone import SHIPPED, Backbone, default_layers, on_fastest_engine, resolve
 from pipeline.backbone_spec import BackboneSpec, Preprocessing
-from pipeline.data import Size
+from pipeline.data import Artifact, Size
+from pipeline.decode import Limits
 from pipeline.engines import AUTO
 from pipeline.errors import ArtifactError, ConfigError
+from pipeline.inspection import Inspector
 from pipeline.settings import Known, Settings
 from pipeline.weight_files import Sources, preprocessing_of
 
@@ -69,6 +71,20 @@ def with_backbone(settings: Settings, name: str, weights: Path | None) -> Settin
     """The same settings, in which this backbone is permitted, with this file where there is one."""
     known = Known(weights=str(weights)) if weights else settings.backbones.get(name, Known())
     return msgspec.structs.replace(settings, backbones={**settings.backbones, name: known})
+
+
+def open_inspector(
+    artifact: Artifact, settings: Settings, *, backbone: str | None, weights: Path | None, device: str
+) -> Inspector:
+    """A stored model on its own backbone, which the command line may permit (`backbone`) and find (`weights`).
+
+    Raises:
+        ArtifactError: it is damaged, or stands on a backbone that is not permitted here.
+    """
+    named = str(artifact.meta.get("backbone", {}).get("name", ""))
+    if weights is not None or backbone is not None:
+        settings = with_backbone(settings, backbone or (named if ":" not in named else ""), weights)
+    return Inspector.load(artifact, open_backbone=opener(settings, device), limits=Limits())
 
 
 def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone]:

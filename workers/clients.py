@@ -108,22 +108,32 @@ def consumer(kafka: Kafka, *, fetch_max_bytes: int = 1_048_576, **options: Any) 
     )
 
 
-def tail(kafka: Kafka, topic: str, *, from_start: bool = False, fetch_max_bytes: int = 1_048_576) -> KafkaConsumer:
-    """A consumer of every partition of a topic, from its start or from now on, in no group.
+def tail(
+    kafka: Kafka,
+    topic: str,
+    *,
+    from_start: bool = False,
+    partition: int | None = None,
+    fetch_max_bytes: int = 1_048_576,
+) -> KafkaConsumer:
+    """A consumer of every partition of a topic, or of one, from its start or from now on, in no group.
 
     Raises:
         ConfigError: no broker answers, or there is no such topic.
     """
     client = consumer(kafka, fetch_max_bytes=fetch_max_bytes)
-    partitions = client.partitions_for_topic(topic)
+    partitions = set(client.partitions_for_topic(topic) or ())
+    if partition is not None:
+        partitions &= {partition}
     if not partitions:
         client.close()
-        raise ConfigError(f"there is no topic {topic}; make it with: goldline topics create --config line.toml")
+        missing = f"topic {topic}" if partition is None else f"partition {partition} of topic {topic}"
+        raise ConfigError(f"there is no {missing}; make it with: goldline topics create --config line.toml")
     assigned = [TopicPartition(topic, p) for p in sorted(partitions)]
     client.assign(assigned)
     (client.seek_to_beginning if from_start else client.seek_to_end)(*assigned)
-    for partition in assigned:
-        client.position(partition)
+    for each in assigned:
+        client.position(each)
     return client
 
 

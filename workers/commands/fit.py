@@ -3,6 +3,7 @@
 import getpass
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,12 +14,13 @@ import msgspec
 from rich.console import Console
 
 from model_store import ModelKey, ModelStore, Version, open_store, short
-from pipeline import commissioning, methods
+from pipeline import commissioning, methods, selection
 from pipeline.commissioning import Commissioned
 from pipeline.data import JSON, Frame
 from pipeline.decode import Limits
 from pipeline.errors import StoreUnavailable
 from pipeline.evaluation import dataset
+from pipeline.guarantee import check_rate
 from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
 from workers.progress_bars import shown
@@ -75,7 +77,8 @@ def command(
     """Learn the good parts of a station from FOLDER and store one model version.
 
     FOLDER holds pictures of good parts, or is a dataset in MVTec layout (then its train/good is used). Some of the
-    pictures are held out to calibrate the threshold; what can be promised about false rejects is printed.
+    pictures are held out to calibrate the threshold; what can be promised about false rejects is printed. Pictures
+    that a threshold selected (accepted frames, by the folder's selection.json) are refused: they bias it.
 
     \b
     Examples:
@@ -84,11 +87,11 @@ def command(
     """
     line = options.optional_settings(config)
     rate = line.false_reject_rate(station) if rate is None else rate
-    if not 0 < rate < 0.5:
-        raise click.BadParameter(f"{rate} is not between 0 and 0.5", param_hint="--false-reject-rate")
+    check_rate(rate)
     key = ModelKey(station, recipe)
     store = open_store(store_url)
     paths = dataset.goods(folder)
+    selection.check(folder, paths, station=station, recipe=recipe)
     chosen = Choice(
         name=backbone or DEFAULT,
         layers=layers.split(",") if layers else (),
@@ -125,9 +128,9 @@ def command(
         "created_at": datetime.now(UTC).isoformat(),
         "created_by": getpass.getuser(),
         "why": why,
-        "dataset": _digest(goods),
+        "dataset": digest(goods),
         "frames": {**made.frames, "unreadable": len(made.unreadable)},
-        "calibration": _digest([frame for frame in goods if frame.frame_id in calibrated_on]),
+        "calibration": digest([frame for frame in goods if frame.frame_id in calibrated_on]),
         "parent": current or "",
         "method": method,
         "settings": msgspec.to_builtins(method_config),
@@ -179,7 +182,7 @@ def _current(store: ModelStore, key: ModelKey) -> Version | None:
         return None
 
 
-def _digest(frames: list[Frame]) -> str:
+def digest(frames: Sequence[Frame]) -> str:
     """sha256 of the pictures, in order of their content's own digests: names and order do not matter."""
     each = sorted(hashlib.sha256(frame.image).hexdigest() for frame in frames)
     return hashlib.sha256("\n".join(each).encode()).hexdigest()

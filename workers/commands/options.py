@@ -66,6 +66,24 @@ def backbone(command: F) -> F:
     return command
 
 
+def model_backbone(command: F) -> F:
+    """`--weights`, `--backbone`, `--config`, `--device`: for a stored model's own; see `open_inspector`."""
+    for option in (
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--config", type=click.Path(path_type=Path), help="Settings that permit backbones and name weights."
+        ),
+        click.option("--backbone", help="Permits this module:factory backbone, if the model names it."),
+        click.option(
+            "--weights",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="The weights file of the model's backbone, where it has one.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def view(command: F) -> F:
     """What a model sees of a frame: `--size` and the options that follow it; read by `view_of`."""
     for option in (

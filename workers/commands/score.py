@@ -10,12 +10,12 @@ import numpy as np
 
 from model_store import ModelKey, ModelStore, Version, open_store, resolve_version
 from pipeline.data import Failure, Frame, Verdict
-from pipeline.decode import Limits, decode_one
+from pipeline.decode import decode_one
 from pipeline.errors import ConfigError, ModelNotFound
 from pipeline.evaluation.dataset import pictures
 from pipeline.heatmap import encode_picture, overlay
 from pipeline.inspection import Inspector
-from workers.backbones import opener, with_backbone
+from workers.backbones import open_inspector
 from workers.commands import options
 
 _BATCH = 8
@@ -31,14 +31,7 @@ _BATCH = 8
     metavar="DIR",
     help="Write an overlay of each picture there.",
 )
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The weights file of the model's backbone, where it has one.",
-)
-@click.option("--backbone", help="Permits this module:factory backbone, if the model names it.")
-@click.option("--config", type=click.Path(path_type=Path), help="Settings that permit backbones and name weights.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@options.model_backbone
 @options.store
 @options.as_json
 def command(
@@ -65,12 +58,8 @@ def command(
     store = open_store(store_url)
     key, version = find(store, model, recipe)
     artifact = store.get(key, version)
-    named = str(artifact.meta.get("backbone", {}).get("name", ""))
     settings = options.optional_settings(config)
-    if weights is not None or backbone is not None:
-        name = backbone or (named if ":" not in named else "")
-        settings = with_backbone(settings, name, weights)
-    inspector = Inspector.load(artifact, open_backbone=opener(settings, device), limits=Limits())
+    inspector = open_inspector(artifact, settings, backbone=backbone, weights=weights, device=device)
     for path, answer in _inspect(inspector, _paths(images), heatmaps):
         if as_json:
             click.echo(json.dumps(_body(path, answer, artifact.method, version)))
