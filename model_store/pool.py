@@ -54,7 +54,7 @@ def open_pool(settings: Pool) -> "DiskPool":
 
 
 class DiskPool:
-    """A pool in a folder. Safe to use from several processes, on one machine or many; from one thread in each.
+    """A pool in a folder. Safe to use from threads and processes, on one machine or many; one thread of each admits.
 
     Args:
         root: the folder; absolute.
@@ -147,6 +147,7 @@ class DiskPool:
                 for key, place in own:
                     self._remove(key, place)
                 there = [each for each in there if each not in own]
+        self._seen.clear()
         return counts
 
     def frames(self, *, key: ModelKey | None = None, part_id: str | None = None) -> list[Pooled]:

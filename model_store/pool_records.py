@@ -175,6 +175,6 @@ def checked(feedback: Feedback) -> Feedback:
         ConfigError: which value is wrong.
     """
     try:
-        return msgspec.convert(msgspec.to_builtins(feedback), Feedback)
-    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        return msgspec.json.decode(msgspec.json.encode(feedback), type=Feedback)
+    except (msgspec.MsgspecError, UnicodeEncodeError) as error:
         raise ConfigError(f"feedback: {error}") from error

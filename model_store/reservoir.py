@@ -77,9 +77,11 @@ class Sample:
 
     def refuses(self, place: Place) -> bool:
         """Whether a frame would be among those that are too many, or is there already."""
-        of_part = self._parts.get(place.part, [])
-        if place.frame in self._frames or (len(of_part) >= self._part_max and place.frame > of_part[-1].frame):
+        if place.frame in self._frames:
             return True
+        of_part = self._parts.get(place.part, [])
+        if len(of_part) >= self._part_max:
+            return place.frame > of_part[-1].frame  # else it takes the place of that one
         full = len(self._frames) >= self._keep or self._bytes + place.size_bytes > self._max_bytes
         bucket = self._buckets.get(place.bucket, [])
         fullest = max(map(len, self._buckets.values()), default=0)

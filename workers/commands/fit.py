@@ -23,6 +23,8 @@ from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
 from workers.progress_bars import shown
 
+_PICTURES_MAX = 5000
+
 
 @click.command("fit")
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -128,6 +130,7 @@ def command(
         "dataset": _digest(goods),
         "frames": {**made.frames, "unreadable": len(made.unreadable)},
         "calibration": _digest([frame for frame in goods if frame.frame_id in calibrated_on]),
+        "pictures": _pictures(goods),
         "parent": current or "",
         "method": method,
         "settings": msgspec.to_builtins(method_config),
@@ -177,6 +180,13 @@ def _current(store: ModelStore, key: ModelKey) -> Version | None:
         return store.current(key)
     except StoreUnavailable:
         return None
+
+
+def _pictures(frames: list[Frame]) -> list[str]:
+    """The beginnings of the pictures' digests; nothing where that would be more than some 80 kB beside each version."""
+    if len(frames) > _PICTURES_MAX:
+        return []
+    return sorted({short(hashlib.sha256(frame.image).hexdigest()) for frame in frames})
 
 
 def _digest(frames: list[Frame]) -> str:
