@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.settings import Recipe, StationName
 
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
-Identifier: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Identifier: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^(?=.*\S)[^\x00-\x1f\x7f]+$")]
 
 
 class Answer(StrEnum):

@@ -23,7 +23,7 @@ from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
 from workers.progress_bars import shown
 
-_PICTURES_MAX = 5000
+_PICTURES_MAX = 2000
 
 
 @click.command("fit")
@@ -183,7 +183,7 @@ def _current(store: ModelStore, key: ModelKey) -> Version | None:
 
 
 def _pictures(frames: list[Frame]) -> list[str]:
-    """The beginnings of the pictures' digests; nothing where that would be more than some 80 kB beside each version."""
+    """The beginnings of the pictures' digests; nothing where that would be more than some 30 kB beside each version."""
     if len(frames) > _PICTURES_MAX:
         return []
     return sorted({short(hashlib.sha256(frame.image).hexdigest()) for frame in frames})
