@@ -8,10 +8,9 @@ bytes are the picture only if their sha256 is the one it names.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
+from model_store.urls import folder_of
 from pipeline.errors import BlobError, ConfigError
 
 
@@ -121,9 +120,4 @@ def _open(url: str, keep_s: int) -> FrameStore:
         return RedisFrames(redis_client.parse(url), keep_s=keep_s)
     from model_store.frames_disk import DiskFrames  # noqa: PLC0415
 
-    parts = urlsplit(url)
-    folder = Path(unquote(parts.path))
-    unclear = parts.netloc not in {"", "localhost"} or parts.query or parts.fragment or "\0" in parts.path
-    if scheme != "file" or unclear or not folder.is_absolute() or ".." in folder.parts or folder == Path("/"):
-        raise ConfigError(f"[frames] roots: {url[:100]!r} is neither file:///folder nor redis://HOST:PORT/DATABASE")
-    return DiskFrames(folder, keep_s=keep_s)
+    return DiskFrames(folder_of(url, "[frames] roots (or redis://HOST:PORT/DATABASE)"), keep_s=keep_s)

@@ -129,6 +129,8 @@ class Lineage:
         dataset: digest of all frames that it comes from.
         frames: how many of them, by use: fit, tune, calibrate.
         calibration: digest of the frames that its threshold comes from.
+        pictures: the first 12 digits of each frame's sha256, to tell whether a picture is among them; empty where there
+            are too many to list.
         parent: the version that was current when it was made; empty for none.
         method: what fitted it.
         settings: of the method, each with its value.
@@ -143,6 +145,7 @@ class Lineage:
     dataset: str = ""
     frames: Mapping[str, int] = field(default_factory=dict)
     calibration: str = ""
+    pictures: tuple[str, ...] = ()
     parent: str = ""
     method: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -31,6 +31,24 @@ def open_store(url: str) -> ModelStore:
     return _on_disk(unquote(parts.path))
 
 
+def folder_of(url: str, what: str) -> Path:
+    """The folder that `file:///folder` names.
+
+    Args:
+        url: of it.
+        what: the setting that it comes from, for the message.
+
+    Raises:
+        ConfigError: it names none, or it is the root of all.
+    """
+    parts = urlsplit(url)
+    folder = Path(unquote(parts.path))
+    unclear = parts.netloc not in {"", "localhost"} or parts.query or parts.fragment or "\0" in parts.path
+    if parts.scheme != "file" or unclear or not folder.is_absolute() or ".." in folder.parts or folder == Path("/"):
+        raise ConfigError(f"{what}: {url[:100]!r} is not file:///folder")
+    return folder
+
+
 def _on_disk(path: str) -> ModelStore:
     from model_store.disk import DiskStore  # noqa: PLC0415 - a store is loaded only where it is used
 

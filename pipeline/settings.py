@@ -102,6 +102,17 @@ class Frames(Section, frozen=True):
     deadline_max_ms: Milliseconds = 60_000
 
 
+class Pool(Section, frozen=True):
+    """Where recently accepted frames are kept for the next refit, which, and how many."""
+
+    url: Annotated[str, Meta(pattern=r"^file:///.+")] | None = None
+    keep: Positive = 2000
+    max_bytes: Annotated[int, Meta(ge=100_000)] = 1_000_000_000
+    keep_days: Annotated[int, Meta(ge=1, le=60)] = 14
+    p_min: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.1
+    quarantine_h: Annotated[float, Meta(ge=0.0)] = 24.0
+
+
 class Gate(Section, frozen=True):
     """What the reject gate does. Commands are argv lists and never pass through a shell; hooks get JSON."""
 
@@ -159,6 +170,7 @@ class Settings(Section, frozen=True):
     store: Store = Store()
     worker: Worker = Worker()
     frames: Frames = Frames()
+    pool: Pool = Pool()
     gate: Gate = Gate()
     weights: Weights = Weights()
     backbones: dict[str, Known] = {}
@@ -246,6 +258,8 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             yield f"stations.{name}: deadline_ms {settings.deadline_ms(name)} is above frames.deadline_max_ms {longest}"
     if settings.frames.keep_s * 1000 < longest:
         yield f"frames.keep_s: {settings.frames.keep_s} s is shorter than frames.deadline_max_ms {longest}"
+    if settings.pool.quarantine_h >= 24 * settings.pool.keep_days:
+        yield f"pool.quarantine_h: {settings.pool.quarantine_h} h outlasts pool.keep_days {settings.pool.keep_days}"
     if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
         yield "kafka.tls: cert_file and key_file go together"
 

@@ -19,6 +19,7 @@ def test_the_wheel_is_small_and_complete(tmp_path):
         "pipeline/weights/goldline-s.safetensors",
         "pipeline/py.typed",
         "workers/schemas/result.v1.json",
+        "workers/schemas/feedback.v1.json",
         "workers/kafka/server.properties",
     ):
         assert needed in names

@@ -23,6 +23,8 @@ COMMANDS = {
     "gate": "act as the reject gate",
     "results": "follow the verdicts",
     "dead-letters": "list, show and replay frames that could not be read",
+    "feedback": "say that a part is good or defective",
+    "pool": "look at the frames that the next refit may learn from, remove some",
     "topics": "create and check the topics",
     "kafka": "run a development broker on this machine",
     "weights": "find, import, export and verify weights of backbones; train the compact one",

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from model_store.pool_records import Feedback
 from pipeline.data import Decision, Failure, Verdict
-from workers.wire import RESULT_TYPE, Arrival
+from workers.wire import FEEDBACK_TYPE, RESULT_TYPE, Arrival
 
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
 
@@ -95,6 +96,8 @@ class Comparison(Struct, frozen=True, kw_only=True):
 _encoder = msgspec.json.Encoder()
 _comparisons = msgspec.json.Decoder(Comparison)
 _decoder = msgspec.json.Decoder(Result)
+_feedback = msgspec.json.Decoder(Feedback)
+_FEEDBACK_MAX_BYTES = 16_384
 
 
 def encode_result(result: Result) -> bytes:
@@ -123,6 +126,22 @@ def decode_comparison(value: bytes | None) -> Comparison | None:
         return None
 
 
+def encode_feedback(feedback: Feedback) -> bytes:
+    """What somebody found a part to be, as JSON."""
+    return _encoder.encode(feedback)
+
+
+def decode_feedback(value: bytes | None, key: bytes | None) -> Feedback | None:
+    """The feedback in a message whose key is the part; None when it is none of ours."""
+    if value is None or len(value) > _FEEDBACK_MAX_BYTES:
+        return None
+    try:
+        feedback = _feedback.decode(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return feedback if feedback.part_id.encode() == key else None
+
+
 def opinion_of(verdict: Verdict, model: ModelBody) -> OpinionBody:
     """A verdict as the part of a comparison that it becomes."""
     return OpinionBody(
@@ -138,6 +157,12 @@ def result_schema() -> dict[str, Any]:
     """JSON Schema of a result, as checked in beside this file and published to subscribers."""
     schema = msgspec.json.schema(Result)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": RESULT_TYPE, **schema}
+
+
+def feedback_schema() -> dict[str, Any]:
+    """JSON Schema of feedback, as checked in beside this file, for programs that send it."""
+    schema = msgspec.json.schema(Feedback)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FEEDBACK_TYPE, **schema}
 
 
 def result_id(frame_id: str, version: str | None) -> str:

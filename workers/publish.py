@@ -22,10 +22,25 @@ _BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 
 
 class Publisher:
-    """Publishes outcomes; a result's future is done only when the broker has it on all in-sync replicas."""
+    """Publishes outcomes; a result's future is done only when the broker has it on all in-sync replicas.
 
-    def __init__(self, send: Send, settings: Settings, source: str) -> None:
+    Args:
+        send: to the broker.
+        settings: of the line.
+        source: what messages say of who sent them.
+        on_published: told of each outcome that is out; it must neither wait nor raise.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        settings: Settings,
+        source: str,
+        *,
+        on_published: Callable[[Outcome], object] = lambda _: None,
+    ) -> None:
         self._send = send
+        self._on_published = on_published
         self._source = source
         self._wanted = settings.worker.heatmaps
         self._topics = {kind: topics.name(settings.kafka.prefix, kind) for kind in topics.KINDS}
@@ -46,6 +61,7 @@ class Publisher:
             await self._dead_letter(outcome)
         if body.heatmap is not None and outcome.map is not None:
             self._follow(self._heatmap(outcome, body.heatmap))
+        self._on_published(outcome)
 
     def result(self, outcome: Outcome) -> messages.Result:
         """The message for an outcome."""

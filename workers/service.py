@@ -6,6 +6,7 @@ SIGTERM or SIGINT takes no more frames, publishes what is in flight, commits and
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 
 from model_store import ModelKey, open_store
 from model_store.frames import open_roots
+from model_store.pool import open_pool
 from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
@@ -21,10 +23,12 @@ from workers import app as faust_app
 from workers import clients, logs, pauses, topics, watchdog
 from workers.backbones import opener
 from workers.claims import Claims
-from workers.desk import Desk, Finds
+from workers.desk import Desk, Finds, Outcome
+from workers.feedback import Follower
 from workers.inspect import Counts, Lane, Lanes
 from workers.live import Models
 from workers.pass_all import PassAll
+from workers.pooling import Pooling
 from workers.publish import Publisher
 
 log = logs.get(__name__)
@@ -85,6 +89,15 @@ def _models_of(settings: Settings) -> Models:
     )
 
 
+def _pool_threads(settings: Settings) -> tuple[Callable[[Outcome], None], list[Pooling | Follower]]:
+    """Who is told of published outcomes, and the threads to run for it: none where there is no pool."""
+    if settings.pool.url is None:
+        return lambda _: None, []
+    pool = open_pool(settings.pool)
+    pooling = Pooling(pool)
+    return pooling.offer, [pooling, Follower(settings, pool)]
+
+
 async def _serve(settings: Settings, models: Finds) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -93,7 +106,9 @@ async def _serve(settings: Settings, models: Finds) -> int:
     executor = ThreadPoolExecutor(1, thread_name_prefix="device")
     counts = Counts()
     app = faust_app.build(settings)
-    publisher = Publisher(faust_app.Sender(app).send, settings, source=f"worker/{os.getpid()}")
+    on_published, beside = _pool_threads(settings)
+    source = f"worker/{os.getpid()}"
+    publisher = Publisher(faust_app.Sender(app).send, settings, source, on_published=on_published)
     claims = Claims(open_roots(settings.frames.roots, keep_s=settings.frames.keep_s))
     desk = Desk(
         models,
@@ -106,6 +121,8 @@ async def _serve(settings: Settings, models: Finds) -> int:
     faust_app.attach(app, settings, lanes)
     batching = asyncio.ensure_future(desk.batcher.run())
     await app.start()
+    for thread in beside:
+        thread.start()
     watchdog.start(settings, lambda: {tp.partition for tp in app.consumer.assignment()})
     pauses.settle()
     log.info("worker started", stations=list(settings.stations), group=settings.kafka.group)
@@ -127,5 +144,7 @@ async def _serve(settings: Settings, models: Finds) -> int:
         log.warning("faust did not stop in time; everything is published and committed", within_s=_STOP_S)
     executor.shutdown(wait=False, cancel_futures=True)
     claims.close()
+    for thread in beside:
+        thread.stop()
     log.info("worker ended", asked=asked, **asdict(counts), in_flight=counts.in_flight)
     return 0 if clean else 1

@@ -120,6 +120,21 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(publish, "_BACKOFF_S", (0.001, 0.002))
 
 
+def test_who_waits_for_outcomes_is_told_once_the_result_is_out():
+    broker, told = Broker(refuse={"goldline.results": 2}), []
+
+    async def scenario():
+        def hear(outcome):
+            told.append((outcome, broker.topics))
+
+        publisher = Publisher(broker.send, settings(), "worker/1", on_published=hear)
+        await asyncio.wait_for(publisher.publish(outcome), 20)
+
+    outcome = scored()
+    asyncio.run(scenario())
+    assert told == [(outcome, ["results"])]
+
+
 def test_a_result_lies_where_its_frame_lay():
     ((topic, key, value, partition, headers),) = published(Broker(), scored())
     assert (topic, key, partition) == ("goldline.results", b"line-1/top", 5)

@@ -498,6 +498,7 @@ def violations(value, schema, root, path="$"):  # noqa: C901 - one branch for ea
     """What a JSON value breaks of the parts of JSON Schema that ours uses; an unknown keyword is an error here."""
     known = {"type", "enum", "const", "anyOf", "$ref", "properties", "required", "items", "prefixItems", "format"}
     known |= {"minItems", "maxItems", "default", "title", "description", "$schema", "$defs"}
+    known |= {"minLength", "maxLength", "pattern"}
     assert set(schema) <= known, set(schema) - known
     if "$ref" in schema:
         target = root
@@ -526,6 +527,9 @@ def violations(value, schema, root, path="$"):  # noqa: C901 - one branch for ea
         found.append(f"{path}: {value!r} not in {schema['enum']}")
     if schema.get("format") == "date-time" and isinstance(value, str):
         found += [] if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", value) else [path]
+    if isinstance(value, str):
+        length = schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
+        found += [] if length and re.search(schema.get("pattern", ""), value) else [f"{path}: {value[:20]!r}"]
     if isinstance(value, dict):
         found += [f"{path}: {name} is missing" for name in schema.get("required", []) if name not in value]
         for name, item in value.items():
@@ -569,3 +573,77 @@ def test_the_schema_promises_what_readers_need():
     assert {"result_id", "frame_id", "verdict", "captured_at", "deadline_at", "decided_at"} <= required
     assert "additionalProperties" not in json.dumps(schema), "readers ignore what they do not know"
     assert msgspec.json.encode(schema)
+
+
+# Feedback
+
+FEEDBACK_SCHEMA = SCHEMA.with_name("feedback.v1.json")
+
+
+def feedback(**changes):
+    said = {"part_id": "p-1", "verdict": "defect", "by": "ana", "at": "2025-06-15T12:00:00Z"}
+    return {**said, **changes}
+
+
+def test_the_schema_of_feedback_is_the_one_in_force():
+    assert json.loads(FEEDBACK_SCHEMA.read_text(encoding="utf-8")) == json.loads(json.dumps(messages.feedback_schema()))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"station": "line-1/top", "recipe": "sku-7.b", "note": "a crack"}, {"verdict": "good", "more": 1}]
+)
+def test_feedback_keeps_to_the_schema_and_comes_back(changes):
+    schema = json.loads(FEEDBACK_SCHEMA.read_text(encoding="utf-8"))
+    said = feedback(**changes)
+    assert violations(said, schema, schema) == []
+    read = messages.decode_feedback(json.dumps(said).encode(), b"p-1")
+    assert (read.part_id, read.verdict, read.by, read.note) == ("p-1", said["verdict"], "ana", said.get("note", ""))
+    assert read.at == datetime(2025, 6, 15, 12, tzinfo=UTC)
+    assert messages.decode_feedback(messages.encode_feedback(read), b"p-1") == read
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"verdict": "maybe"},
+        {"verdict": 1},
+        {"by": ""},
+        {"by": None},
+        {"at": "yesterday"},
+        {"at": "2025-06-15T12:00:00"},
+        {"at": 1_750_000_000},
+        {"part_id": ""},
+        {"part_id": "x" * 201},
+        {"part_id": ["p-1"]},
+        {"part_id": "p\n1"},
+        {"station": "../../etc"},
+        {"recipe": "A B"},
+        {"note": "x" * 1001},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_feedback_that_is_none_is_refused_by_the_schema_and_by_the_reader(changes):
+    schema = json.loads(FEEDBACK_SCHEMA.read_text(encoding="utf-8"))
+    said = feedback(**changes)
+    assert violations(said, schema, schema)
+    assert messages.decode_feedback(json.dumps(said).encode(), str(said["part_id"]).encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        (None, b"p-1"),
+        (b"", b"p-1"),
+        (b"{", b"p-1"),
+        (b"[]", b"p-1"),
+        (b"\xff" * 100, b"p-1"),
+        (b"[" * 10_000, b"p-1"),
+        (json.dumps(feedback()).encode() + b" " * 20_000, b"p-1"),
+        (json.dumps(feedback()).encode(), b"p-2"),
+        (json.dumps(feedback()).encode(), None),
+        (b'{"part_id": "\\ud800", "verdict": "good", "by": "a", "at": "2025-06-15T12:00:00Z"}', b"p-1"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_hostile_feedback_is_none(value, key):
+    assert messages.decode_feedback(value, key) is None

@@ -25,6 +25,8 @@ from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
 from workers.progress_bars import shown
 
+_PICTURES_MAX = 2000
+
 
 @click.command("fit")
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -131,6 +133,7 @@ def command(
         "dataset": digest(goods),
         "frames": {**made.frames, "unreadable": len(made.unreadable)},
         "calibration": digest([frame for frame in goods if frame.frame_id in calibrated_on]),
+        "pictures": _pictures(goods),
         "parent": current or "",
         "method": method,
         "settings": msgspec.to_builtins(method_config),
@@ -180,6 +183,13 @@ def _current(store: ModelStore, key: ModelKey) -> Version | None:
         return store.current(key)
     except StoreUnavailable:
         return None
+
+
+def _pictures(frames: list[Frame]) -> list[str]:
+    """The beginnings of the pictures' digests; nothing where that would be more than some 30 kB beside each version."""
+    if len(frames) > _PICTURES_MAX:
+        return []
+    return sorted({short(hashlib.sha256(frame.image).hexdigest()) for frame in frames})
 
 
 def digest(frames: Sequence[Frame]) -> str:

@@ -32,7 +32,7 @@ def page(body: Mapping[str, Any]) -> str:
         body: what `goldline models show STATION --json` prints.
     """
     lineage = body["lineage"]
-    known = {name for _, name in _LINEAGE}
+    known = {name for _, name in _LINEAGE} | {"pictures"}
     more = {name: value for name, value in lineage.items() if name not in known}
     lines = [
         *_lines("", _what(body)),

@@ -172,6 +172,7 @@ def _flat(store: ModelStore, key: ModelKey, version: Version) -> dict[str, Any]:
     artifact = store.get(key, version)
     row = next(r for r in _rows(store, key) if r["version"] == version)
     shapes = {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in artifact.tensors.items()}
+    lineage = {name: value for name, value in row["lineage"].items() if name != "pictures"}  # `dataset` tells
     flat: dict[str, Any] = {}
 
     def walk(path: str, value: Any) -> None:
@@ -181,7 +182,7 @@ def _flat(store: ModelStore, key: ModelKey, version: Version) -> dict[str, Any]:
         else:
             flat[path] = value
 
-    walk("", {"method": artifact.method, "meta": artifact.meta, "tensors": shapes, "lineage": row["lineage"]})
+    walk("", {"method": artifact.method, "meta": artifact.meta, "tensors": shapes, "lineage": lineage})
     return flat
 
 

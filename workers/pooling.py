@@ -1,0 +1,142 @@
+"""Accepted frames on their way into the pool: after the verdict, on a thread of its own, dropped rather than late."""
+
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+
+from model_store import ModelKey
+from model_store.pool import DiskPool
+from model_store.pool_records import Answer, Candidate
+from pipeline.data import Verdict
+from pipeline.errors import StoreUnavailable
+from workers import logs
+from workers.desk import Outcome
+
+log = logs.get(__name__)
+
+_QUEUE_FRAMES = 64
+_QUEUE_BYTES = 64_000_000
+_AGAIN_S = 30.0
+_STOP_S = 2.0
+
+
+@dataclass(slots=True)
+class PoolCounts:
+    """What became of frames that the rule of admission wants; offered is all of them together.
+
+    Attributes:
+        admitted: copied into the pool.
+        refused: the sample has enough, or the part is defective.
+        dropped: the queue was full.
+        unstored: the disk was full or away.
+    """
+
+    offered: int = 0
+    admitted: int = 0
+    refused: int = 0
+    dropped: int = 0
+    unstored: int = 0
+
+
+class Pooling:
+    """Offers frames to the pool. Whatever the pool's disk does, `offer` returns at once.
+
+    Args:
+        pool: where they go; made if it is not there.
+        again_s: how long a disk that is full or away is left alone, in seconds.
+    """
+
+    def __init__(self, pool: DiskPool, *, again_s: float = _AGAIN_S) -> None:
+        self.counts = PoolCounts()
+        self._pool = pool
+        self._again_s = again_s
+        self._away_until: float | None = None
+        self._made = False
+        self._waiting: deque[Candidate] = deque()
+        self._waiting_bytes = 0
+        self._stopping = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="pool", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take frames."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Store what waits, if that is quick; a disk that hangs is left to itself."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(_STOP_S)
+        log.info("pool: ended", **asdict(self.counts))
+
+    def offer(self, outcome: Outcome) -> None:
+        """Queue the frame of a published outcome, if the pool may want it and the queue has room."""
+        candidate = _candidate(outcome)
+        if candidate is None or not self._pool.wants(candidate):
+            return
+        with self._changed:
+            self.counts.offered += 1
+            size = self._waiting_bytes + len(candidate.image)
+            if len(self._waiting) >= _QUEUE_FRAMES or (self._waiting and size > _QUEUE_BYTES):
+                self.counts.dropped += 1
+                return
+            self._waiting.append(candidate)
+            self._waiting_bytes = size
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._stopping:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                candidate = self._waiting.popleft()
+                self._waiting_bytes -= len(candidate.image)
+            self._admit(candidate)
+
+    def _admit(self, candidate: Candidate) -> None:
+        if self._away_until is not None and time.monotonic() < self._away_until:
+            self.counts.unstored += 1
+            return
+        try:
+            if not self._made:  # later a pool that is not there is a disk that is away
+                self._pool.create()
+                self._made = True
+            answer = self._pool.admit(candidate)
+        except StoreUnavailable as error:
+            self.counts.unstored += 1
+            if self._away_until is None:
+                log.error("pool: accepted frames are not kept, inspection goes on", error=str(error))
+            self._away_until = time.monotonic() + self._again_s
+            return
+        except Exception:  # whatever it is, it must not end the thread
+            self.counts.unstored += 1
+            log.exception("pool: a frame was not kept", frame_id=candidate.frame_id)
+            return
+        if self._away_until is not None:
+            log.info("pool: accepted frames are kept again")
+            self._away_until = None
+        if answer is Answer.ADMITTED:
+            self.counts.admitted += 1
+        else:
+            self.counts.refused += 1
+
+
+def _candidate(outcome: Outcome) -> Candidate | None:
+    frame, answer = outcome.arrival.frame, outcome.answer
+    if not isinstance(answer, Verdict) or outcome.model is None:
+        return None
+    return Candidate(
+        key=ModelKey(frame.station, frame.recipe),
+        frame_id=frame.frame_id,
+        part_id=frame.part_id,
+        captured_at=frame.captured_at or outcome.decided_at,
+        image=frame.image,
+        decision=answer.decision,
+        score=answer.score,
+        p_value=answer.p_value,
+        model=outcome.model.version,
+    )
