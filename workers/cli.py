@@ -19,6 +19,8 @@ COMMANDS = {
     "camera": "send pictures as frames",
     "gate": "act as the reject gate",
     "results": "follow the verdicts",
+    "drift": "how a station's monitors stand: light, sharpness, alignment, scores",
+    "baseline": "accept a station as it is now, after drift",
     "dead-letters": "list, show and replay frames that could not be read",
     "topics": "create and check the topics",
     "kafka": "run a development broker on this machine",

@@ -22,6 +22,7 @@ from workers import clients, logs, pauses, topics, watchdog
 from workers.backbones import opener
 from workers.claims import Claims
 from workers.desk import Desk, Finds
+from workers.drift_watch import DriftWatch
 from workers.inspect import Counts, Lane, Lanes
 from workers.live import Models
 from workers.pass_all import PassAll
@@ -95,17 +96,20 @@ async def _serve(settings: Settings, models: Finds) -> int:
     app = faust_app.build(settings)
     publisher = Publisher(faust_app.Sender(app).send, settings, source=f"worker/{os.getpid()}")
     claims = Claims(open_roots(settings.frames.roots, keep_s=settings.frames.keep_s))
+    watch = DriftWatch(settings, lambda alarm: loop.call_soon_threadsafe(publisher.drifted, alarm))
     desk = Desk(
         models,
         settings.worker,
         executor,
         claims,
         on_tried=lambda tried: loop.call_soon_threadsafe(partial(publisher.tried, tried)),
+        on_decided=watch.take,
     )
     lanes = Lanes(lambda partition: Lane(partition, settings, desk, publisher, counts))
     faust_app.attach(app, settings, lanes)
     batching = asyncio.ensure_future(desk.batcher.run())
     await app.start()
+    watch.start()
     watchdog.start(settings, lambda: {tp.partition for tp in app.consumer.assignment()})
     pauses.settle()
     log.info("worker started", stations=list(settings.stations), group=settings.kafka.group)
@@ -115,6 +119,7 @@ async def _serve(settings: Settings, models: Finds) -> int:
     asked = stop.is_set()
     lanes.stop_intake()
     clean = asked and await lanes.drain(within_s=settings.worker.drain_s)
+    await asyncio.to_thread(watch.stop)
     if clean:
         await publisher.settle()
         await app.consumer.commit()

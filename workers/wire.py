@@ -18,6 +18,7 @@ FRAME_TYPE = "goldline.frame.v1"
 RESULT_TYPE = "goldline.result.v1"
 HEATMAP_TYPE = "goldline.heatmap.v1"
 SHADOW_TYPE = "goldline.shadow.v1"
+DRIFT_TYPE = "goldline.drift.v1"
 ID_MAX = 200
 _RECIPE = re.compile(RECIPE_PATTERN)
 _STATION = re.compile(STATION_PATTERN)
