@@ -11,7 +11,11 @@ which capital jumps at a small rate (the simple jumper; Vovk et al., "Retrain or
 for change-point detection", COPA 2021). Departure, and why: a jumper that bets from the first number on loses a share
 of its capital at every step, so that after a long good run nothing brings it back in time. Here capital wakes up over
 time: of the 1 at the start, 1/(k (k+1)) begins to bet at number k. This is a mixture of martingales, hence one; after n
-numbers at least 1/(n+1) is left untouched, so that the delay of an alarm grows with log n alone.
+numbers at least 1/(n+1) is left untouched, so that the delay of an alarm grows with log n alone. Both papers are cited
+from knowledge, not re-read; that the bets are fair and the bound holds is tested, not taken from them.
+
+Ranks among all so far count changed numbers in: a change in the first frames of a baseline becomes part of what is
+usual, and a small one may never add up to an alarm. That is the price of a bound that needs no calibration set.
 
 Memory is bounded without giving up exactness: numbers are rounded to `_STEPS` values an octave on a grid that is fixed
 beforehand, and equal ones are ties. Rounding each number by itself keeps exchangeability, so the p-values stay uniform.

@@ -33,13 +33,13 @@ def accept(settings: Settings, station: str, by: str, why: str, recipe: str, as_
     Example:
       goldline baseline accept line-1/top --by ana --why "lamp changed"
     """
+    known = settings.stations.get(station)
+    if known is None or recipe not in known.recipes:
+        raise ConfigError(f"no station {station} with recipe {recipe} in the settings")
     from kafka.errors import KafkaError  # noqa: PLC0415
 
     from workers import clients, drift_events, topics, wire  # noqa: PLC0415 - torch takes seconds to import
 
-    known = settings.stations.get(station)
-    if known is None or recipe not in known.recipes:
-        raise ConfigError(f"no station {station} with recipe {recipe} in the settings")
     at = datetime.now(UTC)
     event = drift_events.BaselineAccepted(station=station, recipe=recipe, by=by, why=why, at=at)
     headers = wire.event_headers(wire.DRIFT_TYPE, uuid.uuid4().hex, "goldline/baseline", at, "application/json")

@@ -26,10 +26,10 @@ def command(settings: Settings, station: str, as_json: bool) -> None:
     at an alarm. A monitor raises its alarm where the evidence reaches the limit, and takes no more frames then;
     `goldline baseline accept STATION --by NAME --why WORDS` begins anew.
     """
-    from workers import baselines  # noqa: PLC0415 - torch takes seconds to import
-
     if station not in settings.stations:
         raise ConfigError(f"no station {station} in the settings; there are {', '.join(settings.stations) or 'none'}")
+    from workers import baselines  # noqa: PLC0415 - torch takes seconds to import
+
     found: dict[str, Kept] = {}
     for recipe in settings.stations[station].recipes:
         path = baselines.place(settings, station, recipe)
