@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import msgspec
@@ -37,6 +37,7 @@ class Inspected:
     Attributes:
         maps: frame id -> (H, W) float32 map on the CPU, of every frame that was scored.
         placements: frame id -> where its map lies in the picture.
+        pixels: frame id -> (3, H, W) uint8 as the model saw it, of every frame that was decoded.
         seconds: wall time of decode, embed and score, for the batch as a whole.
     """
 
@@ -45,6 +46,7 @@ class Inspected:
     maps: Mapping[str, Tensor]
     placements: Mapping[str, Placement]
     seconds: Mapping[str, float]
+    pixels: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Inspector:
@@ -230,4 +232,5 @@ def _inspected(
         maps={} if maps is None else dict(zip(decoded.frame_ids, maps, strict=True)),
         placements=dict(zip(decoded.frame_ids, decoded.placements, strict=True)),
         seconds=seconds,
+        pixels=dict(zip(decoded.frame_ids, decoded.images.pixels, strict=True)),
     )

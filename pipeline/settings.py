@@ -142,6 +142,13 @@ class Known(Section, frozen=True):
     weights: str | None = None
 
 
+class Drift(Section, frozen=True):
+    """How watching for drift goes about it."""
+
+    delta: Rate = 0.01
+    folder: str = "~/.local/state/goldline/drift"
+
+
 class Defaults(Section, frozen=True):
     """What a station without a value of its own takes."""
 
@@ -173,6 +180,7 @@ class Settings(Section, frozen=True):
     pool: Pool = Pool()
     gate: Gate = Gate()
     weights: Weights = Weights()
+    drift: Drift = Drift()
     backbones: dict[str, Known] = {}
     defaults: Defaults = Defaults()
     stations: dict[StationName, Station] = {}

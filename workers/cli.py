@@ -22,6 +22,8 @@ COMMANDS = {
     "camera": "send pictures as frames",
     "gate": "act as the reject gate",
     "results": "follow the verdicts",
+    "drift": "how a station's monitors stand: light, sharpness, alignment, scores",
+    "baseline": "accept a station as it is now, after drift",
     "dead-letters": "list, show and replay frames that could not be read",
     "feedback": "say that a part is good or defective",
     "pool": "look at the frames that the next refit may learn from, remove some",

@@ -69,6 +69,15 @@ class Tried:
     verdict: Verdict
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """A frame that was scored, and the picture (3, H, W) that its model saw; `on_trial` where that was a canary."""
+
+    outcome: Outcome
+    pixels: Tensor
+    on_trial: bool
+
+
 class Desk:
     """Decides about frames of every partition through one micro-batcher.
 
@@ -78,6 +87,7 @@ class Desk:
         executor: the device's thread.
         claims: fetches the pictures that messages only refer to.
         on_tried: told, in that thread, of what models on trial said.
+        on_decided: told, in that thread, of frames whose verdicts are out; it must not take long.
     """
 
     def __init__(
@@ -88,10 +98,12 @@ class Desk:
         claims: Claims | None = None,
         *,
         on_tried: Callable[[list[Tried]], object] = lambda _: None,
+        on_decided: Callable[[list[Decided]], object] = lambda _: None,
     ) -> None:
         self._models = models
         self._claims = claims or Claims(Roots(()))
         self._on_tried = on_tried
+        self._on_decided = on_decided
         self.batcher: Batcher[_Ticket, Outcome] = Batcher(
             self._process, executor, batch_max=settings.batch_max, wait_s=settings.wait_ms / 1000
         )
@@ -139,9 +151,9 @@ class Desk:
                 undecided[i] = _shed(ticket.arrival, ticket.received, left_s)
             else:
                 trial = self._models.trial(frame.station, frame.recipe)
-                if trial is not None and trial.decides(frame):
+                if canary := trial is not None and trial.decides(frame):
                     live, trial = trial.live, None
-                group = groups.setdefault(id(live), _Group(live, trial.live if trial else None))
+                group = groups.setdefault(id(live), _Group(live, trial.live if trial else None, canary))
                 group.places.append(i)
                 group.tickets.append(ticket)
                 group.frames.append(frame)
@@ -155,6 +167,7 @@ class Desk:
         for group, result in zip(groups.values(), together, strict=False):
             group.outcomes = _outcomes(group.live, group.tickets, result, started)
             yield dict(zip(group.places, group.outcomes, strict=True))
+            self._on_decided(_decided(group, result))
         for group, result in zip(tried, together, strict=True):
             self._on_tried(_tried(group, result))
 
@@ -165,11 +178,21 @@ class _Group:
 
     live: Live
     tried: Live | None
+    canary: bool
     places: list[int] = field(default_factory=list)
     tickets: list[_Ticket] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     hurried: bool = False
     outcomes: list[Outcome] = field(default_factory=list)
+
+
+def _decided(group: _Group, result: Inspected | Exception) -> list[Decided]:
+    pixels = {} if isinstance(result, Exception) else result.pixels
+    return [
+        Decided(outcome=outcome, pixels=pixels[outcome.answer.frame_id], on_trial=group.canary)
+        for outcome in group.outcomes
+        if isinstance(outcome.answer, Verdict) and outcome.answer.frame_id in pixels
+    ]
 
 
 def _tried(group: _Group, result: Inspected | Exception) -> list[Tried]:

@@ -9,8 +9,9 @@ from typing import Any
 from pipeline import heatmap
 from pipeline.data import Decision, Failure, Verdict
 from pipeline.settings import Settings
-from workers import logs, messages, topics, wire
+from workers import drift_events, logs, messages, topics, wire
 from workers.desk import Outcome, Tried
+from workers.drift_events import DriftAlarm
 from workers.wire import Headers
 
 log = logs.get(__name__)
@@ -19,6 +20,7 @@ Send = Callable[[str, bytes | None, bytes | None, int | None, Headers], Awaitabl
 """topic, key, value, partition, headers -> scheduled -> delivered."""
 
 _BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
+_SETTLE_S = 5.0
 
 
 class Publisher:
@@ -170,10 +172,17 @@ class Publisher:
         except Exception as error:  # noqa: BLE001
             log.warning("what a model on trial said was not published", frame_id=frame.frame_id, error=str(error))
 
+    def drifted(self, alarm: DriftAlarm) -> None:
+        """Publish an alarm, until the broker has it; on the event loop's thread."""
+        event_id = messages.result_id(alarm.frame_id, alarm.monitor)
+        headers = wire.event_headers(wire.DRIFT_TYPE, event_id, self._source, alarm.at, "application/json")
+        value = drift_events.encode(alarm)
+        self._follow(self._deliver(self._topics["drift"], alarm.station.encode(), value, None, headers))
+
     async def settle(self) -> None:
-        """Wait for what is best effort and still under way."""
+        """Wait for what is best effort and still under way, but not for a broker that is away."""
         if self._later:
-            await asyncio.gather(*self._later, return_exceptions=True)
+            await asyncio.wait(self._later, timeout=_SETTLE_S)
 
     async def _deliver(
         self, topic: str, key: bytes | None, value: bytes | None, partition: int | None, headers: Headers

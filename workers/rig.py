@@ -164,6 +164,7 @@ class Rig:
             **self.tree,
             "kafka": {"brokers": [self.address], "prefix": self.prefix, "group": self.prefix},
             "store": {"url": self.store_url, "poll_s": 1.0},
+            "drift": {"folder": f"{self.directory.resolve()}/drift"},
         }
         self.config.write_text(to_toml(tree), encoding="utf-8")
         wanted = self.settings

@@ -24,6 +24,7 @@ from workers import clients, logs, pauses, topics, watchdog
 from workers.backbones import opener
 from workers.claims import Claims
 from workers.desk import Desk, Finds, Outcome
+from workers.drift_watch import DriftWatch
 from workers.feedback import Follower
 from workers.inspect import Counts, Lane, Lanes
 from workers.live import Models
@@ -110,12 +111,14 @@ async def _serve(settings: Settings, models: Finds) -> int:
     source = f"worker/{os.getpid()}"
     publisher = Publisher(faust_app.Sender(app).send, settings, source, on_published=on_published)
     claims = Claims(open_roots(settings.frames.roots, keep_s=settings.frames.keep_s))
+    watch = DriftWatch(settings, lambda alarm: loop.call_soon_threadsafe(publisher.drifted, alarm))
     desk = Desk(
         models,
         settings.worker,
         executor,
         claims,
         on_tried=lambda tried: loop.call_soon_threadsafe(partial(publisher.tried, tried)),
+        on_decided=watch.take,
     )
     lanes = Lanes(lambda partition: Lane(partition, settings, desk, publisher, counts))
     faust_app.attach(app, settings, lanes)
@@ -123,6 +126,7 @@ async def _serve(settings: Settings, models: Finds) -> int:
     await app.start()
     for thread in beside:
         thread.start()
+    watch.start()
     watchdog.start(settings, lambda: {tp.partition for tp in app.consumer.assignment()})
     pauses.settle()
     log.info("worker started", stations=list(settings.stations), group=settings.kafka.group)
@@ -132,6 +136,7 @@ async def _serve(settings: Settings, models: Finds) -> int:
     asked = stop.is_set()
     lanes.stop_intake()
     clean = asked and await lanes.drain(within_s=settings.worker.drain_s)
+    await asyncio.to_thread(watch.stop)
     if clean:
         await publisher.settle()
         await app.consumer.commit()

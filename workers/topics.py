@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 
 __all__ = ["KINDS", "TopicSpec", "admin", "check", "create", "delete", "frame_max_bytes", "name", "of", "specs"]
 
-KINDS = ("frames", "results", "heatmaps", "dead-letters", "feedback", "shadow")
+KINDS = ("frames", "results", "heatmaps", "dead-letters", "feedback", "shadow", "drift")
 
 _HEADERS_MAX_BYTES = 65_536
 _BATCH_BYTES = 1_024
@@ -74,13 +74,16 @@ def specs(*, partitions: int, frame_max_bytes: int, prefix: str = "goldline") ->
     shadow = _kept(30 * _DAY_MS, segment_bytes=16 * _MIB, segment_ms=7 * _DAY_MS)
     # A season of refits learns from it, and downstream findings come late.
     feedback = _kept(90 * _DAY_MS, segment_bytes=16 * _MIB, segment_ms=7 * _DAY_MS)
+    # Alarms and acceptances are few, and an acceptance counts until another: a year outlasts any state that is kept.
+    # Broker's time: which of two is the later must not hang on two machines' clocks.
+    drift = {**_kept(365 * _DAY_MS, segment_bytes=16 * _MIB, segment_ms=30 * _DAY_MS), **append_time}
     frames["max.message.bytes"] = str(frame_limit)
     letters["max.message.bytes"] = str(letter_limit)
     made = {"frames": frames, "results": results, "heatmaps": heatmaps, "dead-letters": letters}
     wide = {"frames": partitions, "results": partitions, "heatmaps": partitions}
     return tuple(
         TopicSpec(name=name(prefix, kind), partitions=wide.get(kind, 1), config=config)
-        for kind, config in {**made, "feedback": feedback, "shadow": shadow}.items()
+        for kind, config in {**made, "feedback": feedback, "shadow": shadow, "drift": drift}.items()
     )
 
 

@@ -19,6 +19,7 @@ RESULT_TYPE = "goldline.result.v1"
 HEATMAP_TYPE = "goldline.heatmap.v1"
 SHADOW_TYPE = "goldline.shadow.v1"
 FEEDBACK_TYPE = "goldline.feedback.v1"
+DRIFT_TYPE = "goldline.drift.v1"
 ID_MAX = 200
 _RECIPE = re.compile(RECIPE_PATTERN)
 _STATION = re.compile(STATION_PATTERN)

@@ -51,6 +51,7 @@ class Model:
             maps={i: torch.zeros(2, 2) for i in good},
             placements={i: Placement((2, 2), 0.0, 0.0, 1.0, 1.0) for i in good},
             seconds={"decode": 0.001, "embed": 0.002, "score": 0.003},
+            pixels={i: torch.zeros(3, 2, 2, dtype=torch.uint8) for i in good},
         )
 
 
@@ -105,13 +106,13 @@ def arrival(frame_id, image=b"good", *, station="line-1/top", recipe="default", 
     return Arrival(frame=frame, record=record)
 
 
-def decide(models, *arrivals, wait_ms=1000.0, batch_max=None, on_tried=lambda _: None):
+def decide(models, *arrivals, wait_ms=1000.0, batch_max=None, on_tried=lambda _: None, on_decided=lambda _: None):
     """Outcomes of frames that come at once."""
 
     async def scenario():
         executor = ThreadPoolExecutor(1, thread_name_prefix="device")
         worker = Worker(batch_max=batch_max or len(arrivals), wait_ms=wait_ms)
-        desk = Desk(models, worker, executor, on_tried=on_tried)
+        desk = Desk(models, worker, executor, on_tried=on_tried, on_decided=on_decided)
         task = asyncio.ensure_future(desk.batcher.run())
         try:
             return await asyncio.wait_for(asyncio.gather(*(desk.decide(a) for a in arrivals)), 20)
@@ -428,6 +429,46 @@ def test_a_canary_decides_about_its_share_and_is_named_in_those_results():
     }
     assert 15 < len(theirs) < 45
     assert len(heard) == 60 - len(theirs), "it looks at the rest"
+
+
+def test_frames_that_were_scored_are_told_of_with_their_pictures():
+    heard = []
+    came = [arrival("a"), arrival("b", b"unreadable"), arrival("c", in_s=-1.0), arrival("d", b"forgotten")]
+    outcomes = decide(Trying(Model(A), Model(B)), *came, on_decided=heard.extend)
+    assert [d.outcome for d in heard] == outcomes[:1]
+    assert [(d.pixels.shape, d.on_trial) for d in heard] == [((3, 2, 2), False)]
+
+
+def test_frames_that_a_canary_decided_about_are_told_apart():
+    heard = []
+    came = [arrival(f"f-{i}") for i in range(20)]
+    decide(Trying(Model(A), Model(B), share=0.5), *came, on_decided=heard.extend)
+    assert {d.outcome.model.version for d in heard if d.on_trial} == {B}
+    assert {d.outcome.model.version for d in heard if not d.on_trial} == {A}
+    assert len(heard) == 20
+
+
+def test_frames_are_told_of_after_their_verdicts():
+    release = threading.Event()
+
+    def hold(_):
+        assert release.wait(20), "the verdict waited"
+
+    async def scenario():
+        executor = ThreadPoolExecutor(1)
+        models = Trying(Model(A), Model(B))
+        desk = Desk(models, Worker(batch_max=1, wait_ms=0.0), executor, on_decided=hold)
+        task = asyncio.ensure_future(desk.batcher.run())
+        try:
+            return await asyncio.wait_for(desk.decide(arrival("a")), 10)
+        finally:
+            release.set()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            executor.shutdown()
+
+    assert said(asyncio.run(scenario())) == "pass"
 
 
 def test_a_model_on_trial_that_fails_costs_no_verdict():
