@@ -390,9 +390,11 @@ def test_fit_records_where_a_model_comes_from(goldline, plant, pictures):
     assert (one["created_by"], one["created_at"][:2]) == (getpass.getuser(), "20")
     each = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in (pictures / "goods").iterdir())
     assert one["dataset"] == two["dataset"] == hashlib.sha256("\n".join(each).encode()).hexdigest()
+    assert one["pictures"] == [digest[:12] for digest in each]
     assert one["calibration"] != two["calibration"], "another seed holds other frames out"
     assert all(len(digest) == 64 for digest in (one["calibration"], two["calibration"]))
     shown = goldline("models", "show", "line-1/top", first["version"], "--store", url).out
+    assert one["pictures"][0] not in shown, "a list for machines"
     for line in ("  why          first shift", "  frames       calibrate=5, fit=9, tune=0, unreadable=0"):
         assert line in shown.splitlines()
 
