@@ -6,6 +6,7 @@ features are then the same alone as in any company.
 """
 
 import statistics
+import sys
 import threading
 import time
 import warnings
@@ -184,7 +185,11 @@ def _has_openvino() -> bool:
 
 
 def _openvino() -> Any:
-    """The package, imported when it is first needed: it takes a second."""
+    """The package, imported when it is first needed: it takes a second.
+
+    Without its telemetry, which tells its makers of each conversion unless somebody opted out: a line tells nobody.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import fails, as if not installed
     try:
         import openvino  # noqa: PLC0415 - an optional extra
     except ImportError as error:

@@ -91,6 +91,7 @@ class Camera:
         self._deadline_ms = deadline_ms or settings.deadline_ms(station)
         self._partition = settings.partitions()[station]
         self._topic = topics.name(settings.kafka.prefix, "frames")
+        clients.require_partition(settings.kafka, self._topic, self._partition)
         self._producer = clients.producer(settings.kafka, request_max_bytes=topics.frame_max_bytes(settings))
         self._roots = open_roots(settings.frames.roots, keep_s=settings.frames.keep_s)
         self._run = uuid.uuid4().hex[:8]

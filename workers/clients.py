@@ -137,6 +137,30 @@ def tail(
     return client
 
 
+def require_partition(kafka: Kafka, topic: str, partition: int) -> None:
+    """Nothing, where a topic has a partition of this number.
+
+    Raises:
+        ConfigError: it has not, or no broker answers.
+    """
+    client = consumer(kafka)
+    there = _partitions(client, topic)
+    client.close()
+    if partition not in there:
+        raise ConfigError(
+            f"topic {topic} has no partition {partition}: it was made for fewer stations; what to do says "
+            "goldline topics check --config line.toml"
+        )
+
+
+def _partitions(client: KafkaConsumer, topic: str) -> set[int]:
+    found: set[int] = client.partitions_for_topic(topic) or set()
+    if not found:
+        client.close()
+        raise ConfigError(f"there is no topic {topic}; make it with: goldline topics create --config line.toml")
+    return found
+
+
 def records(client: KafkaConsumer, *, timeout_ms: int = 100, at_most: int = 500) -> Iterator[Record]:
     """What one poll brings."""
     for batch in client.poll(timeout_ms=timeout_ms, max_records=at_most).values():

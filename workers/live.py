@@ -55,6 +55,7 @@ class Models:
         self._poll_s = poll_s
         self._shelf = Shelf(most_bytes)
         self._shares: dict[Place, float] = {}  # where a model is tried, and the share of the parts that it decides
+        self._forgotten: set[Place] = set()
         self._none: set[ModelKey] = set()  # asked for since the last look, and there is none
         self._refused: dict[Place, Version] = {}
         self._asked: SimpleQueue[ModelKey | None] = SimpleQueue()
@@ -118,6 +119,7 @@ class Models:
             place = (key.station, key.recipe)
             current = self._store.current(key)
             self._put(key, place, current)
+            self._tell_if_forgotten(key, place, current)
             marks = self._store.marks(key)
             if marks.shadow in {None, current}:
                 self._shares.pop(place, None)
@@ -137,6 +139,20 @@ class Models:
         live = self._shelf.peek(place)
         if wanted is not None and wanted != (live.version if live else None):
             self._swap(key, place, wanted)
+
+    def _tell_if_forgotten(self, key: ModelKey, place: Place, current: Version | None) -> None:
+        """Once: the store knows nothing of a model in service, as after a flush. A restart would be without it."""
+        live = self._shelf.peek(place)
+        if current is None and live is not None and place not in self._forgotten:
+            log.error(
+                "the store has no model here any more",
+                station=key.station,
+                recipe=key.recipe,
+                version=live.version,
+            )
+            self._forgotten.add(place)
+        elif current is not None:
+            self._forgotten.discard(place)
 
     def _recall(self, key: ModelKey) -> None:
         """With nothing in service and the store away: what this machine saw last."""

@@ -222,12 +222,12 @@ def _wrong_count(spec: TopicSpec, counts: Mapping[str, int]) -> list[str]:
     prefix, _, kind = topic.rpartition(".")
     frames = name(prefix, "frames")
     if kind == "results" and counts.get(frames, have) != have:
-        need = f"as many as {frames}, {counts[frames]}"
+        need, wanted = f"as many as {frames}, {counts[frames]}", max(counts[frames], spec.partitions)
     elif have < spec.partitions:
-        need = f"{spec.partitions}"
+        need, wanted = f"{spec.partitions}", spec.partitions
     else:
         return []
-    mend = f"kafka-topics.sh --alter --topic {topic} --partitions N while no worker runs, or delete it and run"
+    mend = f"kafka-topics.sh --alter --topic {topic} --partitions {wanted} while no worker runs, or delete it and run"
     return [f"topic {topic} has partitions: {have}, needed: {need}; {mend}: {_MEND}"]
 
 

@@ -1,5 +1,7 @@
 """Engines give torch's features, whichever runs them; the fastest that does is chosen."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -97,3 +99,15 @@ def test_an_engine_that_cannot_be_is_refused(backbone):
     net = engines.Preprocessed(torch.nn.Identity(), ("x",), torch.ones(3), torch.zeros(3), bgr=False)
     with pytest.raises(ConfigError, match="runs on the CPU"):
         engines.make(net, "openvino-fp32", torch.device("cuda"))
+
+
+def test_openvino_tells_its_makers_nothing():
+    pytest.importorskip("openvino")
+    program = """
+from pipeline import engines
+engines._openvino()
+from openvino.tools.ovc import convert_impl, telemetry_utils
+print(telemetry_utils.tm.__name__, convert_impl.tm.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub"] * 2

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from model_store.frames import open_roots
+from pipeline.errors import ConfigError
 from tests.redis_server import RedisServer
 from workers import camera as cameras
 from workers import clients, topics, wire
@@ -120,3 +122,14 @@ def test_a_camera_that_is_stopped_waits_for_no_root(
         own.kill()
         counted, arrivals = sent_by(rig, shot(INLINE + 1), stopped=lambda: True)
         assert (counted.sent, counted.accepted, counted.failed, arrivals) == (1, 0, 1, [])
+
+
+def test_a_topic_that_is_missing_or_too_narrow_is_one_clear_line_at_the_start(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    more = rig.settings.stations | {"line-1/side": rig.settings.stations[STATION]}
+    wider = msgspec.structs.replace(rig.settings, stations=more)
+    with pytest.raises(ConfigError, match=r"has no partition 1: it was made for fewer stations"):
+        Camera(wider, "line-1/side")
+    elsewhere = msgspec.structs.replace(rig.settings.kafka, prefix="nobody-made-this")
+    with pytest.raises(ConfigError, match=r"there is no topic nobody-made-this\.frames"):
+        Camera(msgspec.structs.replace(rig.settings, kafka=elsewhere), STATION)

@@ -470,3 +470,14 @@ def test_a_canary_decides_its_share_of_the_parts_and_always_the_same_ones():
     assert [trial.decides(part) for part in again] == decided, "every frame of a part has the same judge"
     assert not any(Trial(trial.live, 0.0).decides(part) for part in parts)
     assert all(Trial(trial.live, 1.0).decides(part) for part in parts)
+
+
+def test_a_store_that_lost_a_station_is_told_of_once_and_the_model_stays(tmp_path, store, watch, fitted):
+    version = promote(store, fitted[0])
+    promote(store, fitted[1], SIDE)
+    models = watch()
+    shutil.rmtree(tmp_path / "models" / "models" / "line-1" / "top")
+    (told,) = refresh(models)
+    assert "no model here any more" in told
+    assert models.find("line-1/top", "default").version == version
+    assert refresh(models) == []

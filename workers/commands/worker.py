@@ -1,7 +1,7 @@
 """`goldline worker`."""
 
+import os
 import signal
-import sys
 
 import click
 
@@ -26,8 +26,9 @@ def command(ctx: click.Context, settings: Settings, log_level: str, without_mode
     \b
     Exit status: 0 ended as asked; 1 ended by itself; 2 refused to start; 70 was stuck (see [worker] stuck_s).
     """
-    # Until the worker has handlers of its own nothing is in flight, and to end at once is to end in order.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Until the worker has handlers of its own nothing is in flight, and to end at once is to end in order. Not by an
+    # exception: in a call-back of native code it would abort the process.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     logs.set_up(log_level, process="worker")
     from workers import service  # noqa: PLC0415 - torch and Faust take seconds to import
     from workers.pass_all import PassAll  # noqa: PLC0415
