@@ -12,7 +12,7 @@ Large pictures of frames, kept for a while, are `frames.py`'s.
 
 from typing import TYPE_CHECKING, Any
 
-from model_store.base import ModelStore, resolve_version, rollback
+from model_store.base import ModelStore, promote, resolve_version, rollback
 from model_store.lifecycle import State, state_of
 from model_store.records import Lineage, Marking, Marks, ModelInfo, ModelKey, Promotion, Version, is_version, short
 from model_store.urls import open_store
@@ -34,6 +34,7 @@ __all__ = [
     "encode",
     "is_version",
     "open_store",
+    "promote",
     "resolve_version",
     "rollback",
     "short",

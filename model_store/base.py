@@ -135,6 +135,22 @@ def resolve_version(store: ModelStore, key: ModelKey, text: str) -> Version:
     return found[0]
 
 
+def promote(
+    store: ModelStore, key: ModelKey, version: Version, *, expected: Version | None, who: str, why: str = ""
+) -> None:
+    """Promote a version, as `ModelStore.promote`; what was a shadow is one no more.
+
+    Otherwise a rollback would make it a shadow again, or even a canary.
+
+    Raises:
+        MarksConflict: somebody changed the marks at that moment; the version is current all the same.
+    """
+    store.promote(key, version, expected=expected, who=who, why=why)
+    marks = store.marks(key)
+    if marks.shadow == version:
+        store.mark(key, marks.without_shadow(), expected=marks, who=who, why="promoted")
+
+
 def rollback(store: ModelStore, key: ModelKey, who: str, why: str = "rollback") -> Version:
     """Promote what was current before the last promotion; twice in a row comes back to where it started.
 
@@ -150,7 +166,7 @@ def rollback(store: ModelStore, key: ModelKey, who: str, why: str = "rollback") 
     previous = history[-1].previous if history else None
     if previous is None:
         raise ModelNotFound(f"{key}: nothing to roll back to, {len(history)} promotion(s) so far")
-    store.promote(key, previous, expected=history[-1].version, who=who, why=why)
+    promote(store, key, previous, expected=history[-1].version, who=who, why=why)
     return previous
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Literal, NewType
 
@@ -93,6 +93,10 @@ class Marks:
             raise ConfigError(f"a canary's share is 0 to 1, not {self.canary_share}")
         if self.canary_share and self.shadow is None:
             raise ConfigError(f"a canary's share of {self.canary_share} needs a version to have it")
+
+    def without_shadow(self) -> "Marks":
+        """The same, with no version tried."""
+        return replace(self, shadow=None, canary_share=0.0)
 
     @property
     def named(self) -> frozenset[Version]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from model_store import Marks, State, Version, open_store, rollback, state_of, version_of
+from model_store import Marks, State, Version, open_store, promote, rollback, state_of, version_of
 from model_store.cache import Cache
 from model_store.lifecycle import collect
 from pipeline.errors import (
@@ -53,6 +53,17 @@ def kept(collected, key=KEY):
 
 
 # Marks
+
+
+def test_a_shadow_that_is_promoted_is_one_no_more_and_a_rollback_brings_no_canary_back(store):
+    first = put_current(store, 1)
+    second = store.put(KEY, model(2))
+    mark(store, shadow=second, canary_share=0.5, pins=frozenset({first}))
+    promote(store, KEY, second, expected=first, who="ana")
+    assert store.marks(KEY) == Marks(pins=frozenset({first}))
+    rollback(store, KEY, "ana")
+    assert store.current(KEY) == first
+    assert store.marks(KEY).shadow is None
 
 
 def test_nothing_is_marked_where_nobody_said_so(store):

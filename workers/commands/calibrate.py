@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from model_store import ModelKey, ModelStore, Version, open_store, resolve_version, short
+from model_store import promote as put_in_service
 from pipeline import selection
 from pipeline.commissioning import Recalibrated, recalibrate
 from pipeline.data import JSON, Frame
@@ -92,7 +93,7 @@ def command(
     }
     version = store.put(key, with_threshold(artifact, made.threshold), lineage=lineage)
     if promote:
-        store.promote(key, version, expected=parent, who=getpass.getuser(), why=why or "calibrate")
+        put_in_service(store, key, version, expected=parent, who=getpass.getuser(), why=why or "calibrate")
     if as_json:
         click.echo(json.dumps(_body(made, version, parent, before, promoted=promote)))
         return

@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 
 from model_store import ModelKey, ModelStore, Version, open_store, short
+from model_store import promote as put_in_service
 from pipeline import commissioning, methods, selection
 from pipeline.commissioning import Commissioned
 from pipeline.data import JSON, Frame
@@ -143,7 +144,7 @@ def command(
     version = store.put(key, artifact, lineage=lineage)
     promoted = promote or current is None
     if promoted and current != version:
-        store.promote(key, version, expected=current, who=getpass.getuser(), why=why or "fit")
+        put_in_service(store, key, version, expected=current, who=getpass.getuser(), why=why or "fit")
     if as_json:
         click.echo(json.dumps(_body(made, version, method, net.spec.to_meta(), promoted=promoted)))
         return

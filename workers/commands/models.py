@@ -9,12 +9,14 @@ from typing import Any, TypeVar
 import click
 
 from model_store import ModelKey, ModelStore, Version, carry, open_store, resolve_version, short, state_of
+from model_store import promote as put_in_service
 from model_store import rollback as roll_back
 from pipeline.errors import ConfigError
 from workers.commands import compare, model_page, options, upkeep
-from workers.commands.upkeep import without_shadow
 
 T = TypeVar("T")
+
+_NONE = "no models; make one with: goldline fit FOLDER --station S"
 
 
 @click.group("models")
@@ -50,7 +52,8 @@ def list_(station: str | None, recipe: str, store_url: str, as_json: bool) -> No
             f"{row['size_bytes']:>12,} B  {made}" + ("  pinned" if row["pinned"] else "") + canary
         )
     if not rows:
-        click.echo("no models; make one with: goldline fit FOLDER --station S", err=True)
+        there = ", ".join(map(str, store.keys())) if station else ""
+        click.echo(f"no models of {station} (there: {there})" if there else _NONE, err=True)
 
 
 @command.command("show")
@@ -87,11 +90,9 @@ def promote(station: str, version: str, recipe: str, why: str, store_url: str) -
     key = ModelKey(station, recipe)
     found = resolve_version(store, key, version)
     before = store.current(key)
-    store.promote(key, found, expected=before, who=getpass.getuser(), why=why)
-    marks = store.marks(key)
-    if marks.shadow == found:  # else a rollback would make it a shadow again, or even a canary
-        store.mark(key, without_shadow(marks), expected=marks, who=getpass.getuser(), why="promoted")
-    click.echo(f"{short(found)} is in service at {key}" + (f", after {short(before)}" if before else ""))
+    put_in_service(store, key, found, expected=before, who=getpass.getuser(), why=why)
+    after = "" if before is None else " already: nothing changed" if before == found else f", after {short(before)}"
+    click.echo(f"{short(found)} is in service at {key}{after}")
 
 
 @command.command("rollback")
@@ -103,7 +104,7 @@ def rollback(station: str, recipe: str, why: str, store_url: str) -> None:
     """Put the version that was in service before back."""
     store = open_store(store_url)
     key = ModelKey(station, recipe)
-    version = roll_back(store, key, getpass.getuser(), why or "rollback")
+    version = roll_back(store, key, getpass.getuser(), f"rollback: {why}" if why else "rollback")
     click.echo(f"{short(version)} is in service at {key} again")
 
 
@@ -140,7 +141,9 @@ def import_(file: Path, station: str | None, recipe: str | None, promote: bool, 
         file, lambda: carry.import_(store, file, key=key, lineage={"imported_by": who, "imported_from": file.name})
     )
     if promote:
-        store.promote(arrived, version, expected=store.current(arrived), who=who, why=why or f"import of {file.name}")
+        put_in_service(
+            store, arrived, version, expected=store.current(arrived), who=who, why=why or f"import of {file.name}"
+        )
     click.echo(f"{short(version)} is stored for {arrived}" + (", and in service" if promote else ""))
 
 

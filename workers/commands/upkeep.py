@@ -76,7 +76,7 @@ def shadow(station: str, version: str | None, canary: float, off: bool, recipe: 
     key = ModelKey(station, recipe)
     marks = store.marks(key)
     if version is None:
-        wanted, told = without_shadow(marks), f"{key} tries no version"
+        wanted, told = marks.without_shadow(), f"{key} tries no version"
     else:
         found = resolve_version(store, key, version)
         if found == store.current(key):
@@ -123,11 +123,6 @@ def gc(keep_days: int, dry_run: bool, store_url: str, as_json: bool) -> None:
     click.echo(
         f"{gone} of {len(collected.fates)} versions {would}deleted, {collected.freed_bytes:,} bytes {would}freed"
     )
-
-
-def without_shadow(marks: Marks) -> Marks:
-    """The same marks, with no version tried."""
-    return replace(marks, shadow=None, canary_share=0.0)
 
 
 def _body(collected: Collected, *, dry_run: bool) -> dict[str, Any]:
