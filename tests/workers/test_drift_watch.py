@@ -22,12 +22,13 @@ AT = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 def decided(k, *, brightness=100, score=1.0, reject=False, on_trial=False):
-    torch.manual_seed(k)
+    torch.manual_seed(k)  # in random order, as a station's frames are: seven rising scores in a row are evidence
+    pixels = torch.randint(brightness - 20, brightness + 20, (3, 48, 48), dtype=torch.uint8)
     frame = Frame(frame_id=f"f-{k}", image=b"", station=STATION, captured_at=AT + timedelta(seconds=k))
     verdict = Verdict(
         frame_id=frame.frame_id,
         decision=Decision.REJECT if reject else Decision.PASS,
-        score=score + 0.01 * (k % 9),
+        score=score + 0.1 * float(torch.rand(())),
         threshold=2.0,
         p_value=0.5,
     )
@@ -38,7 +39,6 @@ def decided(k, *, brightness=100, score=1.0, reject=False, on_trial=False):
         decided_at=AT,
         model=ModelBody(method="fake", version="b" * 64 if on_trial else "a" * 64),
     )
-    pixels = torch.randint(brightness - 20, brightness + 20, (3, 48, 48), dtype=torch.uint8)
     return Decided(outcome=outcome, pixels=pixels, on_trial=on_trial)
 
 
