@@ -11,24 +11,25 @@ The README draws the folders.
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from model_store.base import marks_conflict, promotion_conflict, read_whole
 from model_store.codec import Encoded, decode, verify
 from model_store.entries import new_entry, new_line, now, read_entry, read_line
-from model_store.files import Log, create, locked, make_folder, names, replace, sync
+from model_store.files import Log, create, locked, make_folder, mounted, names, on_disk, replace, sync
 from model_store.lifecycle import kept_because
 from model_store.records import Marking, Marks, ModelInfo, ModelKey, Promotion, Swept, Version, is_version, short
 from pipeline.data import JSON, Artifact
-from pipeline.errors import ArtifactError, ConfigError, ModelNotFound, StoreUnavailable
+from pipeline.errors import ArtifactError, ConfigError, ModelNotFound
 
 # An unmounted share is an empty folder: only this file tells "no models yet" from "no disk".
 MARKER = "goldline-models.v1"
 LOCK = "lock"
 LEFTOVER_AFTER_S = 24 * 3600.0
 
+_WHAT = "model store"
 _MARKER_TEXT = b"Goldline models, layout 1. Nothing here is to be edited; see model_store/README.md.\n"
 _TOUCH_AFTER = timedelta(days=1)
 
@@ -241,21 +242,11 @@ class DiskStore:
         with locked(self.root / LOCK, alone=alone):
             yield
 
-    @contextmanager
-    def _mounted(self) -> Iterator[None]:
-        """Reading: the store must be there, and the system's errors are ours."""
-        with self._disk():
-            if not (self.root / MARKER).exists():
-                raise StoreUnavailable(f"{self.root} holds no model store, no {MARKER}: is it mounted?")
-            yield
+    def _mounted(self) -> AbstractContextManager[None]:
+        return mounted(self.root, _WHAT, MARKER)
 
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            where = error.filename or self.root
-            raise StoreUnavailable(f"model store at {self.root}: {where}: {error.strerror}") from error
+    def _disk(self) -> AbstractContextManager[None]:
+        return on_disk(self.root, _WHAT)
 
     def _remove_leftovers(self) -> None:
         """Remove models half written by processes that died, once they are surely dead."""

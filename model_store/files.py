@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.errors import StoreUnavailable
+
 Piece = bytes | memoryview
 
 _READ_ONLY = 0o444
@@ -86,6 +88,24 @@ def create(path: Path, pieces: Iterable[Piece]) -> bool:
                 raise
     sync(path.parent)
     return True
+
+
+@contextmanager
+def on_disk(root: Path, what: str) -> Iterator[None]:
+    """The system's errors as ours, for `what` lies at a root."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(f"{what} at {root}: {error.filename or root}: {error.strerror}") from error
+
+
+@contextmanager
+def mounted(root: Path, what: str, marker: str) -> Iterator[None]:
+    """Likewise, and the root must have its marker: an unmounted share is an empty folder."""
+    with on_disk(root, what):
+        if not (root / marker).exists():
+            raise StoreUnavailable(f"{root} holds no {what}, no {marker}: is it mounted?")
+        yield
 
 
 @contextmanager

@@ -14,26 +14,27 @@ and looked for after a frame was written: whichever comes first, the frame does 
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
 
 from model_store.entries import now
-from model_store.files import create, make_folder, names
+from model_store.files import create, make_folder, mounted, names, on_disk
 from model_store.pool_records import Answer, Candidate, Entry, Feedback, Pooled, Quality, Removal, RemovedFrame
 from model_store.pool_reports import Reports
 from model_store.records import ModelKey
 from model_store.reservoir import Place, Sample, bucket_of, digest, is_bucket
 from model_store.urls import folder_of
 from pipeline.data import Decision
-from pipeline.errors import BlobError, ConfigError, StoreUnavailable
+from pipeline.errors import BlobError, ConfigError
 from pipeline.settings import Pool
 
 MARKER = "goldline-pool.v1"
 PART_MAX = 4  # a part that stands still under a camera is one part
 
+_WHAT = "pool"
 _MARKER_TEXT = b"Frames that Goldline may learn from. Nothing here is to be edited; see model_store/README.md.\n"
 _RESCAN_S = 10.0
 _AHEAD = timedelta(days=1)  # clocks differ; a frame from further in the future is from a wrong one
@@ -276,17 +277,8 @@ class DiskPool:
     def _path(self, key: ModelKey, place: Place) -> Path:
         return self._folder(key) / place.bucket / place.name
 
-    @contextmanager
-    def _mounted(self) -> Iterator[None]:
-        with self._disk():
-            if not (self.root / MARKER).exists():
-                raise StoreUnavailable(f"{self.root} holds no pool, no {MARKER}: is it mounted?")
-            yield
+    def _mounted(self) -> AbstractContextManager[None]:
+        return mounted(self.root, _WHAT, MARKER)
 
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            where = error.filename or self.root
-            raise StoreUnavailable(f"pool at {self.root}: {where}: {error.strerror}") from error
+    def _disk(self) -> AbstractContextManager[None]:
+        return on_disk(self.root, _WHAT)
