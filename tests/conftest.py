@@ -69,6 +69,16 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
+def server(redis_server: str, tmp_path: Path) -> Iterator[RedisServer]:
+    """A real Redis of a test's own: it may be killed."""
+    assert redis_server
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with RedisServer(folder) as own:
+        yield own
+
+
+@pytest.fixture
 def topics_prefix() -> str:
     """A prefix that no other test uses."""
     return f"test-{uuid.uuid4().hex[:12]}"

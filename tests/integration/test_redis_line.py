@@ -9,7 +9,6 @@ import pytest
 
 from model_store import ModelKey, open_store
 from tests.line import assert_one_verdict_each, start_worker
-from tests.redis_server import RedisServer
 from workers import bench_rig
 from workers.bench_rig import Reader, pictures, play
 from workers.camera import Camera
@@ -23,16 +22,6 @@ KEY = ModelKey(STATION)
 def models(tmp_path_factory):
     store = open_store(f"file://{tmp_path_factory.mktemp('made')}/models")
     return bench_rig.fit(store, bench_rig.backbone(), (0, 1))
-
-
-@pytest.fixture
-def server(redis_server, tmp_path):
-    """One of this test's own: it may be killed."""
-    assert redis_server
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with RedisServer(folder) as own:
-        yield own
 
 
 def goldline(*arguments):

@@ -19,16 +19,6 @@ def model(n=0.0, rows=40):
     return Artifact(method="padim", tensors={"bank": torch.full((rows, 6), float(n))}, meta={"n": n})
 
 
-@pytest.fixture
-def server(redis_server, tmp_path):
-    """One of this test's own: it may be killed."""
-    assert redis_server
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with RedisServer(folder) as own:
-        yield own
-
-
 def store_of(server, tmp_path, **options):
     more = "".join(f"&{name}={value}" for name, value in options.items())
     return open_store(f"redis://{server.address}/0?cache={tmp_path}/cache{more}")

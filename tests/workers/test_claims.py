@@ -11,22 +11,12 @@ import pytest
 from model_store.frames import describe, open_roots
 from pipeline import settings as line
 from pipeline.data import Reason
-from tests.redis_server import RedisServer
 from workers import wire
 from workers.claims import Claims
 from workers.wire import Record, read_frame
 
 PICTURE = os.urandom(200_000)
 STATION = "line-1/top"
-
-
-@pytest.fixture
-def server(redis_server, tmp_path):
-    """A Redis of this test's own: it may be killed."""
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    with RedisServer(folder) as own:
-        yield own
 
 
 def roots_of(*urls):
