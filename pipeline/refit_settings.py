@@ -1,6 +1,7 @@
 """`[refit]` of line.toml: which frames a refit may learn from, what it is held to, and who approves it."""
 
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -65,6 +66,17 @@ class Refit(Section, frozen=True):
     device: str = "cpu"
     threads: Annotated[int, Meta(ge=1)] = 1
     rules: Rules = Rules()
+
+    def contradictions(self) -> Iterator[str]:
+        """What no type can say is wrong."""
+        if self.schedule:
+            try:
+                next_run(self.schedule, datetime.now(UTC))
+            except ConfigError as error:
+                yield str(error)
+        if self.rules.frames_min > self.rules.frames_max:
+            least, most = self.rules.frames_min, self.rules.frames_max
+            yield f"refit.rules: frames_min {least} is above frames_max {most}"
 
 
 def next_run(schedule: str, after: datetime) -> datetime:

@@ -9,7 +9,6 @@ import os
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from pipeline.errors import ConfigError
-from pipeline.refit_settings import Refit, next_run
+from pipeline.refit_settings import Refit
 from pipeline.settings_check import Section, fields_of, problems_of
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -267,11 +266,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield f"frames.keep_s: {settings.frames.keep_s} s is shorter than frames.deadline_max_ms {longest}"
     if settings.pool.quarantine_h >= 24 * settings.pool.keep_days:
         yield f"pool.quarantine_h: {settings.pool.quarantine_h} h outlasts pool.keep_days {settings.pool.keep_days}"
-    if settings.refit.schedule:
-        try:
-            next_run(settings.refit.schedule, datetime.now(UTC))
-        except ConfigError as error:
-            yield str(error)
+    yield from settings.refit.contradictions()
     if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
         yield "kafka.tls: cert_file and key_file go together"
 

@@ -59,13 +59,16 @@ def after_review(
     if refused := _refuse_defective(store, pool, key, version):
         return refused
     wait = f"it waits for a person: goldline refit approve {key.station} {short(version)} --recipe {key.recipe}"
-    if approval == "manual":
-        return Decided(what="stored", words=f"accepted by its review; {wait} --by NAME")
-    if not review.complete:
-        return Decided(what="stored", words=f"{wait} --by NAME (not checked: {'; '.join(review.unchecked)})")
+    if approval == "manual" or not review.complete:
+        unchecked = f" (not checked: {'; '.join(review.unchecked)})" if review.unchecked else ""
+        return Decided(what="stored", words=f"no rule speaks against it{unchecked}; {wait} --by NAME")
     if approval == "auto":
         promote(store, key, version, expected=parent, who=ITSELF, why="refit: every rule of its review passed")
         return Decided(what="promoted", words="every rule of its review passed: it is in service")
+    return _try_out(store, key, version, wait)
+
+
+def _try_out(store: ModelStore, key: ModelKey, version: Version, wait: str) -> Decided:
     marks = store.marks(key)
     if marks.shadow is not None:
         return Decided(what="stored", words=f"{short(marks.shadow)} is on trial already; {wait} --by NAME")

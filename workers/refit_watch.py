@@ -54,7 +54,7 @@ def once(settings: Settings, key: ModelKey) -> None:
         told.info("refit: there is no model to refit", error=str(error))
     except GoldlineError as error:
         told.error("refit: it could not be done", error=str(error))
-    except Exception:  # whatever it is, the other stations are still to be refitted
+    except Exception:  # noqa: BLE001 - whatever it is, the other stations are still to be refitted
         told.exception("refit: it failed")
     else:
         level = told.warning if done.what == "refused" else told.info

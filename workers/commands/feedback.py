@@ -61,9 +61,7 @@ def command(
     for each in fitted:
         click.echo(f"fitted with it: {short(each.version)} of {each.key}, {each.state}")
     if verdict == "defect" and any(each.state is State.ACTIVE for each in fitted):
-        click.echo(
-            "one of them is in service: look at its misses, `goldline models rollback` brings back the one before"
-        )
+        click.echo("one is in service: `goldline models rollback` brings back the one before")
     click.echo(unknown or ("" if fitted else "no version is known to be fitted with it"))
 
 

@@ -77,9 +77,8 @@ def show(part: str, settings: Settings, as_json: bool) -> None:
             f"{removal.at:%Y-%m-%d %H:%M}  {len(removal.frames)} frames removed, by {plain(removal.feedback.by)}"
         )
     for row in fitted:
-        click.echo(
-            f"a refit learnt from it: {short(row['version'])} of {row['station']} ({row['recipe']}), {row['state']}"
-        )
+        key = ModelKey(row["station"], row["recipe"])
+        click.echo(f"a refit learnt from it: {short(row['version'])} of {key}, {row['state']}")
     if not frames:
         click.echo(f"no frame of {plain(part)} is in the pool", err=True)
 

@@ -10,12 +10,12 @@ import click
 
 from model_store import ModelKey, ModelStore, Version, open_store, resolve_version, short, withdraw
 from model_store.pool import open_pool
+from pipeline import settings as line
 from pipeline.errors import ConfigError, LeaseTaken
 from pipeline.refit_settings import Approval
-from pipeline.review import Review
 from pipeline.settings import Settings
 from workers.commands import options
-from workers.commands.model_page import plain
+from workers.commands.model_page import plain, rows_of
 
 REFUSED = 3
 TAKEN = 4
@@ -37,7 +37,13 @@ TAKEN = 4
 @click.option("--dry-run", is_flag=True, help="Fit and review, and store nothing.")
 @click.option("--watch", is_flag=True, help="Stay, and refit every station at the times of refit.schedule.")
 @options.why
-@options.config
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default="line.toml",
+    show_default=True,
+    help="Settings of the line.",
+)
 @options.as_json
 @click.pass_context
 def command(
@@ -49,7 +55,7 @@ def command(
     dry_run: bool,
     watch: bool,
     why: str,
-    settings: Settings,
+    config: Path,
     as_json: bool,
 ) -> None:
     """Let STATION's model learn the parts that it accepted lately, if a review finds nothing against it.
@@ -75,6 +81,7 @@ def command(
         return
     if bool(station) == watch:
         raise click.UsageError("name a --station, or --watch all of them")
+    settings = line.read(config)
     _step_back(settings.refit.threads)
     if watch:
         from workers import logs, refit_watch  # noqa: PLC0415 - torch takes seconds to import
@@ -101,7 +108,8 @@ def command(
     except LeaseTaken as error:
         click.echo(f"goldline: {error}", err=True)
         ctx.exit(TAKEN)
-    click.echo(json.dumps(done.body()) if as_json else page(done.review, done.words))
+    rows = rows_of(done.review) if done.review else []
+    click.echo(json.dumps(done.body()) if as_json else "\n".join([*rows, plain(done.words)]))
     ctx.exit(REFUSED if done.what == "refused" else 0)
 
 
@@ -140,15 +148,6 @@ def refuse(station: str, version: str, by: str, recipe: str, why: str, settings:
         raise ConfigError(f"{short(found)} is in service at {key}: `goldline models rollback` takes it out")
     withdraw(store, key, found, who=by, why=why or "refused")
     click.echo(f"{short(found)} of {key} is withdrawn")
-
-
-def page(review: Review | None, words: str) -> str:
-    """A review for people: a line for each rule, then what comes of it."""
-    lines = []
-    if review is not None:
-        lines.append(f"{'rule':14} {'':11}  {review.how}, {review.used} of {review.pool} frames")
-        lines += [f"{each.rule:14} {each.outcome:11}  {plain(each.words)}" for each in review.findings]
-    return "\n".join([*lines, plain(words)])
 
 
 def _candidate(settings: Settings, station: str, recipe: str, version: str) -> tuple[ModelStore, ModelKey, Version]:
