@@ -84,7 +84,7 @@ def next_run(schedule: str, after: datetime) -> datetime:
 
     Args:
         schedule: five fields of cron.
-        after: aware; the answer is in its time zone.
+        after: the answer is in its time zone, or likewise without one.
 
     Raises:
         ConfigError: it is no schedule.

@@ -7,11 +7,13 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from model_store import ModelKey, open_store, promote, state_of, withdrawal
 from model_store.leases import open_leases
@@ -26,7 +28,7 @@ from pipeline.drift import Baseline
 from pipeline.martingale import Alarm
 from pipeline.view import View
 from tests.workers.test_models_upkeep import goldline
-from workers import baselines, provenance
+from workers import baselines, provenance, refit_watch
 from workers.baselines import Kept
 from workers.rig import to_toml
 
@@ -345,6 +347,36 @@ def test_it_is_one_station_or_all_by_schedule(whole, refit, arguments):
 
 def test_watching_needs_a_schedule(whole, refit):
     assert "every night at three" in refit("--watch", status=2)
+
+
+def test_a_watch_refits_every_station_when_it_is_due_and_not_before(whole, config, settings_tree):
+    settings_tree["refit"]["schedule"] = "0 3 * * *"
+    settings_tree["stations"]["line-1/side"] = {}
+    config.write_text(to_toml(settings_tree))
+    stop = threading.Event()
+    three = datetime(2026, 3, 29, 3, tzinfo=UTC)
+    times = [three - timedelta(seconds=0.1)] * 3 + [three]
+    seen = []
+
+    def clock():
+        at = times[min(len(seen), 3)]
+        seen.append(len(whole.versions(KEY)))
+        if len(seen) == 5:
+            stop.set()
+        return at
+
+    with capture_logs() as logged:
+        refit_watch.run(line.read(config, {}), stop, clock)
+    assert seen == [1, 1, 1, 1, 2, 2], "stored once, at three"
+    told = [(entry["event"], entry.get("station"), entry.get("outcome")) for entry in logged]
+    assert ("refit", STATION, "stored") in told
+    assert ("refit: there is no model to refit", "line-1/side", None) in told
+
+
+def test_a_watch_says_who_is_at_it_and_goes_on(whole, settings):
+    with open_leases(settings.store.url).hold(f"refit/{STATION}/default", who="bob@server-3"), capture_logs() as logged:
+        refit_watch.once(settings, KEY)
+    assert [(entry["event"], entry["log_level"]) for entry in logged] == [("refit: another process is at it", "info")]
 
 
 def command(config):
