@@ -165,10 +165,10 @@ def test_frames_beyond_what_may_wait_are_left_out_without_waiting(settings):
 
 def test_the_time_of_an_alarm_is_remembered_when_a_person_accepts_what_is_now(settings):
     watch = DriftWatch(settings, print)
-    look(watch, 60)
-    look(watch, 30, first=60, brightness=180)
+    look(watch, 120)
+    look(watch, 120, first=120, brightness=180)
     began = min(m.alarm.since for m in watch._watched[KEY].drift.baseline.monitors.values() if m.alarm)
-    assert AT < began < AT + timedelta(seconds=90)
+    assert AT < began < AT + timedelta(seconds=240)
     accepted = AT + timedelta(hours=2)
     accept(watch, int(accepted.timestamp() * 1000))
     (window,) = kept(settings).windows
@@ -179,13 +179,13 @@ def test_the_time_of_an_alarm_is_remembered_when_a_person_accepts_what_is_now(se
 
 def test_it_is_remembered_as_well_when_nobody_watched_as_it_was_accepted(settings):
     watch = DriftWatch(settings, print)
-    look(watch, 60)
-    look(watch, 30, first=60, brightness=180)
+    look(watch, 120)
+    look(watch, 120, first=120, brightness=180)
     watch.save()
     later = DriftWatch(settings, print)
     accepted = AT + timedelta(hours=2)
     accept(later, int(accepted.timestamp() * 1000))
-    look(later, 3, first=200)
+    look(later, 3, first=300)
     later.save()
     (window,) = kept(settings).windows
     assert window.until == accepted
