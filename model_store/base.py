@@ -164,11 +164,11 @@ def withdraw(store: ModelStore, key: ModelKey, version: Version, *, who: str, wh
         MarksConflict: somebody changed the marks, again and again.
         ConfigError: `who` is empty.
     """
-    stored = set(_stored(store, key))
     for left in reversed(range(_MARK_TRIES)):
         marks = store.marks(key)
         tried = marks.without_shadow() if marks.shadow == version else marks
-        withdrawn = marks.withdrawn & stored | {version}  # without those that were deleted
+        # Read after the marks: what is marked and not there was deleted, and need not be carried along.
+        withdrawn = marks.withdrawn & set(_stored(store, key)) | {version}
         try:
             store.mark(key, replace(tried, withdrawn=withdrawn), expected=marks, who=who, why=why)
             return
