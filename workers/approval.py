@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.refit_settings import Approval
 from pipeline.review import Review
 from pipeline.settings import Settings
-from workers import provenance
+from workers import provenance, refit_sources
 from workers.provenance import ITSELF
 
 
@@ -99,6 +99,9 @@ def decide_trial(settings: Settings, store: ModelStore, pool: DiskPool, key: Mod
     if words := _outdated(store, key, version):
         withdraw(store, key, version, who=ITSELF, why=words)
         return Decided(what="refused", words=words)
+    drift = refit_sources.drifting(settings, key).finding
+    if drift.outcome == "failed":
+        return Decided(what="trial goes on", words=f"nothing goes live while the station drifts: {drift.words}")
     parent = Version(provenance.lineage_of(store, key, version).parent)
     rules = settings.refit
     began = _began(store.markings(key), version).at
