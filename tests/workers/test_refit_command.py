@@ -30,6 +30,7 @@ from pipeline.view import View
 from tests.workers.test_models_upkeep import goldline
 from workers import baselines, provenance, refit_watch
 from workers.baselines import Kept
+from workers.commands import refit as command
 from workers.rig import to_toml
 
 STATION = "line-1/top"
@@ -153,7 +154,9 @@ def watched(settings):
 
 
 @pytest.fixture
-def refit(config):
+def refit(config, monkeypatch):
+    monkeypatch.setattr(command, "_step_back", lambda threads: None)  # no process gets its priority back
+
     def run(*arguments, status=0):
         got, out, err = goldline("refit", *arguments, "--config", config)
         assert got == status, (out, err)
@@ -379,20 +382,19 @@ def test_a_watch_says_who_is_at_it_and_goes_on(whole, settings):
     assert [(entry["event"], entry["log_level"]) for entry in logged] == [("refit: another process is at it", "info")]
 
 
-def command(config):
+def argv(config):
     code = "import sys; from workers.cli import main; sys.exit(main())"
-    argv = ["refit", "--station", STATION, "--approval", "auto", "--config", str(config)]
-    return [sys.executable, "-c", code, *argv]
+    return [sys.executable, "-c", code, "refit", "--station", STATION, "--approval", "auto", "--config", str(config)]
 
 
 def test_killed_at_any_moment_it_leaves_the_model_and_no_half_version(whole, config, refit):
     parent, chance = whole.current(KEY), random.Random(3)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     began = time.monotonic()
-    subprocess.run([*command(config), "--dry-run"], env=environment, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*argv(config), "--dry-run"], env=environment, cwd=ROOT, check=True, capture_output=True)
     lasts_s = time.monotonic() - began
-    for _ in range(4):
-        process = subprocess.Popen(command(config), env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    for _ in range(3):
+        process = subprocess.Popen(argv(config), env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
         time.sleep(lasts_s * chance.uniform(0.3, 1.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
