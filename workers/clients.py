@@ -2,14 +2,13 @@
 
 import ssl
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from pipeline.errors import ConfigError
-from pipeline.settings import Kafka
+from pipeline.settings import Kafka, secret_file
 from workers.header_names import forgive_edges
 from workers.wire import Record
 
@@ -29,7 +28,7 @@ def ssl_context(kafka: Kafka) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=kafka.tls.ca_file)
         if kafka.tls.cert_file:
-            context.load_cert_chain(kafka.tls.cert_file, kafka.tls.key_file)
+            context.load_cert_chain(secret_file(kafka.tls.cert_file), secret_file(kafka.tls.key_file or ""))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"kafka.tls: cannot read the certificates: {error}") from error
     return context
@@ -44,7 +43,7 @@ def password(kafka: Kafka) -> str | None:
     if kafka.sasl is None:
         return None
     try:
-        return Path(kafka.sasl.password_file).read_text(encoding="utf-8").strip()
+        return secret_file(kafka.sasl.password_file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(f"kafka.sasl.password_file: cannot read {kafka.sasl.password_file}") from error
 
