@@ -1,9 +1,9 @@
 """The part of requirements.lock that an image needs, with its hashes: read by docker/Dockerfile, standard library only.
 
-python docker/requirements.py --extra video               what Goldline and this extra need
-python docker/requirements.py --extra video --without-cuda    the same, without torch's packages and CUDA's
-python docker/requirements.py --torch-cpu                 torch and torchvision as PyTorch's own index has them
-python docker/requirements.py --package hatchling         what a package needs
+--extra video                   what Goldline and this extra need
+--extra video --without-cuda    the same, without torch and CUDA's packages
+--torch-cpu                     torch and torchvision as PyTorch's own index has them
+--package hatchling             what a package needs
 """
 
 import argparse

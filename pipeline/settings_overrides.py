@@ -1,6 +1,6 @@
 """Environment variables over a parsed line.toml: `GOLDLINE_SECTION__KEY`, in the type that the key has.
 
-A table below a table is one name more, `GOLDLINE_KAFKA__SASL__USERNAME`, so that each process may have a user of its own.
+A table below a table is one name more, `GOLDLINE_KAFKA__SASL__USERNAME`: each process may have a user of its own.
 """
 
 import typing
