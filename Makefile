@@ -1,7 +1,7 @@
 # Nothing here needs an activated virtual environment. ARGS goes to the command: make test ARGS="-k gate".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format bench backbones clean
+.PHONY: help setup demo test check lint format bench backbones docs containers clean
 BIN := .venv/bin
 TESTS ?= tests
 
@@ -36,6 +36,13 @@ bench: setup ## measure this machine
 
 backbones: setup ## the table of backbones, on the pictures that GOLDLINE_DATA names
 	@$(BIN)/python -m tests.benchmarks.backbones $(ARGS)
+
+docs: setup ## build the documentation into .goldline/site; ARGS=serve shows it while you write
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet --strict)
+
+containers: ## a whole line in containers, with Docker's compose; ARGS=-d leaves the terminal
+	@python3 deploy/compose/secrets.py
+	@docker compose -f deploy/compose.yaml up --build $(ARGS)
 
 clean: ## remove what the tools left behind; .venv and the broker's data stay
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache build dist

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import re
 import stat
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from redis.exceptions import AuthenticationError, NoPermissionError, ResponseErr
 
 from pipeline import settings
 from pipeline.settings import Settings
-from tests.conftest import missing
 from tests.deployed import DEPLOY, ROOT, ran, wrong_command, wrong_variables
 from tests.redis_server import RedisServer
 
@@ -81,7 +78,11 @@ def test_who_is_waited_for_can_be_waited_for(name):
     for other, how in SERVICES[name].get("depends_on", {}).items():
         ends = SERVICES[other]["restart"] == "no"
         assert how["condition"] == ("service_completed_successfully" if ends else "service_healthy")
-        checked = SERVICES[other].get("healthcheck") or {"of": "the image"} if other in OURS else SERVICES[other]["healthcheck"]
+        checked = (
+            SERVICES[other].get("healthcheck") or {"of": "the image"}
+            if other in OURS
+            else SERVICES[other]["healthcheck"]
+        )
         assert ends or not checked.get("disable")
 
 
@@ -122,7 +123,7 @@ def test_a_service_starts_what_there_is(name):
     else:
         assert not wrong_command(service["command"])
     assert not wrong_variables(service.get("environment", {}))
-    assert service["build"]["target"] in (ROOT / service["build"]["context"] / "docker/Dockerfile").read_text()
+    assert service["build"]["target"] in (DEPLOY / service["build"]["context"] / "docker/Dockerfile").read_text()
     for option, given in zip(service["command"], service["command"][1:], strict=False):
         if option == "--station":
             assert given in line().stations
