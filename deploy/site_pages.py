@@ -1,7 +1,7 @@
 """What mkdocs.yml cannot say: pages that stand elsewhere in the repository, their links, and the list of alerts.
 
-A page of docs/ links to files as the repository has them. In the site a link to a README becomes a link to its page, and
-one to a file that has none becomes its name.
+A page of docs/ links to files as the repository has them. In the site a link to a README becomes a link to its page,
+and one to a file that has none becomes its name.
 """
 
 import posixpath
