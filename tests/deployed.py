@@ -17,7 +17,7 @@ DEPLOY = ROOT / "deploy"
 OTHERS = {"GOLDLINE_PICTURES", "GOLDLINE_REDIS_PASSWORD"}
 # What other work brings; each line goes when its thing is there.
 _COMING_COMMANDS = {"refit"} - set(COMMANDS)
-_COMING_SECTIONS = {"metrics"} - set(Settings.__struct_fields__)
+_COMING_SECTIONS = {"metrics", "refit"} - set(Settings.__struct_fields__)
 
 
 def wrong_command(arguments: Iterable[str]) -> str | None:

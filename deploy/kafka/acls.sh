@@ -41,8 +41,8 @@ permit gate --operation Read --topic "$prefix.results" --topic "$prefix.frames"
 # goldline feedback, and a later inspection of your own: it can have parts removed from the pool, nothing else.
 permit feedback --operation Write --topic "$prefix.feedback"
 
-# goldline refit. It learns from the pool on the disk, and reads what became of the line's parts.
-permit refit --operation Read --topic "$prefix.results" --topic "$prefix.drift" --topic "$prefix.feedback"
+# goldline refit. It learns from the pool on the disk; of the topics it reads how a version on trial did.
+permit refit --operation Read --topic "$prefix.shadow"
 
 # A person on call: goldline results, dead-letters, drift, audit, models compare; replays, and accepted baselines.
 permit operator --operation Read --operation DescribeConfigs --topic "$prefix." --resource-pattern-type prefixed

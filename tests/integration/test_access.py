@@ -47,7 +47,7 @@ WRITES = {
 READS = {
     "worker": {"frames", "results", "drift", "feedback"},
     "gate": {"frames", "results"},
-    "refit": {"results", "drift", "feedback"},
+    "refit": {"shadow"},
     "operator": set(topics.KINDS),
 }
 
