@@ -139,7 +139,7 @@ def test_a_line_works_with_a_user_for_each_process(rig: Rig, pictures: Path) -> 
     config = ["--config", str(rig.config)]
     worker = rig.run("worker", "worker", *config, environment=user("worker"))
     gate = rig.run("gate", "gate", *config, "--json", environment=user("gate"))
-    rig.wait_for(worker, '"event": "assigned"')
+    rig.wait_for(worker, '"event": "assigned"', within_s=240)
     rig.wait_for(gate, "gate started")
     sent = as_role(rig, "camera", "camera", str(pictures), "--station", "line-1/top", "--rate", "20", "--json")
     assert json.loads(sent.stdout)["accepted"] == 40, sent.stderr
