@@ -114,10 +114,7 @@ class PatchCoreDetector:
         if d != self.bank.shape[1]:
             raise ShapeError(f"patch features have {d} dimensions, the bank needs {self.bank.shape[1]}")
         rows = patches.permute(0, 2, 3, 1).reshape(b * h * w, d)
-        if self._pruned is None:
-            distances, found = nearest(rows, self.bank, bank_norms=self._norms)
-        else:
-            distances, found = self._pruned.nearest(rows)
+        distances, found = self.match(rows)
         squares = distances.view(b, h * w)
         grid = (squares if self.config.squared else squares.sqrt()).view(b, h, w)
         if b == 0:
@@ -128,6 +125,17 @@ class PatchCoreDetector:
             at = torch.arange(b, device=worst.device) * (h * w) + worst
             image = image * self._weights(rows[at], found.view(-1)[at], worst_square.sqrt())
         return Scores(image=image, map=smooth(upsample(grid, features.image_size), self.config.sigma))
+
+    def match(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of the bank nearest to each patch, exactly.
+
+        Args:
+            rows: (N, D) float32, patches.
+
+        Returns:
+            Squared distances (N, 1) float32 and rows of the bank (N, 1) int64.
+        """
+        return self._pruned.nearest(rows) if self._pruned else nearest(rows, self.bank, bank_norms=self._norms)
 
     def save(self) -> Artifact:
         """The bank, the settings and the backbone's description."""
