@@ -6,7 +6,7 @@ BIN := .venv/bin
 TESTS ?= tests
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## make .venv with everything in it, and fetch Kafka for development
 	@bash deploy/setup.sh
