@@ -220,7 +220,7 @@ def _network(
             forbidden = ArtifactError if stored else ConfigError
             raise forbidden(
                 f"backbone {name!r} is a factory that nobody permitted: name it on the command line, "
-                f'or in line.toml as [backbones."{name}"]'
+                f'or in the settings as [backbones."{name}"]'
             )
         net = from_factory(name, weights, seed)
         if weights is None and not random_weights:
@@ -239,7 +239,7 @@ def missing_weights(name: str) -> ConfigError:
     return ConfigError(
         f"there are no weights for backbone {name} on this machine (`goldline weights where {name}` says where it "
         f"looked). Either name a file: --weights FILE.safetensors; or import one: goldline weights import FILE.pth "
-        f"--name {name}; or allow downloads: [weights] download = true in line.toml. To go on with random ones: "
+        f"--name {name}; or allow downloads: [weights] download = true in the settings. To go on with random ones: "
         "--random-weights"
     )
 
