@@ -28,6 +28,7 @@ COMMANDS = {
     "feedback": "say that a part is good or defective",
     "pool": "look at the frames that the next refit may learn from, remove some",
     "topics": "create and check the topics",
+    "frames": "create the places for pictures too large for a message",
     "kafka": "run a development broker on this machine",
     "weights": "find, import, export and verify weights of backbones; train the compact one",
     "bench": "measure",
