@@ -17,6 +17,7 @@ COMMANDS = {
     "score": "verdicts for pictures, without Kafka",
     "evaluate": "figures of merit of methods on datasets with known defects",
     "check": "validate a line.toml",
+    "status": "how the line stands: lag, rate, times, verdicts, models, drift",
     "models": "list, show, promote, roll back, keep and delete model versions",
     "worker": "inspect frames: the process that runs on line servers",
     "camera": "send pictures as frames",

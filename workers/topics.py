@@ -23,6 +23,7 @@ __all__ = [
     "TopicSpec",
     "admin",
     "check",
+    "connected",
     "create",
     "delete",
     "frame_max_bytes",
@@ -73,7 +74,7 @@ def create(
     Raises:
         ConfigError: no broker answers, or it refuses.
     """
-    with _admin(brokers, client_options or {}, timeout_s) as client:
+    with connected(brokers, client_options or {}, timeout_s) as client:
         there = set(client.list_topics())
         missing = [spec for spec in specs if spec.name not in there]
         made: list[str] = []
@@ -106,7 +107,7 @@ def widen(
     Raises:
         ConfigError: no broker answers, or it refuses.
     """
-    with _admin(brokers, client_options or {}, timeout_s) as client:
+    with connected(brokers, client_options or {}, timeout_s) as client:
         counts = _counts(client, specs)
         there = [spec for spec in specs if spec.name in counts]
         wanted = {spec.name: (counts[spec.name], _needed(spec, counts)) for spec in there}
@@ -133,7 +134,7 @@ def delete(
     Raises:
         ConfigError: no broker answers, or it refuses.
     """
-    with _admin(brokers, client_options or {}, timeout_s) as client:
+    with connected(brokers, client_options or {}, timeout_s) as client:
         there = set(client.list_topics())
         client.delete_topics([spec.name for spec in specs if spec.name in there])
 
@@ -150,7 +151,7 @@ def check(
     Raises:
         ConfigError: no broker answers, or it refuses.
     """
-    with _admin(brokers, client_options or {}, timeout_s) as client:
+    with connected(brokers, client_options or {}, timeout_s) as client:
         counts = _counts(client, specs)
         wanted = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in counts]
         configs = client.describe_configs(wanted, config_filter="all")["topic"] if wanted else {}
@@ -216,7 +217,14 @@ def _exists(topic: str, code: int) -> bool:
 
 
 @contextlib.contextmanager
-def _admin(brokers: Sequence[str], client_options: Mapping[str, Any], timeout_s: float) -> Iterator[KafkaAdminClient]:
+def connected(
+    brokers: Sequence[str], client_options: Mapping[str, Any], timeout_s: float
+) -> Iterator[KafkaAdminClient]:
+    """An admin client, for as long as it is needed.
+
+    Raises:
+        ConfigError: no broker answers, or one refuses what is asked meanwhile.
+    """
     where, within_s = ", ".join(brokers), min(timeout_s, clients.ANSWER_S)
     if "proxy_url" not in client_options and not clients.reachable(brokers, within_s=within_s):
         raise clients.no_broker(brokers, within_s=within_s)
