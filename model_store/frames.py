@@ -44,6 +44,14 @@ class FrameStore(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Nothing, where the root is there and answers.
+
+        Raises:
+            StoreUnavailable: it is not, or does not.
+        """
+        ...
+
     def put(self, data: bytes) -> Reference:
         """Keep a picture, for as long as the settings say; once this returns, every reader of the root finds it.
 

@@ -55,13 +55,23 @@ class DiskFrames:
             make_folder(self._folder)
             return create(self._folder / MARKER, [_MARKER_TEXT])
 
+    def check(self) -> None:
+        """Look for the marker; see `FrameStore.check`."""
+        try:
+            (self._folder / MARKER).stat()
+        except FileNotFoundError as error:
+            raise StoreUnavailable(
+                f"no place for pictures at {self._folder}, no {MARKER}: is it mounted? One that is new is made once, "
+                "with: goldline frames create"
+            ) from error
+
     def put(self, data: bytes) -> Reference:
         """Write a picture under a name of its own, and clear away some that are too old; see `FrameStore.put`."""
         step_s = max(1, self._keep_s // 60)
         stamp = datetime.fromtimestamp(time.time() // step_s * step_s, UTC).strftime("%Y%m%dT%H%M%S")
         path = self._folder / stamp / uuid.uuid4().hex
         with self._writing():
-            self._require_marker()
+            self.check()
             make_folder(path.parent)
             replace(path, [data])
             self._clear(path.stat().st_mtime)
@@ -82,15 +92,6 @@ class DiskFrames:
             with open(file, "rb", closefd=False) as whole:
                 data = whole.read(reference.size_bytes + 1)  # it may grow while it is read
         return verified(data, reference)
-
-    def _require_marker(self) -> None:
-        try:
-            (self._folder / MARKER).stat()
-        except FileNotFoundError as error:
-            raise StoreUnavailable(
-                f"no place for pictures at {self._folder}, no {MARKER}: is it mounted? One that is new is made once, "
-                "with: goldline frames create"
-            ) from error
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -35,9 +35,13 @@ class RedisFrames:
 
     def create(self) -> bool:
         """Nothing is to be made, but the server must answer; see `FrameStore.create`."""
+        self.check()
+        return False
+
+    def check(self) -> None:
+        """Have the server answer; see `FrameStore.check`."""
         with self._server():
             self._redis.ping()
-        return False
 
     def put(self, data: bytes) -> Reference:
         """Set a key of its own; see `FrameStore.put`."""
