@@ -290,3 +290,10 @@ def resolve_device(device: str) -> torch.device:
         if (place.index or 0) >= torch.cuda.device_count():
             raise ConfigError(f"device {device}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
     return place
+
+
+def describe_device(device: str) -> str:
+    """What `resolve_device` finds, in words."""
+    found = resolve_device(device)
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{found}, {name}"

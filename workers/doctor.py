@@ -205,17 +205,12 @@ def weights(settings: Settings) -> Iterator[Finding]:
 
 def device(settings: Settings) -> Iterator[Finding]:
     """The device of [worker] device."""
-    import torch  # noqa: PLC0415
-
-    from pipeline.backbone import resolve_device  # noqa: PLC0415 - torch takes seconds to import
+    from pipeline.backbone import describe_device  # noqa: PLC0415 - torch takes seconds to import
 
     try:
-        found = resolve_device(settings.worker.device)
+        yield _pass("device", f"{settings.worker.device}: {describe_device(settings.worker.device)}")
     except GoldlineError as error:
         yield _fail("device", str(error), f"mend [worker] device in {settings_file.named()}, or install a driver")
-        return
-    name = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
-    yield _pass("device", f"{settings.worker.device}: {found}, {name}")
 
 
 def clock(settings: Settings) -> Iterator[Finding]:

@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError
+from kafka.structs import OffsetAndMetadata
 
 from model_store import ModelKey, ModelStore, open_store
 from pipeline.errors import GoldlineError
@@ -129,10 +131,26 @@ class LineReader:
         frames = self._partitions("frames")
         first, ends = self._consumer.beginning_offsets(frames), self._consumer.end_offsets(frames)
         with topics.connected(kafka.brokers, options, _READ_S) as admin:
-            committed = admin.list_group_offsets({kafka.group: frames})[kafka.group] if frames else {}
-            members = len(admin.describe_groups([kafka.group])[kafka.group]["members"])
+            committed, members = self._acknowledged(admin, frames)
         done = {tp: committed[tp].offset if tp in committed else -1 for tp in frames}
+        if members is None:
+            return None, {}
         return members, {tp.partition: ends[tp] - max(done[tp], first[tp]) for tp in frames}
+
+    def _acknowledged(
+        self, admin: KafkaAdminClient, frames: list[TopicPartition]
+    ) -> tuple[dict[TopicPartition, OffsetAndMetadata], int | None]:
+        """What the workers' group has committed, and how many they are; a cluster that never had a group makes one."""
+        group, until = self._settings.kafka.group, time.monotonic() + _READ_S
+        while True:
+            try:
+                committed = admin.list_group_offsets({group: frames})[group] if frames else {}
+                return committed, len(admin.describe_groups([group])[group]["members"])
+            except (CoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorError) as error:
+                if time.monotonic() > until:
+                    self._problems.append(f"workers and lag: {error}")
+                    return {}, None
+            time.sleep(0.2)
 
     def _results(self) -> tuple[dict[str, _Tally], dict[int, float]]:
         """Each station's results within the window, and how much of it was read of each partition."""
