@@ -61,7 +61,7 @@ def command(settings: Settings, window_s: float, last: int, every_s: float | Non
                 if as_json:
                     click.echo(line_status.to_json(found))
                 else:
-                    _print(console, found)
+                    console.print(_table(found))
                 if every_s is None:
                     return
                 time.sleep(every_s)
@@ -69,10 +69,6 @@ def command(settings: Settings, window_s: float, last: int, every_s: float | Non
             while True:
                 time.sleep(every_s)
                 live.update(_table(reader.look()), refresh=True)
-
-
-def _print(console: Console, found: "LineStatus") -> None:
-    console.print(_table(found))
 
 
 def _table(found: "LineStatus") -> Table:
