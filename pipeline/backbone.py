@@ -220,7 +220,7 @@ def _network(
             forbidden = ArtifactError if stored else ConfigError
             raise forbidden(
                 f"backbone {name!r} is a factory that nobody permitted: name it on the command line, "
-                f'or in line.toml as [backbones."{name}"]'
+                f'or in the settings as [backbones."{name}"]'
             )
         net = from_factory(name, weights, seed)
         if weights is None and not random_weights:
@@ -239,7 +239,7 @@ def missing_weights(name: str) -> ConfigError:
     return ConfigError(
         f"there are no weights for backbone {name} on this machine (`goldline weights where {name}` says where it "
         f"looked). Either name a file: --weights FILE.safetensors; or import one: goldline weights import FILE.pth "
-        f"--name {name}; or allow downloads: [weights] download = true in line.toml. To go on with random ones: "
+        f"--name {name}; or allow downloads: [weights] download = true in the settings. To go on with random ones: "
         "--random-weights"
     )
 
@@ -290,3 +290,10 @@ def resolve_device(device: str) -> torch.device:
         if (place.index or 0) >= torch.cuda.device_count():
             raise ConfigError(f"device {device}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
     return place
+
+
+def describe_device(device: str) -> str:
+    """What `resolve_device` finds, in words."""
+    found = resolve_device(device)
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{found}, {name}"

@@ -1,13 +1,12 @@
 """One typed model of `line.toml`: what may be set, its default, its range.
 
 `read(path)` gives `Settings` or a `ConfigError` that lists every wrong value with its path. Environment variables
-override the file: `GOLDLINE_WORKER__DEVICE=cpu` is `[worker] device = "cpu"`.
+override the file: `GOLDLINE_WORKER__DEVICE=cpu` is `[worker] device = "cpu"`. Secrets are in files of their own.
 """
 
 import copy
 import os
 import tomllib
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +16,8 @@ from msgspec import Meta
 
 from pipeline.errors import ConfigError
 from pipeline.refit_settings import Refit
-from pipeline.settings_check import Section, fields_of, problems_of
+from pipeline.settings_check import Section, problems_of
+from pipeline.settings_overrides import overrides
 
 Positive = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
@@ -30,7 +30,6 @@ STATION_PATTERN = r"^[a-z0-9-]{1,60}/[a-z0-9-]{1,60}$"
 StationName = Annotated[str, Meta(pattern=STATION_PATTERN)]
 Root = Annotated[str, Meta(pattern=r"^(file:///|rediss?://).+")]
 ENVIRONMENT_PREFIX = "GOLDLINE_"
-_SHORT = {"GOLDLINE_WEIGHTS": "GOLDLINE_WEIGHTS__FOLDER"}
 
 
 class Tls(Section, frozen=True):
@@ -213,6 +212,12 @@ class Settings(Section, frozen=True):
         return {name: Path(known.weights) if known.weights else None for name, known in self.backbones.items()}
 
 
+def secret_file(named: str) -> Path:
+    """Where a secret lies: a name without a folder is a credential that systemd passed on (LoadCredential=)."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(folder, named) if folder and "/" not in named else Path(named)
+
+
 def read(path: Path, environment: Mapping[str, str] | None = None) -> Settings:
     """Read and check a `line.toml`.
 
@@ -239,7 +244,7 @@ def build(tree: dict[str, Any], *, source: str = "settings", environment: Mappin
         ConfigError: as `read`.
     """
     tree = copy.deepcopy(tree)
-    problems = list(_override(tree, environment or {}))
+    problems = list(overrides(tree, Settings, environment or {}, prefix=ENVIRONMENT_PREFIX))
     problems += problems_of(tree, Settings, "")
     if not problems:
         settings = msgspec.convert(tree, Settings, strict=True)
@@ -269,26 +274,3 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     yield from settings.refit.contradictions()
     if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
         yield "kafka.tls: cert_file and key_file go together"
-
-
-def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
-    """Lay `GOLDLINE_SECTION__KEY` over the tree, in the type that the key has."""
-    longhand = {_SHORT.get(variable, variable): text for variable, text in environment.items()}
-    for variable, text in sorted(longhand.items()):
-        section, found, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
-        if not variable.startswith(ENVIRONMENT_PREFIX) or not found:
-            continue
-        kind = fields_of(Settings).get(section)
-        if not (isinstance(kind, type) and issubclass(kind, Section)) or key not in fields_of(kind):
-            yield f"environment {variable}: no setting [{section}] {key}"
-            continue
-        wanted = fields_of(kind)[key]
-        listed = [v.strip() for v in text.split(",")] if text.strip() else []
-        values: object = listed if typing.get_origin(wanted) is tuple else text
-        try:
-            value = msgspec.to_builtins(msgspec.convert(values, wanted, strict=False))
-        except msgspec.ValidationError as error:
-            yield f"environment {variable}: {error} (saw {text!r})"
-            continue
-        if isinstance(table := tree.setdefault(section, {}), dict):  # what is no table is told of with the file
-            table[key] = value

@@ -4,10 +4,11 @@ import json
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO
+from queue import Empty, SimpleQueue
+from typing import IO, TypeAlias
 
 from kafka import KafkaConsumer
 
@@ -19,7 +20,13 @@ from workers.hooks import Hooks
 
 log = logs.get(__name__)
 
-_POLL_S = 0.02
+Events: TypeAlias = SimpleQueue[Callable[[], Action | None]]
+
+_LOOK_S = 0.2  # so often `stopped` and the silence are looked at; deadlines and events wake the loop themselves
+# A fetch waits at the broker until there is something, so that a long wait costs no latency: short ones cost an idle
+# gate a tenth of a core.
+_FETCH_WAIT_MS = 500
+_AT_ONCE = 500
 
 
 def run(
@@ -43,33 +50,23 @@ def run(
     Raises:
         ConfigError: no broker answers, or `[gate] fuse` does not fit these stations.
     """
-    gate, hooks = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate)
-    results = clients.tail(settings.kafka, topics.name(settings.kafka.prefix, "results"))
-    sightings: deque[Callable[[], Action | None]] = deque()
+    gate, hooks, events = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate), Events()
+    results = _tail(settings, "results")
     if trigger:
-        _beside(_triggers, settings, gate, stations, trigger, sightings)
+        _beside(_triggers, settings, gate, stations, trigger, events)
     else:
-        frames = clients.tail(
-            settings.kafka,
-            topics.name(settings.kafka.prefix, "frames"),
-            fetch_max_bytes=2 * topics.frame_max_bytes(settings),
-        )
-        _beside(_frames, settings, gate, frames, sightings, stopped)
+        frames = _tail(settings, "frames", fetch_max_bytes=2 * topics.frame_max_bytes(settings))
+        _beside(_frames, settings, gate, frames, events, stopped)
+    threading.Thread(target=_results, args=(gate, results, events, stopped), daemon=True).start()
     pauses.settle()
     log.info("gate started", stations=sorted(stations), trigger=trigger is not None)
     heard = time.monotonic()
     try:
         while not stopped():
             actions = []
-            for record in clients.records(results, timeout_ms=round(gate.until_next_s(_POLL_S) * 1000)):
+            for event in _waited_for(events, within_s=gate.until_next_s(_LOOK_S)):
                 heard = time.monotonic()
-                result = messages.decode_result(record.value)
-                action = gate.see_result(result) if result else None
-                if action:
-                    actions.append(action)
-            while sightings:
-                heard = time.monotonic()
-                at_once = sightings.popleft()()
+                at_once = event()
                 actions += [at_once] if at_once else []
             actions += gate.expire()
             for action in actions:
@@ -80,8 +77,22 @@ def run(
                 heard = time.monotonic()
     finally:
         hooks.close()
-        results.close()
     return gate.counts
+
+
+def _tail(settings: Settings, kind: str, *, fetch_max_bytes: int = 1_048_576) -> KafkaConsumer:
+    topic = topics.name(settings.kafka.prefix, kind)
+    return clients.tail(settings.kafka, topic, fetch_max_bytes=fetch_max_bytes, fetch_wait_ms=_FETCH_WAIT_MS)
+
+
+def _waited_for(events: Events, *, within_s: float) -> Iterator[Callable[[], Action | None]]:
+    """What comes within that time, and all that is there with it; of a flood as much as lets deadlines be kept."""
+    try:
+        yield events.get(timeout=within_s)
+        for _ in range(_AT_ONCE - 1):
+            yield events.get_nowait()
+    except Empty:
+        return
 
 
 def _beside(target: Callable[..., None], *arguments: object) -> None:
@@ -94,18 +105,31 @@ def _beside(target: Callable[..., None], *arguments: object) -> None:
     threading.Thread(target=run_and_tell, daemon=True).start()
 
 
-def _frames(
-    settings: Settings,
-    gate: Gate,
-    client: KafkaConsumer,
-    sightings: deque[Callable[[], Action | None]],
-    stopped: Callable[[], bool],
-) -> None:
+def _results(gate: Gate, client: KafkaConsumer, events: Events, stopped: Callable[[], bool]) -> None:
+    """Results as workers publish them; without them there is no gate, so that an error ends it."""
+    try:
+        while not stopped():
+            for record in clients.records(client, timeout_ms=_FETCH_WAIT_MS):
+                events.put(partial(_see_result, gate, record.value))
+        client.close()
+    except Exception as error:  # noqa: BLE001 - raised where the gate runs
+        events.put(partial(_raise, error))
+
+
+def _see_result(gate: Gate, value: bytes | None) -> Action | None:
+    result = messages.decode_result(value)
+    return gate.see_result(result) if result else None
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _frames(settings: Settings, gate: Gate, client: KafkaConsumer, events: Events, stopped: Callable[[], bool]) -> None:
     """Parts as the cameras announce them. The pictures come along: Kafka has no way to read headers alone."""
     while not stopped():
-        for record in clients.records(client):
-            arrival = wire.read_frame(record, settings)
-            sightings.append(lambda arrival=arrival: gate.see_frame(arrival))  # type: ignore[misc]
+        for record in clients.records(client, timeout_ms=_FETCH_WAIT_MS):
+            events.put(partial(gate.see_frame, wire.read_frame(record, settings)))
     client.close()
 
 
@@ -114,7 +138,7 @@ def _triggers(
     gate: Gate,
     stations: frozenset[str],
     lines: IO[str],
-    sightings: deque[Callable[[], Action | None]],
+    events: Events,
 ) -> None:
     """Parts as a light barrier or a PLC announces them, one JSON object a line."""
     one_decision = len(stations) == 1 or settings.gate.fuse != "none"
@@ -129,8 +153,7 @@ def _triggers(
         if station not in stations:
             log.error("a trigger names no station of this gate", station=station)
             continue
-        now = time.time()
-        sightings.append(lambda p=part_id, s=station, at=now: gate.see_trigger(p, s, at))  # type: ignore[misc]
+        events.put(partial(gate.see_trigger, part_id, station, time.time()))
     log.error("the trigger ended: no further part is known, and the actuator stays at rest")
 
 

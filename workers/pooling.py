@@ -11,7 +11,7 @@ from model_store.pool_records import Answer, Candidate
 from pipeline.data import Verdict
 from pipeline.errors import StoreUnavailable
 from workers import logs
-from workers.desk import Outcome
+from workers.outcomes import Outcome
 
 log = logs.get(__name__)
 

@@ -35,6 +35,7 @@ from pipeline.methods.base import Grown
 from pipeline.neighbours import nearest, squared_norms
 from pipeline.patches import Pooling, feature_dim
 from pipeline.progress import Progress, silent
+from pipeline.pruning import PrunedBank
 
 NAME = "patchcore"
 _FIT_BATCH = 8
@@ -82,6 +83,7 @@ class PatchCoreDetector:
         self.backbone = backbone
         self._pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
         self._norms = squared_norms(self.bank)
+        self._pruned = PrunedBank.of(self.bank)
 
     def embed(self, images: Tensor) -> Features:
         """Locally aware patch features.
@@ -116,7 +118,7 @@ class PatchCoreDetector:
         if d != self.bank.shape[1]:
             raise ShapeError(f"patch features have {d} dimensions, the bank needs {self.bank.shape[1]}")
         rows = patches.permute(0, 2, 3, 1).reshape(b * h * w, d)
-        distances, found = nearest(rows, self.bank, bank_norms=self._norms)
+        distances, found = self.match(rows)
         squares = distances.view(b, h * w)
         grid = (squares if self.config.squared else squares.sqrt()).view(b, h, w)
         if b == 0:
@@ -127,6 +129,17 @@ class PatchCoreDetector:
             at = torch.arange(b, device=worst.device) * (h * w) + worst
             image = image * self._weights(rows[at], found.view(-1)[at], worst_square.sqrt())
         return Scores(image=image, map=smooth(upsample(grid, features.image_size), self.config.sigma))
+
+    def match(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of the bank nearest to each patch, exactly.
+
+        Args:
+            rows: (N, D) float32, patches.
+
+        Returns:
+            Squared distances (N, 1) float32 and rows of the bank (N, 1) int64.
+        """
+        return self._pruned.nearest(rows) if self._pruned else nearest(rows, self.bank, bank_norms=self._norms)
 
     def save(self) -> Artifact:
         """The bank, the settings and the backbone's description."""

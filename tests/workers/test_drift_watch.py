@@ -11,10 +11,11 @@ from pipeline import settings as line
 from pipeline.data import Decision, Frame, Verdict
 from pipeline.drift import MONITORS, REFERENCE_FRAMES, SCORE, Baseline
 from workers import baselines
-from workers.desk import Decided, Outcome
+from workers.desk import Decided
 from workers.drift_events import BaselineAccepted
 from workers.drift_watch import DriftWatch
 from workers.messages import ModelBody
+from workers.outcomes import Outcome
 from workers.wire import Arrival, Record
 
 STATION, KEY = "line-1/top", ("line-1/top", "default")

@@ -9,8 +9,8 @@ import pytest
 from pipeline import settings as line
 from pipeline.data import Decision, Failure, Reason, Verdict
 from workers import inspect, wire
-from workers.desk import Outcome
 from workers.inspect import Counts, Lane
+from workers.outcomes import Outcome
 from workers.publish import Publisher
 
 NOW = datetime.now(UTC)
