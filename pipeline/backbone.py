@@ -32,6 +32,7 @@ from pipeline.networks import (
     state_sha256,
 )
 from pipeline.one_pass import OnePass
+from pipeline.remembered import Remembered
 
 SHIPPED = "shipped:"
 _PROBE_SIZE_PX = 224  # every torchvision classifier accepts it, vision transformers nothing else
@@ -65,6 +66,12 @@ class Backbone:
     def on(self, engine: str) -> "Backbone":
         """The same features from another engine."""
         return Backbone(self._net, replace(self.spec, engine=engine), self.device)
+
+    def remembering(self, most_bytes: int) -> "Backbone":
+        """The same features, kept for pictures that come again; one thread's."""
+        other = self.on(self.spec.engine)
+        other._engine = Remembered(other._engine, most_bytes)
+        return other
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps of a batch.
