@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from pipeline.errors import ConfigError
-from pipeline.settings_check import fields_of, problems_of
+from pipeline.settings_check import Section, fields_of, problems_of
 
 Positive = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
@@ -30,10 +30,6 @@ StationName = Annotated[str, Meta(pattern=STATION_PATTERN)]
 Root = Annotated[str, Meta(pattern=r"^(file:///|rediss?://).+")]
 ENVIRONMENT_PREFIX = "GOLDLINE_"
 _SHORT = {"GOLDLINE_WEIGHTS": "GOLDLINE_WEIGHTS__FOLDER"}
-
-
-class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of line.toml."""
 
 
 class Tls(Section, frozen=True):
