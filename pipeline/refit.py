@@ -5,17 +5,34 @@ that learnt from the other frames alone (out of bag). Accepted frames are cut of
 they never calibrate. The candidate's threshold comes from golden goods that neither fit has seen, or there is none.
 """
 
+import hashlib
+import math
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import methods, review
 from pipeline.backbone import Backbone
-from pipeline.data import Frame
+from pipeline.commissioning import decode_all
+from pipeline.data import Frame, Scores
+from pipeline.decide import calibrate
+from pipeline.decode import Decoded
+from pipeline.errors import FitError
+from pipeline.growth import Growth, look, out_of_bag, outliers, rows_of, way
+from pipeline.guarantee import check_rate
 from pipeline.inspection import Inspector
+from pipeline.methods.base import Detector
 from pipeline.progress import Progress, silent
 from pipeline.refit_settings import Rules
-from pipeline.review import Review
+from pipeline.review import Finding, Review
+
+_FOLDS = 10
+_SHORT = 12  # digits of a picture's digest that a lineage keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,4 +111,210 @@ def refit(
     Raises:
         ConfigError: a rate that is none.
     """
-    raise NotImplementedError
+    started = time.perf_counter()
+    rate = parent.threshold.guarantee.rate if rate is None else rate
+    check_rate(rate)
+    learnt, held_out = _split(golden, anew=way(parent) == "anew")
+    drawn, left_out = _drawn(pool, golden, rules.frames_max, seed)
+    base, goods, defects, frames = (
+        decode_all(each, parent.view, parent.limits, progress)
+        for each in (learnt, held_out, _distinct(golden.defects), drawn)
+    )
+    growth = _growth(parent, backbone, base, rules, seed=seed, scratch=scratch, progress=progress)
+    made = _Candidate(findings=[review.calibration(len(goods.frame_ids), parent.threshold.guarantee, rate, rules)])
+    kept = list(range(len(frames.frame_ids)))
+    if made.passes and len(kept) >= rules.frames_min:
+        kept = _doubt(made, growth, frames, rules, left_out)
+    made.findings.insert(0, review.enough_frames(len(kept), len(pool), rules))
+    if made.passes:
+        _fit(made, growth, frames, kept)
+    if made.detector is not None:
+        _judge(made, parent, anchor, frames, goods, defects, rules, rate, progress)
+    return Refitted(
+        candidate=made.inspector,
+        review=Review(
+            findings=tuple(made.findings),
+            how=growth.how,
+            pool=len(pool),
+            used=len(made.used),
+            recall_lost=made.recall_lost,
+        ),
+        used=tuple(made.used),
+        left_out=left_out,
+        fitted_on=base.frame_ids if made.detector is not None else (),
+        calibrated_on=goods.frame_ids if made.inspector is not None else (),
+        unreadable=tuple(f.frame_id for each in (frames, base, goods, defects) for f in each.failures),
+        fit_s=time.perf_counter() - started,
+    )
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A candidate in the making."""
+
+    findings: list[Finding]
+    detector: Detector | None = None
+    inspector: Inspector | None = None
+    used: tuple[str, ...] = ()
+    recall_lost: float | None = None
+
+    @property
+    def passes(self) -> bool:
+        return all(finding.outcome != "failed" for finding in self.findings)
+
+
+def _growth(
+    parent: Inspector,
+    backbone: Backbone,
+    base: Decoded,
+    rules: Rules,
+    *,
+    seed: int,
+    scratch: Path | None,
+    progress: Progress,
+) -> Growth:
+    saved = parent.detector.save()
+    return Growth(
+        parent=parent,
+        method=saved.method,
+        config=methods.make_config(saved.method, saved.meta["config"]),
+        backbone=backbone,
+        base=base.images.pixels,
+        new_share_max=rules.new_share_max,
+        seed=seed,
+        scratch=scratch,
+        progress=progress,
+    )
+
+
+def _doubt(made: _Candidate, growth: Growth, frames: Decoded, rules: Rules, left_out: dict[str, str]) -> list[int]:
+    """Places of the frames that neither the parent nor the other frames speak against."""
+    pixels, parent = frames.images.pixels, growth.parent
+    scores = look(parent.detector, pixels, growth.progress, "pool").scores.image
+    p = [parent.threshold.p_value(score) for score in scores.tolist()]
+    kept = [i for i in range(len(p)) if p[i] >= rules.p_min and math.isfinite(float(scores[i]))]
+    for i in set(range(len(p))) - set(kept):
+        left_out[frames.frame_ids[i]] = f"the model in service gives it p = {p[i]:.3g} now"
+    why = f"the model in service gives them p below {rules.p_min:g} now"
+    made.findings.append(review.left_out("parent", len(p) - len(kept), len(p), rules.outliers_max, why))
+    if rules.folds < 2:
+        made.findings.append(review.not_checked("outliers", "no folds to score frames out of bag: `folds` is 0"))
+        return kept
+    if len(kept) < max(rules.frames_min, rules.folds):
+        return kept
+    out = outliers(out_of_bag(growth, rows_of(frames, kept), rules.folds), rules.outlier_deviations)
+    for i in (kept[at] for at in out.nonzero().flatten().tolist()):
+        left_out[frames.frame_ids[i]] = "it is unlike the other frames"
+    why = f"out of bag in {rules.folds} folds they are unlike the others"
+    made.findings.append(review.left_out("outliers", int(out.sum()), len(kept), rules.outliers_max, why))
+    return [i for at, i in enumerate(kept) if not bool(out[at])]
+
+
+def _fit(made: _Candidate, growth: Growth, frames: Decoded, kept: list[int]) -> None:
+    try:
+        grown = growth.candidate(rows_of(frames, kept))
+    except FitError as error:
+        made.findings.append(Finding(rule="fit", outcome="failed", words=str(error)))
+        return
+    made.detector = grown.detector
+    made.used = tuple(frames.frame_ids[kept[i]] for i in grown.taken)
+    made.findings.append(review.new_share(grown.new_share, growth.new_share_max))
+
+
+def _judge(
+    made: _Candidate,
+    parent: Inspector,
+    anchor: Inspector | None,
+    frames: Decoded,
+    goods: Decoded,
+    defects: Decoded,
+    rules: Rules,
+    rate: float,
+    progress: Progress,
+) -> None:
+    """Calibrate the candidate, and hold it beside its parent."""
+    detector = made.detector
+    assert detector is not None  # noqa: S101 - it was fitted
+    used = set(made.used)
+    new = rows_of(frames, [i for i, frame_id in enumerate(frames.frame_ids) if frame_id in used])
+    before = look(parent.detector, goods.images.pixels, progress, "golden goods")
+    after = look(detector, goods.images.pixels, progress, "golden goods")
+    try:
+        threshold = calibrate(after.scores, rate=rate)
+    except FitError as error:
+        made.findings.append(Finding(rule="fit", outcome="failed", words=str(error)))
+        return
+    made.inspector = Inspector(detector, threshold, parent.view, parent.limits, shares=parent.shares)
+    bytes_after, bytes_before = (_size_bytes(each) for each in (detector, parent.detector))
+    caught = [
+        look(each.detector, defects.images.pixels, progress, "golden defects").scores.image.numpy()
+        > each.threshold.image
+        for each in (parent, made.inspector, *([anchor] if anchor else []))
+    ]
+    near = [number.double().numpy() for number in before.numbers()]
+    far = [number.double().numpy() for number in look(parent.detector, new, progress, "distance").numbers()]
+    made.findings += [
+        review.distance(far, near, rules),
+        review.size(bytes_after, bytes_before, rules),
+        review.goods(before.scores.image.numpy() > parent.threshold.image, _rejected_unseen(after.scores, rate), rules),
+        review.defects(caught[0], caught[1], rules),
+        review.lost("lost defects", caught[0], caught[1], rules, "the model in service"),
+    ]
+    if anchor:
+        whose = "the model that a person approved last"
+        made.findings.append(review.lost("lost since approval", caught[2], caught[1], rules, whose))
+    made.recall_lost = review.recall_lost(caught[0], caught[1])
+
+
+def _rejected_unseen(scores: Scores, rate: float) -> NDArray[np.bool_]:
+    """Which goods (N,) a threshold from the others rejects: their own would have made place for them."""
+    n = len(scores.image)
+    place = torch.arange(n) % _FOLDS
+    rejected = np.zeros(n, dtype=bool)
+    for fold in range(_FOLDS):
+        held = place == fold
+        threshold = calibrate(Scores(scores.image[~held], scores.map[~held]), rate=rate)
+        rejected[held.numpy()] = (scores.image[held] > threshold.image).numpy()
+    return rejected
+
+
+def _split(golden: Golden, *, anew: bool) -> tuple[list[Frame], list[Frame]]:
+    """Golden goods that a fit anew learns from, and those that nothing learns from.
+
+    The former are those that the parent learnt from, and half of the others; which half says the picture's digest, so
+    that it is the same one at every refit.
+    """
+    seen = {picture[:_SHORT] for picture in golden.learnt}
+    learnt, held_out = [], []
+    for frame in _distinct(golden.goods):
+        picture = hashlib.sha256(frame.image).hexdigest()
+        known = picture[:_SHORT] in seen
+        half = hashlib.sha256(f"goldline refit {picture}".encode()).digest()[0] < 128
+        if known or (anew and half):
+            learnt.append(frame)
+        else:
+            held_out.append(frame)
+    return (learnt if anew else []), held_out
+
+
+def _drawn(pool: Sequence[Frame], golden: Golden, most: int, seed: int) -> tuple[list[Frame], dict[str, str]]:
+    """At most so many frames of the pool, drawn by lot, and why the others are left out."""
+    verified = {hashlib.sha256(frame.image).digest() for frame in (*golden.goods, *golden.defects)}
+    left_out, fit = {}, []
+    for frame in pool:
+        if hashlib.sha256(frame.image).digest() in verified:
+            left_out[frame.frame_id] = "it is in the golden set"
+        else:
+            fit.append(frame)
+    chosen = set(np.random.default_rng(seed).permutation(len(fit))[:most].tolist())
+    left_out |= {frame.frame_id: "not drawn: enough others were" for i, frame in enumerate(fit) if i not in chosen}
+    return [frame for i, frame in enumerate(fit) if i in chosen], left_out
+
+
+def _distinct(frames: Sequence[Frame]) -> list[Frame]:
+    """Each picture once: a copy shows nothing about another part."""
+    return list({hashlib.sha256(frame.image).digest(): frame for frame in reversed(frames)}.values())[::-1]
+
+
+def _size_bytes(detector: Detector) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in detector.save().tensors.values())

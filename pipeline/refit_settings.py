@@ -21,7 +21,8 @@ class Rules(Section, frozen=True):
         outlier_deviations: how far above the median of these scores, in robust standard deviations, a frame may be.
         outliers_max: share of frames that may be left out before the pool as a whole is doubted.
         new_share_max: share of the model that may come from new frames; 1 for all.
-        distance_max: how much farther from the parent's model new frames may lie than golden goods that it never saw.
+        distance_max: how far beyond the median of golden goods, as the parent sees them, half of the new frames may
+            lie; 1 is the golden goods' 95 % quantile.
         worse_at: level of the paired tests: a worse candidate is refused at a p-value of this or less.
         recall_lost_max: share of golden defects that may be lost, where there are enough to say.
         goods_min: fewest verified goods, of which neither model has learnt, to calibrate on.
@@ -35,7 +36,7 @@ class Rules(Section, frozen=True):
     outlier_deviations: Annotated[float, Meta(gt=0.0)] = 4.0
     outliers_max: Share = 0.2
     new_share_max: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.25
-    distance_max: Annotated[float, Meta(gt=0.0)] = 1.5
+    distance_max: Annotated[float, Meta(gt=0.0)] = 1.0
     worse_at: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
     recall_lost_max: Share = 0.01
     goods_min: Annotated[int, Meta(ge=10)] = 30

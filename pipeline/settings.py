@@ -177,9 +177,9 @@ class Settings(Section, frozen=True):
     gate: Gate = Gate()
     weights: Weights = Weights()
     drift: Drift = Drift()
-    backbones: dict[str, Known] = {}
+    backbones: dict[str, Known] = msgspec.field(default_factory=dict)
     defaults: Defaults = Defaults()
-    stations: dict[StationName, Station] = {}
+    stations: dict[StationName, Station] = msgspec.field(default_factory=dict)
 
     def partitions(self) -> dict[str, int]:
         """Partition of each station: its own, else the lowest that is free, in the order of the file."""
