@@ -1,4 +1,4 @@
-"""How a candidate learns new frames: from its parent's own state where the method can, else anew beside golden goods."""
+"""How a candidate learns new frames: from its parent's state where the method can, else anew beside golden goods."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,9 +134,7 @@ def look(detector: Detector, pixels: Tensor, progress: Progress, stage: str) -> 
 
 
 def out_of_bag(growth: Growth, pixels: Tensor, folds: int) -> Tensor:
-    """Scores of frames by detectors that learnt from the others alone, (N,), in units of their fold's median.
-
-    Each fold has a detector of its own, whose scores are as high as it happens to be: units make them comparable.
+    """Scores of frames, (N,), by detectors that learnt from the others alone, beside what their parent knows.
 
     Args:
         growth: how to learn.

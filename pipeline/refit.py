@@ -5,10 +5,9 @@ that learnt from the other frames alone (out of bag). Accepted frames are cut of
 they never calibrate. The candidate's threshold comes from golden goods that neither fit has seen, or there is none.
 """
 
-import hashlib
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from pipeline.data import Frame, Scores
 from pipeline.decide import calibrate
 from pipeline.decode import Decoded
 from pipeline.errors import FitError
+from pipeline.golden import Golden, distinct, draw, split
 from pipeline.growth import Growth, look, out_of_bag, outliers, rows_of, way
 from pipeline.guarantee import check_rate
 from pipeline.inspection import Inspector
@@ -31,24 +31,9 @@ from pipeline.progress import Progress, silent
 from pipeline.refit_settings import Rules
 from pipeline.review import Finding, Review
 
+__all__ = ["Golden", "Refitted", "refit"]
+
 _FOLDS = 10
-_SHORT = 12  # digits of a picture's digest that a lineage keeps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Golden:
-    """Frames that a person verified, whatever a verdict on them was.
-
-    Attributes:
-        goods: of good parts, one for each part, chosen by no threshold.
-        defects: of defective parts; no model ever learns from them.
-        learnt: sha256 of pictures (all digits, or the first 12) that the parent, or a model that it comes from, was
-            fitted on: goods among them cannot calibrate.
-    """
-
-    goods: Sequence[Frame] = ()
-    defects: Sequence[Frame] = ()
-    learnt: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,18 +99,18 @@ def refit(
     started = time.perf_counter()
     rate = parent.threshold.guarantee.rate if rate is None else rate
     check_rate(rate)
-    learnt, held_out = _split(golden, anew=way(parent) == "anew")
-    drawn, left_out = _drawn(pool, golden, rules.frames_max, seed)
+    learnt, held_out = split(golden, anew=way(parent) == "anew")
+    drawn, left_out = draw(pool, golden, rules.frames_max, seed)
     base, goods, defects, frames = (
         decode_all(each, parent.view, parent.limits, progress)
-        for each in (learnt, held_out, _distinct(golden.defects), drawn)
+        for each in (learnt, held_out, distinct(golden.defects), drawn)
     )
     growth = _growth(parent, backbone, base, rules, seed=seed, scratch=scratch, progress=progress)
     made = _Candidate(findings=[review.calibration(len(goods.frame_ids), parent.threshold.guarantee, rate, rules)])
     kept = list(range(len(frames.frame_ids)))
     if made.passes and len(kept) >= rules.frames_min:
         kept = _doubt(made, growth, frames, rules, left_out)
-    made.findings.insert(0, review.enough_frames(len(kept), len(pool), rules))
+    made.findings.append(review.enough_frames(len(kept), len(pool), rules))
     if made.passes:
         _fit(made, growth, frames, kept)
     if made.detector is not None:
@@ -133,7 +118,7 @@ def refit(
     return Refitted(
         candidate=made.inspector,
         review=Review(
-            findings=tuple(made.findings),
+            findings=review.in_full(made.findings),
             how=growth.how,
             pool=len(pool),
             used=len(made.used),
@@ -276,44 +261,6 @@ def _rejected_unseen(scores: Scores, rate: float) -> NDArray[np.bool_]:
         threshold = calibrate(Scores(scores.image[~held], scores.map[~held]), rate=rate)
         rejected[held.numpy()] = (scores.image[held] > threshold.image).numpy()
     return rejected
-
-
-def _split(golden: Golden, *, anew: bool) -> tuple[list[Frame], list[Frame]]:
-    """Golden goods that a fit anew learns from, and those that nothing learns from.
-
-    The former are those that the parent learnt from, and half of the others; which half says the picture's digest, so
-    that it is the same one at every refit.
-    """
-    seen = {picture[:_SHORT] for picture in golden.learnt}
-    learnt, held_out = [], []
-    for frame in _distinct(golden.goods):
-        picture = hashlib.sha256(frame.image).hexdigest()
-        known = picture[:_SHORT] in seen
-        half = hashlib.sha256(f"goldline refit {picture}".encode()).digest()[0] < 128
-        if known or (anew and half):
-            learnt.append(frame)
-        else:
-            held_out.append(frame)
-    return (learnt if anew else []), held_out
-
-
-def _drawn(pool: Sequence[Frame], golden: Golden, most: int, seed: int) -> tuple[list[Frame], dict[str, str]]:
-    """At most so many frames of the pool, drawn by lot, and why the others are left out."""
-    verified = {hashlib.sha256(frame.image).digest() for frame in (*golden.goods, *golden.defects)}
-    left_out, fit = {}, []
-    for frame in pool:
-        if hashlib.sha256(frame.image).digest() in verified:
-            left_out[frame.frame_id] = "it is in the golden set"
-        else:
-            fit.append(frame)
-    chosen = set(np.random.default_rng(seed).permutation(len(fit))[:most].tolist())
-    left_out |= {frame.frame_id: "not drawn: enough others were" for i, frame in enumerate(fit) if i not in chosen}
-    return [frame for i, frame in enumerate(fit) if i in chosen], left_out
-
-
-def _distinct(frames: Sequence[Frame]) -> list[Frame]:
-    """Each picture once: a copy shows nothing about another part."""
-    return list({hashlib.sha256(frame.image).digest(): frame for frame in reversed(frames)}.values())[::-1]
 
 
 def _size_bytes(detector: Detector) -> int:

@@ -21,6 +21,18 @@ from pipeline.refit_settings import Rules
 Outcome: TypeAlias = Literal["passed", "failed", "not checked"]
 Values: TypeAlias = NDArray[np.float64]
 
+RULES = (
+    "frames",
+    "calibration",
+    "parent",
+    "outliers",
+    "new share",
+    "distance",
+    "size",
+    "goods",
+    "defects",
+    "lost defects",
+)
 POINT_OF_RECALL_NEEDS = 100  # golden defects
 _FARTHEST = 1e6  # a distance that is none: JSON knows no infinity
 
@@ -88,6 +100,13 @@ class Review(Struct, frozen=True, kw_only=True):
             if each.rule == rule:
                 return each
         raise KeyError(rule)
+
+
+def in_full(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """In the order of RULES, those that were not come to as well; others after them."""
+    found = {finding.rule: finding for finding in findings}
+    known = [found.pop(rule, None) or not_checked(rule, "not come to: another rule failed before") for rule in RULES]
+    return (*known, *found.values())
 
 
 def read(value: object) -> Review | None:
@@ -215,7 +234,7 @@ def not_checked(rule: str, words: str) -> Finding:
     return Finding(rule=rule, outcome="not checked", words=words)
 
 
-def _judged(rule: str, holds: bool, *, seen: float, needed: float, words: str) -> Finding:  # noqa: FBT001
+def _judged(rule: str, holds: bool, *, seen: float, needed: float, words: str) -> Finding:
     return Finding(rule=rule, outcome="passed" if holds else "failed", seen=seen, needed=needed, words=words)
 
 

@@ -24,7 +24,7 @@ from pipeline import embedding as embedding_
 from pipeline import fitted, gaussian
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
-from pipeline.errors import ConfigError, FitError, ShapeError
+from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.gaussian import RunningSums, mahalanobis, pack
 from pipeline.maps import smooth, upsample
 from pipeline.methods.base import Grown
