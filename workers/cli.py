@@ -29,6 +29,7 @@ COMMANDS = {
     "pool": "look at the frames that the next refit may learn from, remove some",
     "topics": "create and check the topics",
     "kafka": "run a development broker on this machine",
+    "simulate": "a season in minutes: what refits cost and save, on drawn parts",
     "weights": "find, import, export and verify weights of backbones; train the compact one",
     "bench": "measure",
 }

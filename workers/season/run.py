@@ -2,10 +2,13 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from model_store import ModelKey, ModelStore, open_store
 from model_store.pool import DiskPool
@@ -27,6 +30,7 @@ from workers.season.strategies import NaiveNightly, NeverRefit, Strategy
 from workers.season.world import Course, Day, World
 
 _REMEMBERED_BYTES = 600_000_000
+RULES = Rules(frames_max=200)  # what a season refits with: a night's work takes seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class Line:
 
 
 def simulate(
-    course: Course, line: Line, costs: Costs, rules: Rules = Rules(), *, progress: Progress = silent
+    course: Course, line: Line, costs: Costs, rules: Rules = RULES, *, progress: Progress = silent
 ) -> dict[str, Any]:
     """Play a season; models and pool are in a temporary folder.
 
@@ -59,6 +63,15 @@ def simulate(
         ConfigError: a value that cannot be.
     """
     check_rate(line.rate)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # thousands of small products: on a busy machine threads wait for each other far longer
+    try:
+        return _simulate(course, line, costs, rules, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _simulate(course: Course, line: Line, costs: Costs, rules: Rules, progress: Progress) -> dict[str, Any]:
     started = time.perf_counter()
     world = World(course)
     layers = default_layers("goldline-s")
@@ -67,16 +80,26 @@ def simulate(
         store = open_store(f"file://{folder}/models")
         strategies = _strategies(world, line, rules, store, backbone, Path(folder), progress)
         played: dict[str, list[DayOf]] = {strategy.name: [] for strategy in strategies}
-        days = []
-        for number in range(course.days):
-            progress("days", number, course.days)
-            day = world.day(number)
+        days: list[Day] = []
+        for day in _drawn_ahead(world):
+            progress("days", day.number, course.days)
             for name, done in _play(day, strategies).items():
                 played[name].append(done)
             days.append(day)
         progress("days", course.days, course.days)
     report = _report(course, line, costs, days, played)
     return report | {"wall_s": round(time.perf_counter() - started, 1)}
+
+
+def _drawn_ahead(world: World) -> Iterator[Day]:
+    """Day by day, the next one drawn meanwhile."""
+    with ThreadPoolExecutor(1) as drawing:
+        coming = drawing.submit(world.day, 0)
+        for number in range(1, world.course.days + 1):
+            day = coming.result()
+            if number < world.course.days:
+                coming = drawing.submit(world.day, number)
+            yield day
 
 
 def _strategies(

@@ -29,23 +29,17 @@ class Service:
     """A key of the store, and the model that is current there.
 
     Attributes:
-        inspector: what was promoted last, loaded from the store.
+        inspector: what was promoted last, loaded from the store; `version` is its.
     """
 
     inspector: Inspector
+    version: Version
 
     def __init__(self, store: ModelStore, key: ModelKey, backbone: Backbone) -> None:
         self.key = key
         self.backbone = backbone
         self._store = store
         self._taken = 0
-
-    @property
-    def version(self) -> Version:
-        """Of the model in service."""
-        version = self._store.current(self.key)
-        assert version is not None  # noqa: S101 - `take` comes first
-        return version
 
     def take(self, inspector: Inspector, *, why: str, lineage: Mapping[str, JSON] | None = None) -> None:
         """Put a model, promote it, and serve what the store gives back."""
@@ -56,6 +50,7 @@ class Service:
         promote(self._store, self.key, version, expected=before, who=_WHO, why=why)
         artifact = self._store.get(self.key, version)
         self.inspector = Inspector.load(artifact, open_backbone=lambda _: self.backbone, limits=Limits())
+        self.version = version
         self._taken += 1
         if self._taken % _COLLECT_EVERY == 0:
             collect(self._store, unused_since=wire.now())
