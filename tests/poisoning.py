@@ -118,7 +118,7 @@ class Target:
             view=View(size=pictures.size),
             limits=Limits(),
             rate=RATE,
-            calibrate_share=0.5,
+            calibrate_share=0.4,
             seed=seed,
         )
         held_out = set(made.calibrated_on)
@@ -333,7 +333,7 @@ def drawn(part: str, *, size: tuple[int, int], line: int, defects: int, golden: 
         for k in range(first + 900_000, first + 900_000 + 60)
     ]
     return Pictures(
-        goods=some(0, 160, spoilt=False),
+        goods=some(0, 300, spoilt=False),
         line=some(10_000, line, spoilt=False),
         defects=some(20_000, defects, spoilt=True),
         golden=some(30_000, golden, spoilt=True),

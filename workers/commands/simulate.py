@@ -21,7 +21,7 @@ def command() -> None:
 @click.option("--days", type=click.IntRange(min=1), default=90, show_default=True, help="How long it is.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which season.")
 @click.option("--parts-per-day", type=click.IntRange(min=10), default=60, show_default=True, help="Parts inspected.")
-@click.option("--part", default="board", show_default=True, help="What is drawn: gear, cap or board.")
+@click.option("--part", default="cap", show_default=True, help="What is drawn: gear, cap or board.")
 @click.option("--method", default="padim", show_default=True, help="The method that all strategies use.")
 @click.option("--defect-rate", type=float, default=0.005, show_default=True, help="Share of parts that is defective.")
 @click.option("--rate", type=float, default=0.02, show_default=True, help="Share of good parts that may be rejected.")
@@ -56,7 +56,7 @@ def season(
     \b
     Examples:
       goldline simulate season --days 90 --html season.html --json season.json
-      goldline simulate season --seed 1 --part cap --cost-miss 200
+      goldline simulate season --seed 1 --part gear --cost-miss 200
     """
     from workers.season import page, run  # noqa: PLC0415 - torch takes seconds to import
     from workers.season.ledger import Costs  # noqa: PLC0415

@@ -41,8 +41,8 @@ class Course:
             size that parts appear in, and to red; blue goes the other way.
     """
 
-    part: str = "board"
-    size: Size = (128, 128)
+    part: str = "cap"
+    size: Size = (96, 96)
     days: int = 90
     seed: int = 0
     parts_per_day: int = 60
