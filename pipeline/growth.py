@@ -167,3 +167,8 @@ def outliers(scores: Tensor, deviations: float) -> Tensor:
 def rows_of(decoded: Decoded, kept: list[int]) -> Tensor:
     """The pictures at these places."""
     return decoded.images.pixels[torch.tensor(kept, dtype=torch.int64)]
+
+
+def use_threads(count: int) -> None:
+    """Let this process compute with so many threads, to leave the others' alone."""
+    torch.set_num_threads(count)

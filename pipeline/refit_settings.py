@@ -1,9 +1,12 @@
 """`[refit]` of line.toml: which frames a refit may learn from, what it is held to, and who approves it."""
 
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from pipeline.errors import ConfigError
 from pipeline.settings_check import Section
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -30,7 +33,7 @@ class Rules(Section, frozen=True):
     """
 
     frames_min: Annotated[int, Meta(ge=2)] = 50
-    frames_max: Annotated[int, Meta(ge=2, le=100_000)] = 500
+    frames_max: Annotated[int, Meta(ge=2, le=5000)] = 500
     p_min: Share = 0.1
     folds: Annotated[int, Meta(ge=0, le=20)] = 5
     outlier_deviations: Annotated[float, Meta(gt=0.0)] = 4.0
@@ -41,3 +44,57 @@ class Rules(Section, frozen=True):
     recall_lost_max: Share = 0.01
     goods_min: Annotated[int, Meta(ge=10)] = 30
     bank_max_bytes: Annotated[int, Meta(ge=1)] = 512_000_000
+
+
+class Refit(Section, frozen=True):
+    """When a refit is made and what becomes of its candidate.
+
+    Attributes:
+        golden: folder of golden sets: STATION/RECIPE/good and STATION/RECIPE/defect in it.
+        schedule: five fields of cron, in the machine's local time; empty for never.
+        shadow_frames: that both models must have decided about, in a trial of `shadow_h` hours at least.
+        differ_max: share of these frames whose verdicts may differ.
+        threads: that a refit computes with, beside a worker that must not wait.
+    """
+
+    golden: str | None = None
+    approval: Approval = "manual"
+    schedule: str = ""
+    shadow_frames: Annotated[int, Meta(ge=1)] = 1000
+    shadow_h: Annotated[float, Meta(ge=0.0)] = 24.0
+    differ_max: Share = 0.01
+    device: str = "cpu"
+    threads: Annotated[int, Meta(ge=1)] = 1
+    rules: Rules = Rules()
+
+    def contradictions(self) -> Iterator[str]:
+        """What no type can say is wrong."""
+        if self.schedule:
+            try:
+                next_run(self.schedule, datetime.now(UTC))
+            except ConfigError as error:
+                yield str(error)
+        if self.rules.frames_min > self.rules.frames_max:
+            least, most = self.rules.frames_min, self.rules.frames_max
+            yield f"refit.rules: frames_min {least} is above frames_max {most}"
+
+
+def next_run(schedule: str, after: datetime) -> datetime:
+    """When a schedule comes to its next time, strictly after another.
+
+    Args:
+        schedule: five fields of cron.
+        after: aware; the answer is in its time zone.
+
+    Raises:
+        ConfigError: it is no schedule.
+    """
+    from cronsim import CronSim, CronSimError  # noqa: PLC0415 - who has no schedule need not have it
+
+    try:
+        return next(CronSim(schedule, after))
+    except (CronSimError, StopIteration) as error:
+        raise ConfigError(
+            f"refit.schedule: {schedule!r} is no time of cron ({error or 'it never comes'}); "
+            '"0 3 * * *" is every night at three'
+        ) from error

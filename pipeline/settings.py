@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from pipeline.errors import ConfigError
+from pipeline.refit_settings import Refit
 from pipeline.settings_check import Section, fields_of, problems_of
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -177,6 +178,7 @@ class Settings(Section, frozen=True):
     gate: Gate = Gate()
     weights: Weights = Weights()
     drift: Drift = Drift()
+    refit: Refit = Refit()
     backbones: dict[str, Known] = msgspec.field(default_factory=dict)
     defaults: Defaults = Defaults()
     stations: dict[StationName, Station] = msgspec.field(default_factory=dict)
@@ -264,6 +266,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield f"frames.keep_s: {settings.frames.keep_s} s is shorter than frames.deadline_max_ms {longest}"
     if settings.pool.quarantine_h >= 24 * settings.pool.keep_days:
         yield f"pool.quarantine_h: {settings.pool.quarantine_h} h outlasts pool.keep_days {settings.pool.keep_days}"
+    yield from settings.refit.contradictions()
     if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
         yield "kafka.tls: cert_file and key_file go together"
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "the whole line on this machine: broker, cameras, worker, gate, and a report",
     "fit": "learn a station's good parts from a folder of pictures",
     "calibrate": "give a station's model a threshold from verified good pictures",
+    "refit": "let a station's model learn recently accepted parts, if a review allows it",
     "thresholds": "what a station's threshold promises, and what more parts would buy",
     "audit": "mark parts for a person to verify, whatever their verdict",
     "score": "verdicts for pictures, without Kafka",

@@ -22,8 +22,8 @@ from pipeline.inspection import with_threshold
 from pipeline.selection import Selection
 from workers.backbones import open_inspector
 from workers.commands import options
-from workers.commands.fit import digest
 from workers.progress_bars import shown
+from workers.provenance import digest
 
 UNSELECTED = "unselected, as stated"
 
