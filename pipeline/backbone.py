@@ -19,7 +19,7 @@ from pipeline import engines
 from pipeline import goldline_s as own
 from pipeline.backbone_spec import BackboneSpec, Preprocessing
 from pipeline.data import Size
-from pipeline.engines import Preprocessed
+from pipeline.engines import Engine, Preprocessed
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.networks import (
     TIMM,
@@ -47,7 +47,7 @@ class Backbone:
         channels: C of each layer.
     """
 
-    def __init__(self, net: nn.Module, spec: BackboneSpec, device: torch.device) -> None:
+    def __init__(self, net: nn.Module, spec: BackboneSpec, device: torch.device, *, remember_bytes: int = 0) -> None:
         self.spec = spec
         self.device = device
         self._net = net.eval().requires_grad_(requires_grad=False).float()
@@ -56,7 +56,8 @@ class Backbone:
             self._net, spec.layers, (1 / (255 * std)).float(), (-mean / std).float(), bgr=spec.order == "bgr"
         ).eval()
         self.channels: dict[str, int] = _probe(self._net, spec)
-        self._engine = engines.make(self._whole, spec.engine, device)
+        engine: Engine = engines.make(self._whole, spec.engine, device)
+        self._engine = Remembered(engine, remember_bytes) if remember_bytes else engine
         self._one_pass = OnePass()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -69,9 +70,7 @@ class Backbone:
 
     def remembering(self, most_bytes: int) -> "Backbone":
         """The same features, kept for pictures that come again; one thread's."""
-        other = self.on(self.spec.engine)
-        other._engine = Remembered(other._engine, most_bytes)
-        return other
+        return Backbone(self._net, self.spec, self.device, remember_bytes=most_bytes)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps of a batch.

@@ -215,7 +215,12 @@ def slow_drift(target: Target, off: str, *, a_day: int = 60) -> Outcome:
 
 
 def _outcome(
-    target: Target, poison: Sequence[Frame], tried: Sequence[Refitted], pooled: Sequence[Frame], *, alarmed: bool = False
+    target: Target,
+    poison: Sequence[Frame],
+    tried: Sequence[Refitted],
+    pooled: Sequence[Frame],
+    *,
+    alarmed: bool = False,
 ) -> Outcome:
     live = [made for made in tried if made.candidate is not None and made.review.passed]
     models = [made.candidate for made in live if made.candidate is not None]
@@ -324,7 +329,10 @@ def drawn(part: str, *, size: tuple[int, int], line: int, defects: int, golden: 
         for k in range(start, start + count):
             kind = kinds[k % len(kinds)] if spoilt else None
             found.append(
-                Frame(frame_id=f"{kind or 'good'}-{k}", image=encode(draw(part, seed=first + k, defect=kind, size=size).image))
+                Frame(
+                    frame_id=f"{kind or 'good'}-{k}",
+                    image=encode(draw(part, seed=first + k, defect=kind, size=size).image),
+                )
             )
         return found
 

@@ -59,9 +59,7 @@ def defects_of(part: str) -> tuple[str, ...]:
     return tuple(d for d in DEFECTS if (part, d) != ("board", "dent"))
 
 
-def draw(
-    part: str, *, seed: int, defect: str | None = None, size: Size = (256, 256), change: Change = NONE
-) -> Drawn:
+def draw(part: str, *, seed: int, defect: str | None = None, size: Size = (256, 256), change: Change = NONE) -> Drawn:
     """Draw a part.
 
     Args:

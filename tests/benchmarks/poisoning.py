@@ -2,9 +2,9 @@
 
 `python -m tests.benchmarks.poisoning` attacks drawn parts, and with GOLDLINE_DATA the bottles as well, where half of the
 defects poison and half are golden. Attacks are those of `tests/poisoning.py`. `share` is of defective parts among the
-frames that the pool is offered, 0 for none: a refit without poison, to compare with. `harmful` are live refits that lost
-more than a point of recall on the golden defects (of fewer than 100: more than one defect). A cell that sums several
-seeds says so.
+frames that the pool is offered, at least one part; 0 is a refit without poison, to compare with. `harmful` are live
+refits that lost more than a point of recall on the golden defects (of fewer than 100: more than one defect). Rows add
+up all seeds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _SUMS = tuple(f.name for f in fields(Outcome) if f.name not in {"alarmed", "refu
 
 
 def real(folder: Path, size: tuple[int, int]) -> Pictures:
-    """A dataset in MVTec layout whose defects have masks; each defect is pasted into a good part for the slow attack."""
+    """A dataset in MVTec layout whose defects have masks; for the slow attack each is pasted into a good part."""
     goods = [_frame(path, size) for path in dataset.goods(folder)]
     samples = [s for s in dataset.tests(folder) if s.defect is not None]
     order = np.random.default_rng(0).permutation(len(samples)).tolist()
@@ -74,7 +74,9 @@ def attacks(target: Target, shares: Sequence[float]) -> list[dict[str, Any]]:
             rows += [_row("missed", share, off, poisoning.missed_defects(target, share, off)) for share in shares]
         rows.append(_row("slow", 1.0, off, poisoning.slow_drift(target, off)))
     rows += [
-        _row("missed, 70 % reported", share, "nothing", poisoning.missed_defects(target, share, "nothing", reported=0.7))
+        _row(
+            "missed, 70 % reported", share, "nothing", poisoning.missed_defects(target, share, "nothing", reported=0.7)
+        )
         for share in shares
         if share
     ]
@@ -105,7 +107,17 @@ def summed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The table for people."""
-    heads = ("source", "method", "attack", "share", "without", "live", "harmful", "poison learnt", "golden lost / found")
+    heads = (
+        "source",
+        "method",
+        "attack",
+        "share",
+        "without",
+        "live",
+        "harmful",
+        "poison learnt",
+        "golden lost / found",
+    )
     lines = ["| " + " | ".join((*heads, "others lost / found", "refused by")) + " |", "|" + " --- |" * (len(heads) + 2)]
     for row in report["rows"]:
         refused = ", ".join(f"{rule} {n}" for rule, n in sorted(row["refused"].items(), key=lambda p: -p[1]))

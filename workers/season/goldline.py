@@ -1,13 +1,13 @@
-"""Goldline's way through the season: the pool, feedback, drift, a refit's review and calibration, as on a real line.
+"""Goldline's way through the season: pool, feedback, drift, a refit's review and calibration, as on a real line.
 
 Only the clock is the season's, and there is no Kafka. What a person does is done here: looking at audited parts, sending
-challenge parts through, accepting a baseline on the day after drift was raised.
+known defects through, accepting a baseline half a day after drift was raised, calibrating where no refit did for a week.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from random import Random
 
 from model_store.pool import DiskPool
@@ -24,6 +24,7 @@ from workers.season.strategies import Night
 from workers.season.world import Day, Part
 
 DOWNSTREAM, AUDIT = "final inspection", "audit"
+ANSWER_H = 12
 
 
 @dataclass(kw_only=True)
@@ -34,7 +35,9 @@ class Goldline:
         goods: verified good parts that no threshold chose and no model has learnt from, the newest last.
         defects: challenge parts as they looked last, by name.
         learnt: sha256 of pictures that the model in service, or one before it, was fitted on.
+        anchor: the model that a person put in service last: losses are counted against it, too.
         goods_kept: how many verified goods a threshold rests on at most.
+        refit_every: nights from one refit to the next.
         calibrate_every: nights after which the threshold is set anew where no refit brought another.
     """
 
@@ -46,25 +49,29 @@ class Goldline:
     learnt: set[str]
     delta: float
     seed: int
+    refit_every: int = 3
     goods_kept: int = 200
     calibrate_every: int = 7
     name: str = "goldline"
     alarms: int = 0
+    anchor: Inspector = field(init=False)
     _drift: Drift = field(init=False)
-    _paused: bool = False
-    _alarmed: bool = False
+    _asked: datetime | None = None
+    _since: datetime | None = None
+    _windows: list[tuple[datetime, datetime]] = field(default_factory=list)
     _today: list[Part] = field(default_factory=list)
     _to_be_found: list[tuple[datetime, Part]] = field(default_factory=list)
-    _audited: set[str] = field(default_factory=set)
     _since_threshold: int = 0
 
     def __post_init__(self) -> None:
         self._drift = self._new_drift()
+        self.anchor = self.service.inspector
         self.pool.create()
 
     def saw(self, part: Part, seen: Seen) -> None:
         """The pool is offered what passed; the monitors look at the picture; somebody may find a miss later."""
         verdict = seen.verdict
+        self._answered(part.captured_at)
         (appearance,) = measure(seen.pixels[None])
         passed = verdict.decision is Decision.PASS
         raised = self._drift.see(
@@ -74,8 +81,9 @@ class Goldline:
             at=part.captured_at,
             frame_id=part.frame.frame_id,
         )
-        self._alarmed |= bool(raised)
-        self.alarms += len(raised)
+        if raised and self._asked is None:
+            self._asked, self._since = part.captured_at, min(each.alarm.since for each in raised)
+            self.alarms += 1
         self._today.append(part)
         if passed and part.found_at is not None:
             self._to_be_found.append((part.found_at, part))
@@ -101,14 +109,17 @@ class Goldline:
         self._hear(at)
         self.defects |= {frame.frame_id.rpartition("-")[0]: frame for frame in day.challenges}
         self._since_threshold += 1
-        if self._looked_at_drift():
-            return Night(outcome="paused", words="drift was raised today")
+        if (day.number + 1) % self.refit_every:
+            return Night()
+        if self._asked is not None:
+            return Night(outcome="paused", words="drift was raised, and nobody has looked yet")
         made = refit(
             self.service.inspector,
             self._frames(self.pool.usable(self.service.key, at=at)),
             Golden(goods=self.goods, defects=list(self.defects.values()), learnt=self.learnt),
             backbone=self.service.backbone,
             rules=self.rules,
+            anchor=None if self.anchor is self.service.inspector else self.anchor,
             seed=self.seed + day.number,
         )
         if made.candidate is not None and made.review.complete:
@@ -126,27 +137,26 @@ class Goldline:
         found += [(part, AUDIT, at) for part in audited if part.defect is not None]
         self.pool.report(
             [
-                Feedback(part_id=part.frame.frame_id, verdict="defect", by=by, at=when, station=self.service.key.station)
+                Feedback(
+                    part_id=part.frame.frame_id, verdict="defect", by=by, at=when, station=self.service.key.station
+                )
                 for part, by, when in found
             ],
             at=at,
         )
-        self._audited |= {part.frame.frame_id for part in audited}
         self.goods = [*self.goods, *(part.frame for part in audited if part.defect is None)][-self.goods_kept :]
         self._today = []
 
-    def _looked_at_drift(self) -> bool:
-        """Whether refits are paused tonight: today's alarm is looked at tomorrow, and then a new baseline begins."""
-        if self._alarmed and not self._paused:
-            self._paused = True
-            return True
-        if self._paused:
-            self._paused = self._alarmed = False
-            self._drift = self._new_drift()
-        return False
+    def _answered(self, at: datetime) -> None:
+        """A person has looked by now: a new baseline begins, and what was pooled meanwhile is not learnt from."""
+        if self._asked is None or self._since is None or at < self._asked + timedelta(hours=ANSWER_H):
+            return
+        self._windows.append((self._since, at))
+        self._asked = self._since = None
+        self._drift = self._new_drift()
 
     def _frames(self, usable: Sequence[Pooled]) -> list[Frame]:
-        """Of the pool, what is not kept to calibrate with."""
+        """Of the pool, what was not captured while the station drifted."""
         return [
             Frame(
                 frame_id=pooled.entry.frame_id,
@@ -155,7 +165,7 @@ class Goldline:
                 image=self.pool.read(pooled),
             )
             for pooled in usable
-            if pooled.entry.part_id not in self._audited
+            if not any(since <= pooled.entry.captured_at <= until for since, until in self._windows)
         ]
 
     def _take(self, made: Refitted, day: Day) -> Night:
@@ -173,6 +183,7 @@ class Goldline:
         again = recalibrate(own, goods, rate=own.threshold.guarantee.rate)
         inspector = Inspector(own.detector, again.threshold, own.view, own.limits, shares=own.shares)
         self.service.take(inspector, why=f"threshold of night {day.number}")
+        self.anchor = self.service.inspector
         self._since_threshold = 0
         return Night(outcome="recalibrated", words=words)
 
@@ -183,5 +194,3 @@ class Goldline:
 def sha256(frame: Frame) -> str:
     """Of the encoded picture."""
     return hashlib.sha256(frame.image).hexdigest()
-
-

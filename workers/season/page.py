@@ -1,4 +1,4 @@
-"""`goldline simulate season --html`: rates of each day for each strategy, what they cost, and what the station was like."""
+"""`goldline simulate season --html`: each strategy's rates by day, what they cost, and what the station was like."""
 
 import html
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 svg { max-width: 100%; height: auto; } svg text { font-size: 11px; fill: #1c2430; }
 """
 _COLOURS = ("#7a7568", "#b3261e", "#35608f")
+_RATES = "Rates are of parts that are there for measuring alone, those of seven days at each day."
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 220, 48, 22
 
 
@@ -38,8 +39,7 @@ def render(report: dict[str, Any]) -> str:
         (
             "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
             f"<title>Goldline: a season</title><style>{_STYLE}</style><h1>A season of {len(days)} days</h1>",
-            f"<p>{_line(course)} Rates are of parts that are there for measuring alone, the seven days before each "
-            f"day together. {_legend(names)}</p>",
+            f"<p>{_line(course)} {_RATES} {_legend(names)}</p>",
             "<h2>Good parts rejected</h2>",
             _chart(rates["false_reject_rate"], marks, new_lamps),
             "<h2>Defects missed</h2>",
@@ -55,16 +55,19 @@ def render(report: dict[str, Any]) -> str:
 
 def _line(course: dict[str, Any]) -> str:
     return html.escape(
-        f"Drawn parts ({course['part']}), {course['parts_per_day']} a day, {course['defect_rate']:.2%} of them defective, "
-        f"{course['audits_per_day']} audited. {course['found_share']:.0%} of the defects that pass are found later, after "
-        f"{course['found_after_h']:g} hours on average. Seed {course['seed']}."
+        f"Drawn parts ({course['part']}), {course['parts_per_day']} a day, {course['defect_rate']:.2%} of them "
+        f"defective, {course['audits_per_day']} audited. {course['found_share']:.0%} of the defects that pass are found "
+        f"later, after {course['found_after_h']:g} hours on average. Seed {course['seed']}."
     )
 
 
 def _legend(names: Sequence[str]) -> str:
-    return ", ".join(
-        f'<b style="color:{colour}">{html.escape(name)}</b>' for name, colour in zip(names, _COLOURS, strict=False)
-    ) + "."
+    return (
+        ", ".join(
+            f'<b style="color:{colour}">{html.escape(name)}</b>' for name, colour in zip(names, _COLOURS, strict=False)
+        )
+        + "."
+    )
 
 
 def _chart(lines: dict[str, list[float | None]], marks: Sequence[int], lamps: Sequence[int]) -> str:
@@ -83,8 +86,7 @@ def _chart(lines: dict[str, list[float | None]], marks: Sequence[int], lamps: Se
     for share in (low + (top - low) * k / 4 for k in range(5)):
         drawn.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y(share):.1f}" y2="{y(share):.1f}" stroke="#eae6da"/>')
         drawn.append(f'<text x="0" y="{y(share) + 4:.1f}">{share:.1%}</text>')
-    for day in range(0, days, 10):
-        drawn.append(f'<text x="{x(day):.1f}" y="{_HEIGHT - 4}">{day}</text>')
+    drawn += [f'<text x="{x(day):.1f}" y="{_HEIGHT - 4}">{day}</text>' for day in range(0, days, 10)]
     for (name, line), colour in zip(lines.items(), _COLOURS, strict=False):
         points = " ".join(f"{x(k):.1f},{y(v):.1f}" for k, v in enumerate(line) if v is not None)
         drawn.append(

@@ -30,7 +30,8 @@ from workers.season.strategies import NaiveNightly, NeverRefit, Strategy
 from workers.season.world import Course, Day, World
 
 _REMEMBERED_BYTES = 600_000_000
-RULES = Rules(frames_max=200)  # what a season refits with: a night's work takes seconds
+RULES = Rules(frames_max=150)  # a night's work takes seconds
+POOL = Pool(keep=300)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +131,7 @@ def _strategies(
         NaiveNightly(service=naive, method=line.method, config=config, rate=line.rate, seed=course.seed),
         Goldline(
             service=goldline,
-            pool=DiskPool(folder / "pool", Pool()),
+            pool=DiskPool(folder / "pool", POOL),
             rules=rules,
             goods=held_out,
             defects={frame.frame_id.rpartition("-")[0]: frame for frame in world.challenges()},
@@ -172,9 +173,7 @@ def _report(
         "line": {**asdict(line), "settings": dict(line.settings)},
         "costs": asdict(costs),
         "strategies": {
-            name: ledger.summary(
-                each, defective, costs=costs, defect_rate=course.defect_rate, equal_at=equal_at
-            )
+            name: ledger.summary(each, defective, costs=costs, defect_rate=course.defect_rate, equal_at=equal_at)
             for name, each in played.items()
         },
         "equal_false_reject_rate": equal_at,

@@ -18,6 +18,7 @@ STATION = "line-1/top"
 _FIRST_H, _SHIFTS_H = 6, 16  # parts come from 6 to 22 o'clock
 _YEAR_DAYS = 365
 _SERIALS = 10_000_000  # parts of one seed: no two seeds share one
+_PARTS_MOST = 2_000_000
 _DEFECTIVE_FROM, _PROBE_FROM, _CHALLENGE_FROM = 4_000_000, 6_000_000, 9_000_000
 
 
@@ -68,13 +69,13 @@ class Course:
         defects_of(self.part)  # raises for a part that there is not
         if self.days < 1 or self.seed < 0 or not 0 <= self.defect_rate < 1:
             raise ConfigError(
-                f"a season needs 1 day, a seed of 0 and a defect rate in [0, 1), or more, not {self.days}, {self.seed}, "
-                f"{self.defect_rate}"
+                f"a season has 1 day or more, a seed of 0 or more and a defect rate in [0, 1), not {self.days}, "
+                f"{self.seed} and {self.defect_rate}"
             )
-        if not self.audits_per_day <= self.parts_per_day <= _DEFECTIVE_FROM // (self.days + 10):
+        if not self.audits_per_day <= self.parts_per_day <= _PARTS_MOST // (self.days + 10):
             raise ConfigError(
                 f"{self.parts_per_day} parts a day: there must be {self.audits_per_day}, which are audited, and not "
-                f"more than {_DEFECTIVE_FROM // (self.days + 10)}"
+                f"more than {_PARTS_MOST // (self.days + 10)}"
             )
 
 
@@ -207,9 +208,7 @@ class World:
 
     def _frame(self, name: str, serial: int, defect: str | None, change: Change) -> Frame:
         course = self.course
-        drawn = draw(
-            course.part, seed=course.seed * _SERIALS + serial, defect=defect, size=course.size, change=change
-        )
+        drawn = draw(course.part, seed=course.seed * _SERIALS + serial, defect=defect, size=course.size, change=change)
         return Frame(frame_id=name, part_id=name, station=STATION, image=encode(drawn.image))
 
     def _warmer(self, number: int) -> float:
