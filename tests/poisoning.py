@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,10 +33,9 @@ from pipeline.inspection import Inspector
 from pipeline.refit import Golden, Refitted, refit
 from pipeline.refit_settings import Rules
 from pipeline.settings import Pool
-from pipeline.synthetic import defects_of, draw, encode
+from pipeline.synthetic import encode
 from pipeline.view import View
-
-Picture: TypeAlias = NDArray[np.uint8]
+from tests.attack_pictures import Pictures, blend
 
 KEY = ModelKey("line-1/top")
 DAYS = 10  # of the slow attack
@@ -56,26 +55,6 @@ OFF: dict[str, dict[str, Any]] = {  # which defence is left out -> the rules wit
     "drift monitors": {},
     "all": {"p_min": 0.0, "folds": 0, "new_share_max": 1.0, "distance_max": 1e9},
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pictures:
-    """What attacks are made of; no part twice.
-
-    Attributes:
-        goods: to commission with; `line`: further good parts, as they pass by.
-        defects: to poison with; `golden`: those that the review knows; `others`: those that nobody knows.
-        worse: good parts without and with a defect, (H, W, 3) each, for the slow attack.
-        size: (H, W) that a model sees.
-    """
-
-    goods: Sequence[Frame]
-    line: Sequence[Frame]
-    defects: Sequence[Frame]
-    golden: Sequence[Frame]
-    others: Sequence[Frame]
-    worse: Sequence[tuple[Picture, Picture]]
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,43 +288,6 @@ def _scored(model: Inspector, pixels: torch.Tensor) -> Scores:
     return model.detector.score(model.detector.embed(pixels))
 
 
-def blend(good: Picture, bad: Picture, share: float) -> Picture:
-    """A good part with so much of a defect."""
-    return (good + share * (bad.astype(np.float32) - good)).round().astype(np.uint8)
-
-
 def sha256(frame: Frame) -> str:
     """Of the encoded picture."""
     return hashlib.sha256(frame.image).hexdigest()
-
-
-def drawn(part: str, *, size: tuple[int, int], line: int, defects: int, golden: int = 102, seed: int = 0) -> Pictures:
-    """Pictures of a drawn part; as many defects of each kind as of any other."""
-    kinds = defects_of(part)
-    first = 1_000_000 * (seed + 1)
-
-    def some(start: int, count: int, *, spoilt: bool) -> list[Frame]:
-        found = []
-        for k in range(start, start + count):
-            kind = kinds[k % len(kinds)] if spoilt else None
-            found.append(
-                Frame(
-                    frame_id=f"{kind or 'good'}-{k}",
-                    image=encode(draw(part, seed=first + k, defect=kind, size=size).image),
-                )
-            )
-        return found
-
-    worse = [
-        (draw(part, seed=k, size=size).image, draw(part, seed=k, defect=kinds[k % len(kinds)], size=size).image)
-        for k in range(first + 900_000, first + 900_000 + 60)
-    ]
-    return Pictures(
-        goods=some(0, 300, spoilt=False),
-        line=some(10_000, line, spoilt=False),
-        defects=some(20_000, defects, spoilt=True),
-        golden=some(30_000, golden, spoilt=True),
-        others=some(40_000, golden, spoilt=True),
-        worse=worse,
-        size=size,
-    )

@@ -1,6 +1,6 @@
 """How many poisoned refits go live, and what that costs, with every defence and without each.
 
-`python -m tests.benchmarks.poisoning` attacks drawn parts, and with GOLDLINE_DATA the bottles as well, where half of the
+`python -m tests.benchmarks.poisoning` attacks drawn parts, and with GOLDLINE_DATA the bottles as well: half of their
 defects poison and half are golden. Attacks are those of `tests/poisoning.py`. `share` is of defective parts among the
 frames that the pool is offered, at least one part; 0 is a refit without poison, to compare with. `harmful` are live
 refits that lost more than a point of recall on the golden defects (of fewer than 100: more than one defect). Rows add
@@ -15,55 +15,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from pipeline.backbone import default_layers, resolve
-from pipeline.data import Frame
-from pipeline.evaluation import dataset
-from pipeline.synthetic import encode
-from tests import poisoning
-from tests.poisoning import OFF, Outcome, Picture, Pictures, Target
+from tests import attack_pictures, poisoning
+from tests.poisoning import OFF, Outcome, Target
 
 SHARES = (0.0, 0.001, 0.01, 0.05, 0.1)
 _REMEMBERED_BYTES = 1_500_000_000
 _SUMS = tuple(f.name for f in fields(Outcome) if f.name not in {"alarmed", "refused"})
-
-
-def real(folder: Path, size: tuple[int, int]) -> Pictures:
-    """A dataset in MVTec layout whose defects have masks; for the slow attack each is pasted into a good part."""
-    goods = [_frame(path, size) for path in dataset.goods(folder)]
-    samples = [s for s in dataset.tests(folder) if s.defect is not None]
-    order = np.random.default_rng(0).permutation(len(samples)).tolist()
-    half = len(order) // 2
-    poison, golden = order[:half], order[half:]
-    plain = [_read(path, size) for path in dataset.goods(folder)[:40]]
-    worse = [_pasted(plain[k % len(plain)], samples[i], size) for k, i in enumerate(order) if samples[i].mask]
-    return Pictures(
-        goods=goods[:140],
-        line=goods[140:],
-        defects=[_frame(samples[i].path, size) for i in poison],
-        golden=[_frame(samples[i].path, size) for i in golden],
-        others=[_frame(samples[i].path, size) for i in poison],
-        worse=worse,
-        size=size,
-    )
-
-
-def _read(path: Path, size: tuple[int, int], mode: str = "RGB") -> Picture:
-    with Image.open(path) as image:
-        return np.asarray(image.convert(mode).resize(size[::-1], Image.Resampling.BILINEAR))
-
-
-def _frame(path: Path, size: tuple[int, int]) -> Frame:
-    return Frame(frame_id=f"{path.parent.name}-{path.stem}", image=encode(_read(path, size), format="PNG"))
-
-
-def _pasted(good: Picture, sample: dataset.Sample, size: tuple[int, int]) -> tuple[Picture, Picture]:
-    assert sample.mask is not None
-    mask = _read(sample.mask, size, "L") > 127
-    return good, np.where(mask[..., None], _read(sample.path, size), good)
 
 
 def attacks(target: Target, shares: Sequence[float]) -> list[dict[str, Any]]:
@@ -152,9 +112,9 @@ def main() -> None:
         for seed in range(asked.seeds):
             backbone = net.remembering(_REMEMBERED_BYTES)
             if source in asked.parts:
-                pictures = poisoning.drawn(source, size=size, line=asked.line, defects=160, seed=seed)
+                pictures = attack_pictures.drawn(source, size=size, line=asked.line, defects=160, seed=seed)
             else:
-                pictures = real(Path(str(data)) / "data" / source, size)
+                pictures = attack_pictures.real(Path(str(data)) / "data" / source, size)
             for method in asked.methods:
                 target = Target(pictures, method, backbone, seed=seed)
                 recall = {kind: round(float(caught.mean()), 3) for kind, caught in target.caught.items()}

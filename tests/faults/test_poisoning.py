@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.backbone import resolve
-from tests import poisoning
+from tests import attack_pictures, poisoning
 from tests.poisoning import POINT_NEEDS, Target
 
 SHARES = (0.01, 0.1)
@@ -17,7 +17,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     backbone = resolve("goldline-s", ("layer2", "layer3"), weights=None, factories=()).remembering(300_000_000)
-    pictures = poisoning.drawn("cap", size=(96, 96), line=110, defects=64)
+    pictures = attack_pictures.drawn("cap", size=(96, 96), line=110, defects=64)
     assert len(pictures.golden) >= POINT_NEEDS
     yield Target(pictures, request.param, backbone)
     torch.set_num_threads(threads)

@@ -1,7 +1,8 @@
 """Goldline's way through the season: pool, feedback, drift, a refit's review and calibration, as on a real line.
 
-Only the clock is the season's, and there is no Kafka. What a person does is done here: looking at audited parts, sending
-known defects through, accepting a baseline half a day after drift was raised, calibrating where no refit did for a week.
+Only the clock is the season's, and there is no Kafka. What a person does is done here: looking at audited parts,
+sending known defects through, accepting a baseline half a day after drift was raised, calibrating where no refit did
+for a week.
 """
 
 import hashlib

@@ -56,8 +56,8 @@ def render(report: dict[str, Any]) -> str:
 def _line(course: dict[str, Any]) -> str:
     return html.escape(
         f"Drawn parts ({course['part']}), {course['parts_per_day']} a day, {course['defect_rate']:.2%} of them "
-        f"defective, {course['audits_per_day']} audited. {course['found_share']:.0%} of the defects that pass are found "
-        f"later, after {course['found_after_h']:g} hours on average. Seed {course['seed']}."
+        f"defective, {course['audits_per_day']} audited. {course['found_share']:.0%} of the defects that pass are "
+        f"found later, after {course['found_after_h']:g} hours on average. Seed {course['seed']}."
     )
 
 
