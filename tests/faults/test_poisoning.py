@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 
+from pipeline import threads
 from pipeline.backbone import resolve
 from tests import attack_pictures, poisoning
 from tests.poisoning import POINT_NEEDS, Target
@@ -14,13 +14,11 @@ SHARES = (0.01, 0.1)
 
 @pytest.fixture(scope="module", params=["padim", "patchcore"])
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     backbone = resolve("goldline-s", ("layer2", "layer3"), weights=None, factories=()).remembering(300_000_000)
     pictures = attack_pictures.drawn("cap", size=(96, 96), line=110, defects=64)
     assert len(pictures.golden) >= POINT_NEEDS
-    yield Target(pictures, request.param, backbone)
-    torch.set_num_threads(threads)
+    with threads.limited(1):
+        yield Target(pictures, request.param, backbone)
 
 
 @pytest.mark.parametrize("share", SHARES)

@@ -73,7 +73,7 @@ class Goldline:
         """The pool is offered what passed; the monitors look at the picture; somebody may find a miss later."""
         verdict = seen.verdict
         self._answered(part.captured_at)
-        (appearance,) = measure(seen.pixels[None])
+        (appearance,) = measure(seen.batch.pixels[part.frame.frame_id][None])
         passed = verdict.decision is Decision.PASS
         raised = self._drift.see(
             appearance,

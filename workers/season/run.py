@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from model_store import ModelKey, ModelStore, open_store
 from model_store.pool import DiskPool
-from pipeline import commissioning, methods
+from pipeline import commissioning, methods, threads
 from pipeline.backbone import Backbone, default_layers, resolve
 from pipeline.commissioning import Commissioned
 from pipeline.data import Frame
@@ -64,12 +62,8 @@ def simulate(
         ConfigError: a value that cannot be.
     """
     check_rate(line.rate)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # thousands of small products: on a busy machine threads wait for each other far longer
-    try:
+    with threads.limited(1):
         return _simulate(course, line, costs, rules, progress)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _simulate(course: Course, line: Line, costs: Costs, rules: Rules, progress: Progress) -> dict[str, Any]:

@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from model_store import ModelKey, ModelStore, Version, promote
 from model_store.lifecycle import collect
 from pipeline.backbone import Backbone
 from pipeline.data import JSON, Frame, Verdict
 from pipeline.decode import Limits
-from pipeline.inspection import Inspector, inspect_together
+from pipeline.inspection import Inspected, Inspector, inspect_together
 from workers import wire
 
 _WHO = "simulate season"
@@ -19,10 +17,10 @@ _COLLECT_EVERY = 20  # versions; a season of them would fill a disk
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What became of a frame: its verdict, and its pixels (3, H, W) as the model saw them."""
+    """What became of a frame: its verdict, and the batch that it was in."""
 
     verdict: Verdict
-    pixels: Tensor
+    batch: Inspected
 
 
 class Service:
@@ -63,5 +61,5 @@ def look(services: Sequence[Service], frames: Sequence[Frame]) -> list[list[Seen
         if isinstance(result, Exception):
             raise result
         verdicts = {verdict.frame_id: verdict for verdict in result.verdicts}
-        said.append([Seen(verdicts[frame.frame_id], result.pixels[frame.frame_id]) for frame in frames])
+        said.append([Seen(verdicts[frame.frame_id], result) for frame in frames])
     return said
