@@ -62,4 +62,7 @@ def draw(pool: Sequence[Frame], golden: Golden, most: int, seed: int) -> tuple[l
 
 def distinct(frames: Sequence[Frame]) -> list[Frame]:
     """Each picture once: a copy shows nothing about another part."""
-    return list({hashlib.sha256(frame.image).digest(): frame for frame in reversed(frames)}.values())[::-1]
+    found: dict[bytes, Frame] = {}
+    for frame in frames:
+        found.setdefault(hashlib.sha256(frame.image).digest(), frame)
+    return list(found.values())

@@ -51,7 +51,7 @@ class Refit(Section, frozen=True):
 
     Attributes:
         golden: folder of golden sets: STATION/RECIPE/good and STATION/RECIPE/defect in it.
-        schedule: five fields of cron, in the machine's local time; empty for never.
+        schedule: five fields of cron, in the machine's local time; None for never.
         shadow_frames: that both models must have decided about, in a trial of `shadow_h` hours at least.
         differ_max: share of these frames whose verdicts may differ.
         threads: that a refit computes with, beside a worker that must not wait.
@@ -59,7 +59,7 @@ class Refit(Section, frozen=True):
 
     golden: str | None = None
     approval: Approval = "manual"
-    schedule: str = ""
+    schedule: str | None = None
     shadow_frames: Annotated[int, Meta(ge=1)] = 1000
     shadow_h: Annotated[float, Meta(ge=0.0)] = 24.0
     differ_max: Share = 0.01

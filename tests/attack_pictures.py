@@ -41,8 +41,18 @@ def blend(good: Picture, bad: Picture, share: float) -> Picture:
     return (good + share * (bad.astype(np.float32) - good)).round().astype(np.uint8)
 
 
-def drawn(part: str, *, size: tuple[int, int], line: int, defects: int, golden: int = 102, seed: int = 0) -> Pictures:
-    """Pictures of a drawn part; as many defects of each kind as of any other."""
+def drawn(
+    part: str,
+    *,
+    size: tuple[int, int],
+    goods: int,
+    line: int,
+    defects: int,
+    golden: int = 102,
+    others: int = 102,
+    seed: int = 0,
+) -> Pictures:
+    """Pictures of a drawn part, so many of each use; as many defects of each kind as of any other."""
     kinds = defects_of(part)
     first = 1_000_000 * (seed + 1)
 
@@ -60,14 +70,14 @@ def drawn(part: str, *, size: tuple[int, int], line: int, defects: int, golden: 
 
     worse = [
         (draw(part, seed=k, size=size).image, draw(part, seed=k, defect=kinds[k % len(kinds)], size=size).image)
-        for k in range(first + 900_000, first + 900_000 + 60)
+        for k in range(first + 900_000, first + 900_000 + defects)
     ]
     return Pictures(
-        goods=some(0, 300, spoilt=False),
+        goods=some(0, goods, spoilt=False),
         line=some(10_000, line, spoilt=False),
         defects=some(20_000, defects, spoilt=True),
         golden=some(30_000, golden, spoilt=True),
-        others=some(40_000, golden, spoilt=True),
+        others=some(40_000, others, spoilt=True),
         worse=worse,
         size=size,
     )

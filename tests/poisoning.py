@@ -38,7 +38,7 @@ from pipeline.view import View
 from tests.attack_pictures import Pictures, blend
 
 KEY = ModelKey("line-1/top")
-DAYS = 10  # of the slow attack
+DAYS = 10
 POINT_NEEDS = 100  # defects, for a point of recall
 RATE = 0.05
 _START = datetime(2025, 3, 3, tzinfo=UTC)
@@ -163,7 +163,7 @@ def missed_defects(target: Target, share: float, off: str, *, reported: float = 
     return _outcome(target, poison, [made], usable)
 
 
-def slow_drift(target: Target, off: str, *, a_day: int = 60) -> Outcome:
+def slow_drift(target: Target, off: str, *, days: int = DAYS, a_day: int = 60) -> Outcome:
     """Every part has a defect, a little plainer each day, until it is as plain as the golden ones; a refit every night.
 
     The golden set stays, a person at the audit would not call these parts good.
@@ -174,11 +174,11 @@ def slow_drift(target: Target, off: str, *, a_day: int = 60) -> Outcome:
     watched = off not in {"drift monitors", "all"}
     alarmed = watched and _look(drift, model, pictures.line)  # the baseline: good parts
     with _pool(target.rules(off, a_day).p_min) as pool:
-        for day in range(1, DAYS + 1):
+        for day in range(1, days + 1):
             at = _START + timedelta(days=day)
             pairs = [pictures.worse[rng.randrange(len(pictures.worse))] for _ in range(a_day)]
             frames = [
-                Frame(frame_id=f"day-{day}-{k}", image=encode(blend(*pair, day / DAYS))) for k, pair in enumerate(pairs)
+                Frame(frame_id=f"day-{day}-{k}", image=encode(blend(*pair, day / days))) for k, pair in enumerate(pairs)
             ]
             offered += frames
             alarmed = alarmed or (watched and _look(drift, model, frames))

@@ -15,8 +15,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from pipeline import threads
 from pipeline.backbone import default_layers, resolve
 from tests import attack_pictures, poisoning
 from tests.poisoning import OFF, Outcome, Target
@@ -103,7 +102,12 @@ def main() -> None:
     words.add_argument("--shares", nargs="*", type=float, default=SHARES)
     words.add_argument("--json", type=Path, default=Path("tests/benchmarks/poisoning.json"))
     asked = words.parse_args()
-    torch.set_num_threads(1)
+    with threads.limited(1):
+        run(asked)
+
+
+def run(asked: argparse.Namespace) -> None:
+    """What the command line asks for."""
     size = (asked.size, asked.size)
     net = resolve("goldline-s", default_layers("goldline-s"), weights=None, factories=())
     rows: list[dict[str, Any]] = []
@@ -112,7 +116,7 @@ def main() -> None:
         for seed in range(asked.seeds):
             backbone = net.remembering(_REMEMBERED_BYTES)
             if source in asked.parts:
-                pictures = attack_pictures.drawn(source, size=size, line=asked.line, defects=160, seed=seed)
+                pictures = attack_pictures.drawn(source, size=size, goods=300, line=asked.line, defects=120, seed=seed)
             else:
                 pictures = attack_pictures.real(Path(str(data)) / "data" / source, size)
             for method in asked.methods:

@@ -10,12 +10,13 @@ from tests import attack_pictures, poisoning
 from tests.poisoning import POINT_NEEDS, Target
 
 SHARES = (0.01, 0.1)
+DAYS = 4
 
 
 @pytest.fixture(scope="module", params=["padim", "patchcore"])
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     backbone = resolve("goldline-s", ("layer2", "layer3"), weights=None, factories=()).remembering(300_000_000)
-    pictures = attack_pictures.drawn("cap", size=(96, 96), line=110, defects=64)
+    pictures = attack_pictures.drawn("cap", size=(96, 96), goods=160, line=70, defects=32, others=0)
     assert len(pictures.golden) >= POINT_NEEDS
     with threads.limited(1):
         yield Target(pictures, request.param, backbone)
@@ -29,6 +30,6 @@ def test_no_refit_from_a_poisoned_pool_loses_more_than_a_point_of_recall(target:
 
 
 def test_no_refit_under_a_slow_drift_loses_more_than_a_point_of_recall(target: Target) -> None:
-    came = poisoning.slow_drift(target, "drift monitors")
-    assert came.tried == poisoning.DAYS
+    came = poisoning.slow_drift(target, "drift monitors", days=DAYS, a_day=40)
+    assert came.tried == DAYS
     assert came.harmful == 0, came
