@@ -10,7 +10,7 @@ from tests import attack_pictures, poisoning
 from tests.poisoning import POINT_NEEDS, Target
 
 SHARES = (0.01, 0.1)
-DAYS = 4
+DAYS = 3
 
 
 @pytest.fixture(scope="module", params=["padim", "patchcore"])
