@@ -7,7 +7,7 @@ for a week.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
 
@@ -54,9 +54,9 @@ class Goldline:
     goods_kept: int = 200
     calibrate_every: int = 7
     name: str = "goldline"
-    alarms: int = 0
     anchor: Inspector = field(init=False)
     _drift: Drift = field(init=False)
+    _alarms: int = 0
     _asked: datetime | None = None
     _since: datetime | None = None
     _windows: list[tuple[datetime, datetime]] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Goldline:
         )
         if raised and self._asked is None:
             self._asked, self._since = part.captured_at, min(each.alarm.since for each in raised)
-            self.alarms += 1
+            self._alarms += 1
         self._today.append(part)
         if passed and part.found_at is not None:
             self._to_be_found.append((part.found_at, part))
@@ -106,17 +106,20 @@ class Goldline:
 
     def night(self, day: Day) -> Night:
         """Feedback that has come, then a refit, unless drift waits for a person; or a threshold from audited parts."""
-        at = day.ends_at
-        self._hear(at)
+        self._hear(day.ends_at)
         self.defects |= {frame.frame_id.rpartition("-")[0]: frame for frame in day.challenges}
         self._since_threshold += 1
+        alarms, self._alarms = self._alarms, 0
+        return replace(self._decided(day), alarms=alarms)
+
+    def _decided(self, day: Day) -> Night:
         if (day.number + 1) % self.refit_every:
             return Night()
         if self._asked is not None:
             return Night(outcome="paused", words="drift was raised, and nobody has looked yet")
         made = refit(
             self.service.inspector,
-            self._frames(self.pool.usable(self.service.key, at=at)),
+            self._frames(self.pool.usable(self.service.key, at=day.ends_at)),
             Golden(goods=self.goods, defects=list(self.defects.values()), learnt=self.learnt),
             backbone=self.service.backbone,
             rules=self.rules,

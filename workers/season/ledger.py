@@ -58,6 +58,7 @@ class DayOf:
             "line": self.line,
             "night": self.night.outcome,
             "why": self.night.words,
+            "drift_alarms": self.night.alarms,
         }
 
 
@@ -110,16 +111,18 @@ def summary(
     """
     found = rates(days)
     miss, false = found["miss_rate"], found["false_reject_rate"]
-    cost = None
+    cost = equal = None
     if miss is not None and false is not None:
+        equal = misses_at(days, equal_at)
         cost = costs.of(miss_rate=miss, false_reject_rate=false, defect_rate=defect_rate)
     nights = [day.night.outcome for day in days]
     learnt = {part for day in days for part in day.night.learnt}
     return {
         **found,
-        "miss_rate_at_equal_false_rejects": misses_at(days, equal_at),
+        "miss_rate_at_equal_false_rejects": equal,
         "cost_per_1000_parts": cost,
         "line": {key: sum(day.line[key] for day in days) for key in days[0].line},
         "nights": {outcome: nights.count(outcome) for outcome in sorted(set(nights))},
+        "drift_alarms": sum(day.night.alarms for day in days),
         "defective_parts_learnt": len(learnt & defective),
     }

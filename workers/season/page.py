@@ -103,7 +103,12 @@ def _rule(x: float, *, dotted: bool) -> str:
 
 
 def _table(report: dict[str, Any]) -> str:
-    heads = ("", "false rejects", "misses", f"misses at {report['equal_false_reject_rate']:.2%} false rejects")
+    heads: tuple[str, ...] = (
+        "",
+        "false rejects",
+        "misses",
+        f"misses at {report['equal_false_reject_rate']:.2%} false rejects",
+    )
     heads += ("cost of 1,000 parts", "refits live", "refused", "defective parts learnt")
     rows = [f"<tr>{''.join(f'<th class=n>{html.escape(h)}</th>' if h else '<th></th>' for h in heads)}</tr>"]
     for name, found in report["strategies"].items():

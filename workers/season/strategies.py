@@ -26,11 +26,13 @@ class Night:
         outcome: `nothing`, `live` (a refit went into service), `refused`, `paused` (drift) or `recalibrated`.
         learnt: ids of the parts that the model in service has learnt from that night.
         words: why, where it refused.
+        alarms: of drift, which a person had to look at.
     """
 
     outcome: str = "nothing"
     learnt: tuple[str, ...] = ()
     words: str = ""
+    alarms: int = 0
 
 
 class Strategy(Protocol):
