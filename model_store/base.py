@@ -167,8 +167,10 @@ def withdraw(store: ModelStore, key: ModelKey, version: Version, *, who: str, wh
     for left in reversed(range(_MARK_TRIES)):
         marks = store.marks(key)
         tried = marks.without_shadow() if marks.shadow == version else marks
+        # Read after the marks: what is marked and not there was deleted, and need not be carried along.
+        withdrawn = marks.withdrawn & set(_stored(store, key)) | {version}
         try:
-            store.mark(key, replace(tried, withdrawn=marks.withdrawn | {version}), expected=marks, who=who, why=why)
+            store.mark(key, replace(tried, withdrawn=withdrawn), expected=marks, who=who, why=why)
             return
         except MarksConflict:
             if not left:

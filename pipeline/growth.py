@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from pipeline.inspection import Inspector
 from pipeline.methods.base import Detector, Grown
 from pipeline.progress import Progress, silent
 
+Way: TypeAlias = Literal["incremental", "anew"]
+
 _BATCH = 8
 
 
@@ -25,11 +27,13 @@ class Growth:
 
     Attributes:
         parent: the model in service.
+        how: from its state, or anew; see `way`.
         base: (G, 3, H, W) uint8, golden goods that a fit anew learns beside the new frames; not used otherwise.
         new_share_max: of a candidate, at most this share comes from new frames.
     """
 
     parent: Inspector
+    how: Way
     method: str
     config: Any
     backbone: Backbone
@@ -38,11 +42,6 @@ class Growth:
     seed: int
     scratch: Path | None
     progress: Progress = silent
-
-    @property
-    def how(self) -> Literal["incremental", "anew"]:
-        """From the parent's state, or anew."""
-        return way(self.parent)
 
     def candidate(self, pixels: Tensor) -> Grown:
         """The detector that knows these frames, (N, 3, H, W), as far as their share allows.
@@ -96,10 +95,9 @@ class Growth:
         )
 
 
-def way(parent: Inspector) -> Literal["incremental", "anew"]:
-    """How this model would be refitted."""
-    method = parent.detector.save().method
-    return "incremental" if methods.can_grow(method, parent.detector) else "anew"
+def way(method: str, detector: Detector) -> Way:
+    """How this detector would be refitted."""
+    return "incremental" if methods.can_grow(method, detector) else "anew"
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,13 +99,26 @@ def refit(
     started = time.perf_counter()
     rate = parent.threshold.guarantee.rate if rate is None else rate
     check_rate(rate)
-    learnt, held_out = split(golden, anew=way(parent) == "anew")
+    saved = parent.detector.save()
+    how = way(saved.method, parent.detector)
+    learnt, held_out = split(golden, anew=how == "anew")
     drawn, left_out = draw(pool, golden, rules.frames_max, seed)
     base, goods, defects, frames = (
         decode_all(each, parent.view, parent.limits, progress)
         for each in (learnt, held_out, distinct(golden.defects), drawn)
     )
-    growth = _growth(parent, backbone, base, rules, seed=seed, scratch=scratch, progress=progress)
+    growth = Growth(
+        parent=parent,
+        how=how,
+        method=saved.method,
+        config=methods.make_config(saved.method, saved.meta["config"]),
+        backbone=backbone,
+        base=base.images.pixels,
+        new_share_max=rules.new_share_max,
+        seed=seed,
+        scratch=scratch,
+        progress=progress,
+    )
     made = _Candidate(findings=[review.calibration(len(goods.frame_ids), parent.threshold.guarantee, rate, rules)])
     kept = list(range(len(frames.frame_ids)))
     if made.passes and len(kept) >= rules.frames_min:
@@ -146,30 +159,6 @@ class _Candidate:
     @property
     def passes(self) -> bool:
         return all(finding.outcome != "failed" for finding in self.findings)
-
-
-def _growth(
-    parent: Inspector,
-    backbone: Backbone,
-    base: Decoded,
-    rules: Rules,
-    *,
-    seed: int,
-    scratch: Path | None,
-    progress: Progress,
-) -> Growth:
-    saved = parent.detector.save()
-    return Growth(
-        parent=parent,
-        method=saved.method,
-        config=methods.make_config(saved.method, saved.meta["config"]),
-        backbone=backbone,
-        base=base.images.pixels,
-        new_share_max=rules.new_share_max,
-        seed=seed,
-        scratch=scratch,
-        progress=progress,
-    )
 
 
 def _doubt(made: _Candidate, growth: Growth, frames: Decoded, rules: Rules, left_out: dict[str, str]) -> list[int]:

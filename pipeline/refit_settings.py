@@ -33,7 +33,7 @@ class Rules(Section, frozen=True):
     """
 
     frames_min: Annotated[int, Meta(ge=2)] = 50
-    frames_max: Annotated[int, Meta(ge=2, le=5000)] = 500
+    frames_max: Annotated[int, Meta(ge=2, le=5000)] = 200
     p_min: Share = 0.1
     folds: Annotated[int, Meta(ge=0, le=20)] = 5
     outlier_deviations: Annotated[float, Meta(gt=0.0)] = 4.0
@@ -84,7 +84,7 @@ def next_run(schedule: str, after: datetime) -> datetime:
 
     Args:
         schedule: five fields of cron.
-        after: aware; the answer is in its time zone.
+        after: the answer is in its time zone, or likewise without one.
 
     Raises:
         ConfigError: it is no schedule.

@@ -105,7 +105,8 @@ class Review(Struct, frozen=True, kw_only=True):
 def in_full(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """In the order of RULES, those that were not come to as well; others after them."""
     found = {finding.rule: finding for finding in findings}
-    known = [found.pop(rule, None) or not_checked(rule, "not come to: another rule failed before") for rule in RULES]
+    unreached = "not come to: another rule failed before"
+    known = [found.pop(rule) if rule in found else not_checked(rule, unreached) for rule in RULES]
     return (*known, *found.values())
 
 

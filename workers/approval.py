@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.refit_settings import Approval
 from pipeline.review import Review
 from pipeline.settings import Settings
-from workers import provenance
+from workers import provenance, refit_sources
 from workers.provenance import ITSELF
 
 
@@ -94,10 +94,15 @@ def decide_trial(settings: Settings, store: ModelStore, pool: DiskPool, key: Mod
     """
     from workers import comparing  # noqa: PLC0415 - Kafka's client takes a moment to import
 
-    if refused := _refuse_defective(store, pool, key, version) or _refuse_outdated(store, key, version):
+    if refused := _refuse_defective(store, pool, key, version):
         return refused
-    parent = store.current(key)
-    assert parent is not None  # noqa: S101 - it would be outdated
+    if words := _outdated(store, key, version):
+        withdraw(store, key, version, who=ITSELF, why=words)
+        return Decided(what="refused", words=words)
+    drift = refit_sources.drifting(settings, key).finding
+    if drift.outcome == "failed":
+        return Decided(what="trial goes on", words=f"nothing goes live while the station drifts: {drift.words}")
+    parent = Version(provenance.lineage_of(store, key, version).parent)
     rules = settings.refit
     began = _began(store.markings(key), version).at
     age = datetime.now(UTC) - began
@@ -137,9 +142,9 @@ def approve(store: ModelStore, pool: DiskPool | None, key: ModelKey, version: Ve
     state = state_of(version, store.history(key), store.marks(key))
     if state not in {State.CANDIDATE, State.SHADOW, State.WITHDRAWN}:
         raise ConfigError(f"{short(version)} is {state} already")
-    refused = (_refuse_defective(store, pool, key, version) if pool else None) or _refuse_outdated(store, key, version)
-    if refused:
-        raise ConfigError(f"{short(version)} cannot be approved: {refused.words}")
+    refused = _refuse_defective(store, pool, key, version) if pool else None
+    if words := refused.words if refused else _outdated(store, key, version):
+        raise ConfigError(f"{short(version)} cannot be approved: {words}")
     promote(store, key, version, expected=Version(lineage.parent), who=who, why=why or "refit approved")
 
 
@@ -163,15 +168,13 @@ def _refuse_defective(store: ModelStore, pool: DiskPool, key: ModelKey, version:
     return Decided(what="refused", words=words)
 
 
-def _refuse_outdated(store: ModelStore, key: ModelKey, version: Version) -> Decided | None:
-    """Withdraw what was reviewed beside a model that is in service no more."""
+def _outdated(store: ModelStore, key: ModelKey, version: Version) -> str:
+    """Whether it was reviewed beside a model that is in service no more, in words; empty if not."""
     parent, current = provenance.lineage_of(store, key, version).parent, store.current(key)
     if parent == current:
-        return None
+        return ""
     now = short(current) if current else "nothing"
-    words = f"it was held beside {short(parent)}, and {now} is in service since: refit again"
-    withdraw(store, key, version, who=ITSELF, why=words)
-    return Decided(what="refused", words=words)
+    return f"it was held beside {short(parent)}, and {now} is in service since: refit again"
 
 
 def _defective(pool: DiskPool, key: ModelKey, lineage: Lineage) -> set[str]:

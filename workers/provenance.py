@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from model_store import Lineage, ModelKey, ModelStore, State, Version, short, state_of, withdraw
+from model_store.pool import DiskPool
 from model_store.pool_records import Feedback
 from pipeline.data import Frame
 
@@ -25,6 +26,13 @@ def digest(frames: Sequence[Frame]) -> str:
 def pictures(frames: Iterable[Frame]) -> list[str]:
     """The beginnings of the pictures' digests, as lineages list them."""
     return sorted({short(hashlib.sha256(frame.image).hexdigest()) for frame in frames})
+
+
+def pictures_of(pool: DiskPool, part_id: str) -> set[str]:
+    """The beginnings of the digests of a part's pictures that are in the pool, or were removed from it."""
+    there = {short(pooled.entry.sha256) for pooled in pool.frames(part_id=part_id)}
+    removed = (removal for removal in pool.removals() if removal.feedback.part_id == part_id)
+    return there | {short(frame.sha256) for removal in removed for frame in removal.frames}
 
 
 def part(part_id: str) -> str:

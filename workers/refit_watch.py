@@ -2,8 +2,8 @@
 
 import getpass
 import threading
-import time
-from datetime import datetime
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from model_store import ModelKey
 from pipeline.errors import ConfigError, GoldlineError, LeaseTaken, ModelNotFound
@@ -16,11 +16,21 @@ log = logs.get(__name__)
 _LOOK_S = 30.0  # the clock may be set, and machines sleep
 
 
-def run(settings: Settings, stop: threading.Event | None = None) -> None:
+def wall() -> datetime:
+    """What a clock on this machine's wall shows, without a time zone: summer time moves it, and schedules with it."""
+    return datetime.now().astimezone().replace(tzinfo=None)
+
+
+def run(settings: Settings, stop: threading.Event, clock: Callable[[], datetime] = wall) -> None:
     """Refit every station and recipe at each time of the schedule, until `stop` or a signal.
 
     A process that is ended in the middle of a refit leaves the model in service as it is. Times that nobody was there
     for are not made up for.
+
+    Args:
+        settings: of the line.
+        stop: ends it before the next station's turn.
+        clock: tells the time of the schedule.
 
     Raises:
         ConfigError: there is no schedule, or no station.
@@ -31,15 +41,14 @@ def run(settings: Settings, stop: threading.Event | None = None) -> None:
     keys = [ModelKey(name, recipe) for name, station in settings.stations.items() for recipe in station.recipes]
     if not keys:
         raise ConfigError("the settings name no station to refit")
-    ended = stop or threading.Event()
-    while not ended.is_set():
-        due = next_run(schedule, datetime.now().astimezone())
+    while not stop.is_set():
+        due = next_run(schedule, clock())
         log.info("refit: waiting", until=due.isoformat(), stations=len(keys))
-        while datetime.now().astimezone() < due:
-            if ended.wait(min(_LOOK_S, max(0.0, due.timestamp() - time.time()))):
+        while (left := due - clock()) > timedelta(0):
+            if stop.wait(min(_LOOK_S, left.total_seconds())):
                 return
         for key in keys:
-            if not ended.is_set():
+            if not stop.is_set():
                 once(settings, key)
 
 

@@ -219,6 +219,8 @@ class PatchCore:
         have a share alone, these are the ones farthest from the bank and from each other; the coreset of them and the
         bank then drops those rows that others cover best.
 
+        Memory: all new patch features, N * D float32, twice, and their coreset's.
+
         Raises:
             ShapeError: the pictures are of another size.
             FitError: the features are not finite.
@@ -232,8 +234,9 @@ class PatchCore:
         if most < count:
             few = min(most, len(rows))
             rows = rows[extend(bank, rows, few, seed=seed, progress=progress)] if few else rows[:0]
-        chosen = select(torch.cat([bank, rows]), count, seed=seed, progress=progress)
-        grown = PatchCoreDetector(torch.cat([bank, rows])[chosen], parent.config, parent.image_size, parent.backbone)
+        both = torch.cat([bank, rows])
+        chosen = select(both, count, seed=seed, progress=progress)
+        grown = PatchCoreDetector(both[chosen], parent.config, parent.image_size, parent.backbone)
         new = int((chosen >= count).sum())
         return Grown(detector=grown, taken=tuple(range(len(images))), new_share=new / count)
 

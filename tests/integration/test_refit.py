@@ -24,7 +24,15 @@ pytestmark = pytest.mark.kafka
 
 STATION = STATIONS[0]
 KEY = ModelKey(STATION)
-RULES = {"frames_min": 8, "goods_min": 12, "folds": 2, "p_min": 0.0, "distance_max": 1e5, "outliers_max": 1.0}
+RULES = {
+    "frames_min": 8,
+    "frames_max": 12,
+    "goods_min": 12,
+    "folds": 2,
+    "p_min": 0.0,
+    "distance_max": 1e5,
+    "outliers_max": 1.0,
+}
 
 
 def until(holds: Callable[[], object], *, within_s: float = 90.0) -> None:

@@ -7,11 +7,13 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from model_store import ModelKey, open_store, promote, state_of, withdrawal
 from model_store.leases import open_leases
@@ -26,8 +28,9 @@ from pipeline.drift import Baseline
 from pipeline.martingale import Alarm
 from pipeline.view import View
 from tests.workers.test_models_upkeep import goldline
-from workers import baselines, provenance
+from workers import baselines, provenance, refit_watch
 from workers.baselines import Kept
+from workers.commands import refit as command
 from workers.rig import to_toml
 
 STATION = "line-1/top"
@@ -151,7 +154,9 @@ def watched(settings):
 
 
 @pytest.fixture
-def refit(config):
+def refit(config, monkeypatch):
+    monkeypatch.setattr(command, "_step_back", lambda threads: None)  # no process gets its priority back
+
     def run(*arguments, status=0):
         got, out, err = goldline("refit", *arguments, "--config", config)
         assert got == status, (out, err)
@@ -347,20 +352,49 @@ def test_watching_needs_a_schedule(whole, refit):
     assert "every night at three" in refit("--watch", status=2)
 
 
-def command(config):
+def test_a_watch_refits_every_station_when_it_is_due_and_not_before(whole, config, settings_tree):
+    settings_tree["refit"]["schedule"] = "0 3 * * *"
+    settings_tree["stations"]["line-1/side"] = {}
+    config.write_text(to_toml(settings_tree))
+    stop = threading.Event()
+    three = datetime(2026, 3, 29, 3, tzinfo=UTC)
+    times = [three - timedelta(seconds=0.1)] * 3 + [three]
+    seen = []
+
+    def clock():
+        at = times[min(len(seen), 3)]
+        seen.append(len(whole.versions(KEY)))
+        if len(seen) == 5:
+            stop.set()
+        return at
+
+    with capture_logs() as logged:
+        refit_watch.run(line.read(config, {}), stop, clock)
+    assert seen == [1, 1, 1, 1, 2, 2], "stored once, at three"
+    told = [(entry["event"], entry.get("station"), entry.get("outcome")) for entry in logged]
+    assert ("refit", STATION, "stored") in told
+    assert ("refit: there is no model to refit", "line-1/side", None) in told
+
+
+def test_a_watch_says_who_is_at_it_and_goes_on(whole, settings):
+    with open_leases(settings.store.url).hold(f"refit/{STATION}/default", who="bob@server-3"), capture_logs() as logged:
+        refit_watch.once(settings, KEY)
+    assert [(entry["event"], entry["log_level"]) for entry in logged] == [("refit: another process is at it", "info")]
+
+
+def argv(config):
     code = "import sys; from workers.cli import main; sys.exit(main())"
-    argv = ["refit", "--station", STATION, "--approval", "auto", "--config", str(config)]
-    return [sys.executable, "-c", code, *argv]
+    return [sys.executable, "-c", code, "refit", "--station", STATION, "--approval", "auto", "--config", str(config)]
 
 
 def test_killed_at_any_moment_it_leaves_the_model_and_no_half_version(whole, config, refit):
     parent, chance = whole.current(KEY), random.Random(3)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     began = time.monotonic()
-    subprocess.run([*command(config), "--dry-run"], env=environment, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*argv(config), "--dry-run"], env=environment, cwd=ROOT, check=True, capture_output=True)
     lasts_s = time.monotonic() - began
-    for _ in range(4):
-        process = subprocess.Popen(command(config), env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    for _ in range(3):
+        process = subprocess.Popen(argv(config), env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
         time.sleep(lasts_s * chance.uniform(0.3, 1.0))
         process.send_signal(signal.SIGKILL)
         process.wait()

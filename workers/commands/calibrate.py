@@ -124,6 +124,8 @@ def _lineage(
 ) -> dict[str, JSON]:
     """The parent's, but for the threshold's part in it."""
     inherited = _lineage_of(store, key, parent)
+    for name in ("refit", "review"):  # of another threshold
+        inherited.pop(name, None)
     used = set(made.calibrated_on)
     return inherited | {
         "created_at": datetime.now(UTC).isoformat(),

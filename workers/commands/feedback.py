@@ -6,7 +6,7 @@ from typing import Literal
 import click
 
 from model_store import State, open_store, short
-from model_store.pool import DiskPool, open_pool
+from model_store.pool import open_pool
 from model_store.pool_records import Feedback, checked
 from pipeline.errors import StoreError
 from pipeline.settings import Settings
@@ -68,7 +68,7 @@ def command(
 def _fitted_with(settings: Settings, part_id: str) -> tuple[list[Fitted], str]:
     """Versions that have learnt from the part, and why there may be more."""
     try:
-        seen = _pictures(open_pool(settings.pool), part_id) if settings.pool.url is not None else set()
+        seen = provenance.pictures_of(open_pool(settings.pool), part_id) if settings.pool.url is not None else set()
         found, silent = provenance.fitted_with(open_store(settings.store.url), part_id, seen)
     except StoreError as error:
         return [], f"which versions were fitted with it is not known: {error}"
@@ -77,10 +77,3 @@ def _fitted_with(settings: Settings, part_id: str) -> tuple[list[Fitted], str]:
     if not seen:
         return found, "which versions `goldline fit` made with it is not known: the pool has no picture of it"
     return found, f"not known of {silent} versions: their lineage lists no pictures" if silent else ""
-
-
-def _pictures(pool: DiskPool, part_id: str) -> set[str]:
-    """Beginnings of the digests of a part's pictures that are in the pool, or were removed from it."""
-    there = {short(pooled.entry.sha256) for pooled in pool.frames(part_id=part_id)}
-    removed = (removal for removal in pool.removals() if removal.feedback.part_id == part_id)
-    return there | {short(frame.sha256) for removal in removed for frame in removal.frames}

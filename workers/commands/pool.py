@@ -52,12 +52,12 @@ def stats(settings: Settings, as_json: bool) -> None:
 @options.config
 @options.as_json
 def show(part: str, settings: Settings, as_json: bool) -> None:
-    """The frames of PART that are in the pool, reports of it, what was removed, and which refits learnt from it."""
+    """The frames of PART that are in the pool, reports of it, what was removed, and which versions learnt from it."""
     pool = open_pool(settings.pool)
     frames = [_frame(pool, pooled) for pooled in pool.frames(part_id=part)]
     reports = pool.reports(part)
     removals = [removal for removal in pool.removals() if removal.feedback.part_id == part]
-    fitted = _fitted(settings, part)
+    fitted = _fitted(settings, pool, part)
     if as_json:
         body = {"part_id": part, "frames": frames, "reports": reports, "removals": removals, "fitted_with": fitted}
         click.echo(json.dumps(msgspec.to_builtins(body)))
@@ -78,7 +78,7 @@ def show(part: str, settings: Settings, as_json: bool) -> None:
         )
     for row in fitted:
         key = ModelKey(row["station"], row["recipe"])
-        click.echo(f"a refit learnt from it: {short(row['version'])} of {key}, {row['state']}")
+        click.echo(f"learnt from it: {short(row['version'])} of {key}, {row['state']}")
     if not frames:
         click.echo(f"no frame of {plain(part)} is in the pool", err=True)
 
@@ -115,12 +115,13 @@ def _station(pool: DiskPool, key: ModelKey, frames: list[Pooled]) -> dict[str, A
     }
 
 
-def _fitted(settings: Settings, part: str) -> list[dict[str, Any]]:
-    """Versions of refits that learnt from a part; none where there is no store."""
+def _fitted(settings: Settings, pool: DiskPool, part: str) -> list[dict[str, Any]]:
+    """Versions that learnt from a part; none where there is no store."""
     try:
-        found, _ = provenance.fitted_with(open_store(settings.store.url), part, set())
+        seen = provenance.pictures_of(pool, part)
+        found, _ = provenance.fitted_with(open_store(settings.store.url), part, seen)
     except StoreError as error:
-        click.echo(f"which refits learnt from it is not known: {error}", err=True)
+        click.echo(f"which versions learnt from it is not known: {error}", err=True)
         return []
     return [
         {"station": each.key.station, "recipe": each.key.recipe, "version": each.version, "state": each.state.value}

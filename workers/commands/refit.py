@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def command(
         from workers import logs, refit_watch  # noqa: PLC0415 - torch takes seconds to import
 
         logs.set_up("info", process="refit")
-        refit_watch.run(settings)
+        refit_watch.run(settings, threading.Event())
         return
     from workers import refitting  # noqa: PLC0415
     from workers.progress_bars import shown  # noqa: PLC0415
