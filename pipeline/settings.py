@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from pipeline.errors import ConfigError
-from pipeline.settings_check import problems_of
+from pipeline.refit_settings import Refit
+from pipeline.settings_check import Section, problems_of
 from pipeline.settings_overrides import overrides
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -29,10 +30,6 @@ STATION_PATTERN = r"^[a-z0-9-]{1,60}/[a-z0-9-]{1,60}$"
 StationName = Annotated[str, Meta(pattern=STATION_PATTERN)]
 Root = Annotated[str, Meta(pattern=r"^(file:///|rediss?://).+")]
 ENVIRONMENT_PREFIX = "GOLDLINE_"
-
-
-class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of line.toml."""
 
 
 class Tls(Section, frozen=True):
@@ -180,9 +177,10 @@ class Settings(Section, frozen=True):
     gate: Gate = Gate()
     weights: Weights = Weights()
     drift: Drift = Drift()
-    backbones: dict[str, Known] = {}
+    refit: Refit = Refit()
+    backbones: dict[str, Known] = msgspec.field(default_factory=dict)
     defaults: Defaults = Defaults()
-    stations: dict[StationName, Station] = {}
+    stations: dict[StationName, Station] = msgspec.field(default_factory=dict)
 
     def partitions(self) -> dict[str, int]:
         """Partition of each station: its own, else the lowest that is free, in the order of the file."""
@@ -273,5 +271,6 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield f"frames.keep_s: {settings.frames.keep_s} s is shorter than frames.deadline_max_ms {longest}"
     if settings.pool.quarantine_h >= 24 * settings.pool.keep_days:
         yield f"pool.quarantine_h: {settings.pool.quarantine_h} h outlasts pool.keep_days {settings.pool.keep_days}"
+    yield from settings.refit.contradictions()
     if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
         yield "kafka.tls: cert_file and key_file go together"

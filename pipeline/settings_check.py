@@ -8,6 +8,10 @@ import msgspec
 from msgspec import Struct
 
 
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of line.toml."""
+
+
 def fields_of(kind: type[Struct]) -> dict[str, Any]:
     """Names and types of a table's keys."""
     return {f.name: f.type for f in msgspec.structs.fields(kind)}

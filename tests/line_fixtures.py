@@ -58,12 +58,14 @@ def make_line(tmp_path: Path, broker: str, model: Artifact) -> Iterator[Callable
         deadline_ms: int = 60_000,
         frames: dict[str, Any] | None = None,
         pool: dict[str, Any] | None = None,
+        refit: dict[str, Any] | None = None,
         **worker: Any,
     ) -> Rig:
         tree = {
             "stations": {station: {"deadline_ms": deadline_ms} for station in STATIONS},
             "frames": frames or {},
             "pool": pool or {},
+            "refit": refit or {},
             "worker": {"threads": 1, "stuck_s": 120.0, **worker},
         }
         rig = Rig(tmp_path / f"line-{len(opened)}", tree, address=None if own_broker else broker)

@@ -162,6 +162,8 @@ def test_only_the_walk_knows_the_table_of_methods():
         "pipeline/tiling.py",
         "pipeline/inspection.py",
         "pipeline/commissioning.py",
+        "pipeline/growth.py",
+        "pipeline/refit.py",
         "pipeline/evaluation/trial.py",
         "pipeline/speed/fit.py",
         "pipeline/speed/score.py",
