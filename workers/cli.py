@@ -34,6 +34,7 @@ COMMANDS = {
     "topics": "create and check the topics",
     "frames": "create the places for pictures too large for a message",
     "kafka": "run a development broker on this machine",
+    "simulate": "a season in minutes: what refits cost and save, on drawn parts",
     "weights": "find, import, export and verify weights of backbones; train the compact one",
     "bench": "measure",
     "completion": "make a shell complete commands and options",

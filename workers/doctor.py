@@ -205,7 +205,7 @@ def weights(settings: Settings) -> Iterator[Finding]:
 
 def device(settings: Settings) -> Iterator[Finding]:
     """The device of [worker] device."""
-    from pipeline.backbone import describe_device  # noqa: PLC0415 - torch takes seconds to import
+    from pipeline.devices import describe_device  # noqa: PLC0415 - torch takes seconds to import
 
     try:
         yield _pass("device", f"{settings.worker.device}: {describe_device(settings.worker.device)}")

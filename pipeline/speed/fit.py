@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from pipeline import engines, synthetic
-from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve, resolve_device
+from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve
 from pipeline.data import Images
+from pipeline.devices import resolve_device
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
 from pipeline.progress import Progress, silent
 from pipeline.speed import turns

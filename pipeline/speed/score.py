@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pipeline import commissioning, engines, methods, synthetic
-from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve, resolve_device
+from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve
 from pipeline.data import Frame
 from pipeline.decide import calibrate
 from pipeline.decode import Decoded, Limits
+from pipeline.devices import resolve_device
 from pipeline.inspection import Inspector
 from pipeline.methods.base import Detector
 from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector

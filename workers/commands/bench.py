@@ -131,6 +131,46 @@ def fit(
     _write(measured.body(rows), json_file)
 
 
+@command.command("line")
+@click.option("--stations", default=4, show_default=True, help="Cameras.")
+@click.option("--rate", default=0.0, show_default=True, help="Frames a second of all; 0 looks for the highest.")
+@click.option("--size", default=200_000, show_default=True, help="Bytes of a frame, about.")
+@click.option("--seconds", default=20.0, show_default=True, help="How long each rate is tried.")
+@click.option("--method", default="patchcore", show_default=True, help="Of the models, with goldline-s.")
+@click.option("--workers", default=1, show_default=True, help="Worker processes.")
+@click.option("--p99", "p99_ms", default=200.0, show_default=True, help="Bound, capture to result read, in ms.")
+@_as_file
+def line(
+    stations: int,
+    rate: float,
+    size: int,
+    seconds: float,
+    method: str,
+    workers: int,
+    p99_ms: float,
+    json_file: Path | None,
+) -> None:
+    """The highest rate at which every frame is decided in time, and where the time of a frame goes.
+
+    Parts are drawn, servers and processes real, all on this machine.
+    """
+    from workers import bench_rate  # noqa: PLC0415
+
+    with shown() as progress:
+        report = bench_rate.run(
+            stations=stations,
+            rate=rate,
+            size_bytes=size,
+            seconds=seconds,
+            method=method,
+            workers=workers,
+            p99_ms=p99_ms,
+            progress=progress,
+        )
+    click.echo(bench_rate.table(report))
+    _write(report, json_file)
+
+
 @command.command("swaps")
 @click.option("--frames", default=5000, show_default=True, help="Frames while models are swapped.")
 @click.option("--times", default=50, show_default=True, help="Swaps, back and forth between two models.")
