@@ -7,7 +7,6 @@ override the file: `GOLDLINE_WORKER__DEVICE=cpu` is `[worker] device = "cpu"`.
 import copy
 import os
 import tomllib
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipeline.errors import ConfigError
-from pipeline.settings_check import fields_of, problems_of
+from pipeline.settings_check import problems_of
+from pipeline.settings_overrides import overrides
 
 Positive = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
@@ -29,7 +29,6 @@ STATION_PATTERN = r"^[a-z0-9-]{1,60}/[a-z0-9-]{1,60}$"
 StationName = Annotated[str, Meta(pattern=STATION_PATTERN)]
 Root = Annotated[str, Meta(pattern=r"^(file:///|rediss?://).+")]
 ENVIRONMENT_PREFIX = "GOLDLINE_"
-_SHORT = {"GOLDLINE_WEIGHTS": "GOLDLINE_WEIGHTS__FOLDER"}
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -149,6 +148,13 @@ class Drift(Section, frozen=True):
     folder: str = "~/.local/state/goldline/drift"
 
 
+class Metrics(Section, frozen=True):
+    """Where each process answers /metrics and /health."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_000)] = 9790
+
+
 class Defaults(Section, frozen=True):
     """What a station without a value of its own takes."""
 
@@ -181,6 +187,7 @@ class Settings(Section, frozen=True):
     gate: Gate = Gate()
     weights: Weights = Weights()
     drift: Drift = Drift()
+    metrics: Metrics = Metrics()
     backbones: dict[str, Known] = {}
     defaults: Defaults = Defaults()
     stations: dict[StationName, Station] = {}
@@ -241,7 +248,7 @@ def build(tree: dict[str, Any], *, source: str = "settings", environment: Mappin
         ConfigError: as `read`.
     """
     tree = copy.deepcopy(tree)
-    problems = list(_override(tree, environment or {}))
+    problems = list(overrides(tree, Settings, environment or {}, prefix=ENVIRONMENT_PREFIX))
     problems += problems_of(tree, Settings, "")
     if not problems:
         settings = msgspec.convert(tree, Settings, strict=True)
@@ -270,26 +277,3 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield f"pool.quarantine_h: {settings.pool.quarantine_h} h outlasts pool.keep_days {settings.pool.keep_days}"
     if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
         yield "kafka.tls: cert_file and key_file go together"
-
-
-def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> Iterator[str]:
-    """Lay `GOLDLINE_SECTION__KEY` over the tree, in the type that the key has."""
-    longhand = {_SHORT.get(variable, variable): text for variable, text in environment.items()}
-    for variable, text in sorted(longhand.items()):
-        section, found, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
-        if not variable.startswith(ENVIRONMENT_PREFIX) or not found:
-            continue
-        kind = fields_of(Settings).get(section)
-        if not (isinstance(kind, type) and issubclass(kind, Section)) or key not in fields_of(kind):
-            yield f"environment {variable}: no setting [{section}] {key}"
-            continue
-        wanted = fields_of(kind)[key]
-        listed = [v.strip() for v in text.split(",")] if text.strip() else []
-        values: object = listed if typing.get_origin(wanted) is tuple else text
-        try:
-            value = msgspec.to_builtins(msgspec.convert(values, wanted, strict=False))
-        except msgspec.ValidationError as error:
-            yield f"environment {variable}: {error} (saw {text!r})"
-            continue
-        if isinstance(table := tree.setdefault(section, {}), dict):  # what is no table is told of with the file
-            table[key] = value

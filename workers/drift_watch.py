@@ -24,6 +24,7 @@ from workers import baselines, clients, drift_events, logs, topics
 from workers.baselines import Kept
 from workers.desk import Decided
 from workers.drift_events import BaselineAccepted, DriftAlarm
+from workers.metrics import WorkerMetrics
 
 log = logs.get(__name__)
 
@@ -52,9 +53,13 @@ class DriftWatch:
     Args:
         settings: the delta, the folder, the broker.
         report: told of each alarm, in the watch's thread.
+        metrics: of the worker.
     """
 
-    def __init__(self, settings: Settings, report: Callable[[DriftAlarm], object]) -> None:
+    def __init__(
+        self, settings: Settings, report: Callable[[DriftAlarm], object], metrics: WorkerMetrics | None = None
+    ) -> None:
+        self._metrics = metrics or WorkerMetrics(settings)
         self._settings = settings
         self._report = report
         self._waiting: Queue[Decided | None] = Queue(_WAITING_MAX)
@@ -72,6 +77,7 @@ class DriftWatch:
                 self._waiting.put_nowait(each)
             except Full:
                 self._left_out += 1
+                self._metrics.drift_left_out.inc()
 
     def start(self) -> None:
         """Begin to watch."""
@@ -123,6 +129,7 @@ class DriftWatch:
             frame_id=frame.frame_id,
         )
         watched.changed = True
+        self._metrics.drift((frame.station, frame.recipe), watched.drift)
         for each in raised:
             alarm = drift_events.alarm_of(frame.station, frame.recipe, each, watched.drift.limit)
             log.error(
@@ -135,6 +142,7 @@ class DriftWatch:
                 since=alarm.since.isoformat(),
                 frame_id=alarm.frame_id,
             )
+            self._metrics.drift_alarm(alarm.station, alarm.monitor)
             self._report(alarm)
         if raised:
             self._keep(watched)
@@ -166,6 +174,7 @@ class DriftWatch:
         for key, watched in list(self._watched.items()):
             if baselines.stamp(watched.path) != watched.stamp:
                 del self._watched[key]
+                self._metrics.drift_elsewhere(key)
             elif watched.changed:
                 self._keep(watched)
 
@@ -211,6 +220,7 @@ class DriftWatch:
         if watched is not None and watched.accepted_ms < at_ms:
             watched.drift, watched.accepted_ms = Drift(self._settings.drift.delta), at_ms
             self._keep(watched)
+            self._metrics.drift(key, watched.drift)
             log.info("drift: a new baseline begins", station=key[0], recipe=key[1], by=event.by, why=event.why)
 
     @staticmethod

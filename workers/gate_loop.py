@@ -4,8 +4,9 @@ import json
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -15,11 +16,14 @@ from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from workers import clients, logs, messages, pauses, topics, wire
 from workers.gate import Action, Counts, Gate
+from workers.health import Heart
 from workers.hooks import Hooks
+from workers.metrics import GateMetrics
 
 log = logs.get(__name__)
 
 _POLL_S = 0.02
+_TRACES = 20_000
 
 
 def run(
@@ -29,6 +33,8 @@ def run(
     write: Callable[[Action], None],
     stopped: Callable[[], bool],
     trigger: IO[str] | None = None,
+    metrics: GateMetrics | None = None,
+    heart: Heart | None = None,
 ) -> Counts:
     """Stand at the gate until `stopped`.
 
@@ -39,11 +45,15 @@ def run(
         stopped: asked many times a second.
         trigger: instead of the frames' messages, lines of JSON, {"part_id", "station"?}, one for each part as it
             passes the barrier; its deadline runs from the line's arrival.
+        metrics: told of what the gate does.
+        heart: beats while it does.
 
     Raises:
         ConfigError: no broker answers, or `[gate] fuse` does not fit these stations.
     """
-    gate, hooks = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate)
+    metrics, heart = metrics or GateMetrics(settings), heart or Heart()
+    gate, hooks, traces = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate, metrics), Traces()
+    metrics.watch(gate)
     results = clients.tail(settings.kafka, topics.name(settings.kafka.prefix, "results"))
     sightings: deque[Callable[[], Action | None]] = deque()
     if trigger:
@@ -54,25 +64,31 @@ def run(
             topics.name(settings.kafka.prefix, "frames"),
             fetch_max_bytes=2 * topics.frame_max_bytes(settings),
         )
-        _beside(_frames, settings, gate, frames, sightings, stopped)
+        _beside(_frames, settings, gate, frames, sightings, stopped, traces)
     pauses.settle()
     log.info("gate started", stations=sorted(stations), trigger=trigger is not None)
     heard = time.monotonic()
     try:
         while not stopped():
+            heart.beat()
             actions = []
             for record in clients.records(results, timeout_ms=round(gate.until_next_s(_POLL_S) * 1000)):
                 heard = time.monotonic()
+                metrics.heard()
                 result = messages.decode_result(record.value)
+                if result and result.station in stations:
+                    traces.note(result.frame_id, wire.header(record.headers, "traceparent"))
                 action = gate.see_result(result) if result else None
                 if action:
                     actions.append(action)
             while sightings:
                 heard = time.monotonic()
+                metrics.heard()
                 at_once = sightings.popleft()()
                 actions += [at_once] if at_once else []
             actions += gate.expire()
-            for action in actions:
+            for action in map(traces.mark, actions):
+                metrics.acted(action)
                 write(action)
                 hooks.call(action)
             if time.monotonic() - heard > settings.gate.silence_s:
@@ -82,6 +98,25 @@ def run(
         hooks.close()
         results.close()
     return gate.counts
+
+
+class Traces:
+    """The trace of each frame that the gate was told of lately, so that its log leads back to camera and worker."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, str] = OrderedDict()
+
+    def note(self, frame_id: str, traceparent: str | None) -> None:
+        """A message of this frame had this header; from any thread."""
+        found = wire.traceparent_of(traceparent)
+        if found is not None:
+            self._of[frame_id] = found
+            if len(self._of) > _TRACES:
+                self._of.popitem(last=False)
+
+    def mark(self, action: Action) -> Action:
+        """The action with the trace of the frame that decided."""
+        return replace(action, traceparent=self._of.get(action.frame_id))
 
 
 def _beside(target: Callable[..., None], *arguments: object) -> None:
@@ -100,11 +135,13 @@ def _frames(
     client: KafkaConsumer,
     sightings: deque[Callable[[], Action | None]],
     stopped: Callable[[], bool],
+    traces: "Traces",
 ) -> None:
     """Parts as the cameras announce them. The pictures come along: Kafka has no way to read headers alone."""
     while not stopped():
         for record in clients.records(client):
             arrival = wire.read_frame(record, settings)
+            traces.note(arrival.frame.frame_id, arrival.traceparent)
             sightings.append(lambda arrival=arrival: gate.see_frame(arrival))  # type: ignore[misc]
     client.close()
 

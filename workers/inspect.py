@@ -6,46 +6,36 @@ loses nothing: what was not acknowledged comes again, and what was already answe
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from pipeline.settings import Settings
-from workers import logs, recovery, topics
+from workers import logs, recovery, topics, wire
 from workers.desk import Desk, Outcome
+from workers.metrics import WorkerMetrics
 from workers.publish import Publisher
 from workers.wire import Record, read_frame
 
 log = logs.get(__name__)
 
 
-@dataclass(slots=True)
-class Counts:
-    """What passed through this worker; received = published + repeated + in flight, always."""
-
-    received: int = 0
-    published: int = 0
-    repeated: int = 0
-    lost: int = 0
-
-    @property
-    def in_flight(self) -> int:
-        """Frames received that have no acknowledged verdict yet."""
-        return self.received - self.published - self.repeated
-
-
 class Lane:
     """One partition's way through the worker."""
 
-    def __init__(self, partition: int, settings: Settings, desk: Desk, publisher: Publisher, counts: Counts) -> None:
+    def __init__(
+        self, partition: int, settings: Settings, desk: Desk, publisher: Publisher, metrics: WorkerMetrics
+    ) -> None:
         self._partition = partition
         self._settings = settings
         self._desk = desk
         self._publisher = publisher
-        self._counts = counts
+        self._metrics = metrics
         self._room = asyncio.Semaphore(settings.worker.window or 2 * settings.worker.batch_max)
         self._in_flight = 0
+        self._waits_since: float | None = None
         self._decided: asyncio.Queue[tuple[Any, Awaitable[Outcome | None]]] = asyncio.Queue()
         self._sent: asyncio.Queue[tuple[Any, Awaitable[None] | None]] = asyncio.Queue()
         self._answered: OrderedDict[str, None] = OrderedDict()
@@ -67,7 +57,7 @@ class Lane:
                 log.warning("recovery failed, again in 1 s", partition=self._partition, error=str(error))
                 await asyncio.sleep(1.0)
         self._remember(past.answered)
-        self._counts.lost += past.lost
+        self._metrics.lost(self._partition, past.lost)
         if past.lost:
             log.error("frames were lost: retention deleted them unread", partition=self._partition, frames=past.lost)
         log.info("assigned", partition=self._partition, backlog=past.backlog, answered=len(past.answered))
@@ -83,14 +73,28 @@ class Lane:
         await self._room.acquire()
         self._in_flight += 1
         self._empty.clear()
-        self._counts.received += 1
         arrival = read_frame(record_of(event.message), self._settings)
+        if arrival.traceparent is None:
+            arrival = replace(arrival, traceparent=wire.new_traceparent())
         frame_id = arrival.frame.frame_id
         if frame_id in self._answered:
+            self._metrics.repeated(arrival.frame)
             self._decided.put_nowait((event, _nothing()))
             return
+        self._metrics.received(arrival.frame)
         self._remember([frame_id])
         self._decided.put_nowait((event, asyncio.ensure_future(self._desk.decide(arrival))))
+
+    @property
+    def recovered(self) -> bool:
+        """Whether it is known what was answered before."""
+        return self._recovered.done()
+
+    @property
+    def undecided_s(self) -> float:
+        """How long the next frame in line has been waited for."""
+        since = self._waits_since
+        return 0.0 if since is None else time.monotonic() - since
 
     async def drained(self) -> None:
         """Wait until nothing is in flight."""
@@ -104,7 +108,9 @@ class Lane:
     async def _publish(self) -> None:
         while True:
             event, deciding = await self._decided.get()
+            self._waits_since = time.monotonic()
             outcome = await deciding
+            self._waits_since = None
             sending = asyncio.ensure_future(self._publisher.publish(outcome)) if outcome else None
             await asyncio.sleep(0)  # the send is handed to the producer before the next frame's
             self._sent.put_nowait((event, sending))
@@ -112,11 +118,8 @@ class Lane:
     async def _acknowledge(self) -> None:
         while True:
             event, sending = await self._sent.get()
-            if sending is None:
-                self._counts.repeated += 1
-            else:
+            if sending is not None:
                 await sending
-                self._counts.published += 1
             event.ack()
             self._room.release()
             self._in_flight -= 1
@@ -136,11 +139,14 @@ class Lanes:
     def __init__(self, make: Callable[[int], Lane]) -> None:
         self._make = make
         self._lanes: dict[int, Lane] = {}
+        self.joined = False
+        """Whether the group has given this worker its partitions, be they none."""
         self._intake = asyncio.Event()
         self._intake.set()
 
     def assigned(self, partitions: set[int]) -> None:
         """Partitions are ours, for the first time or again."""
+        self.joined = True
         for partition in sorted(partitions):
             if partition in self._lanes:
                 self._lanes[partition].reassigned()
@@ -166,6 +172,14 @@ class Lanes:
             log.error("not everything in flight was published in time: it comes again", within_s=within_s)
             return False
         return True
+
+    def recovering(self) -> list[int]:
+        """Partitions of which it is not known yet what was answered before."""
+        return [partition for partition, lane in list(self._lanes.items()) if not lane.recovered]
+
+    def undecided_s(self) -> float:
+        """How long any partition's next frame has been waited for."""
+        return max((lane.undecided_s for lane in list(self._lanes.values())), default=0.0)
 
     def stop_intake(self) -> None:
         """Take no more frames; what is in flight goes on."""

@@ -26,6 +26,7 @@ from workers.commands import options
 @click.option("--shuffle", is_flag=True, help="A folder's pictures in random order.")
 @click.option("--seed", default=0, show_default=True, help="Of the order.")
 @click.option("--manifest", type=click.Path(path_type=Path), help="Append what was sent as which frame, as JSON lines.")
+@options.metrics_port
 @options.as_json
 @click.pass_context
 def command(
@@ -41,6 +42,7 @@ def command(
     shuffle: bool,
     seed: int,
     manifest: Path | None,
+    metrics_port: int | None,
     as_json: bool,
 ) -> None:
     """Send SOURCE as frames of a station: a folder, a picture, a video file, or /dev/videoN.
@@ -57,11 +59,14 @@ def command(
     """
     logs.set_up("info", process="camera", station=station)
     from workers.camera import Camera, shots  # noqa: PLC0415
+    from workers.health import Health  # noqa: PLC0415
+    from workers.metrics import CameraMetrics  # noqa: PLC0415
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     camera = Camera(settings, station, recipe=recipe, deadline_ms=deadline_ms)
+    Health(CameraMetrics(settings, station, camera.sent), settings, port=metrics_port).start()
     with manifest.open("a", encoding="utf-8", buffering=1) if manifest else nullcontext() as note:
         camera.play(
             shots(source, loop=loop, shuffle=shuffle, seed=seed),
