@@ -28,13 +28,14 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     *(ROOT / p / "README.md" for p in (*PACKAGES, "pipeline/methods")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[str(p.relative_to(ROOT)) for p in DOCUMENTS])
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_FILE = re.compile(rf"(?:{'|'.join(PACKAGES)}|deploy|docker|tests|\.ci)/[\w./-]+")
+_FILE = re.compile(rf"(?:{'|'.join(PACKAGES)}|deploy|docker|docs|tests|\.ci)/[\w./-]+")
 _SETTING = re.compile(r"#(?=\S)")  # `#key = value` is a setting, `# words` are words
 
 

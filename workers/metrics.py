@@ -183,9 +183,9 @@ class WorkerMetrics(Exposition):
 
     def drift(self, place: Place, drift: "Drift") -> None:
         """How a place's monitors stand; the limit is the same everywhere."""
+        self._limit.set(drift.limit)
         for name, monitor in drift.baseline.monitors.items():
             self._evidence.labels(*self.place(*place), name).set(monitor.log_value)
-        self._limit.set(drift.limit)
 
     def drift_elsewhere(self, place: Place) -> None:
         """Another worker watches this place now."""

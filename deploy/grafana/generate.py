@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboards: `python deploy/grafana/generate.py [FOLDER]`. A test fails when they are not as written.
+"""Writes the Grafana dashboards: `python deploy/grafana/generate.py [FOLDER]`; a test holds them to it.
 
 What they show is in `panels.py`; here places are worked out, and Grafana's JSON made of it.
 """
