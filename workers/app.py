@@ -15,6 +15,8 @@ from workers import clients, fetched, topics
 from workers.inspect import Lanes
 from workers.wire import Headers
 
+_PRODUCED_TOGETHER_BYTES = 256 * 1024  # results in a request: with 16 kB, the default, late frames wait for it
+
 fetched.prepare()
 
 
@@ -51,6 +53,7 @@ def build(settings: Settings) -> faust.App:
         consumer_max_fetch_size=max(1_048_576, 4 * topics.frame_max_bytes(settings)),
         producer_max_request_size=topics.frame_max_bytes(settings) + 1024 * 1024,
         producer_linger_ms=0,
+        producer_max_batch_size=_PRODUCED_TOGETHER_BYTES,
         stream_buffer_maxsize=window,
         stream_wait_empty=False,
         broker_max_poll_records=window,

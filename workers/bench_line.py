@@ -17,6 +17,7 @@ from pipeline.inspection import Inspector
 from workers import messages
 from workers.bench_rig import Reader, backbone, fit, pictures, play, put, said, sustainable
 from workers.camera import Camera
+from workers.desk import LOADING
 from workers.rig import Rig, temporary
 
 _TOLERANCE = 1e-4  # relative, of scores recomputed on the same engine
@@ -92,7 +93,8 @@ def stations(
     another product. Memory is for `budget_models` models, two thirds of them unless given.
 
     Returns:
-        What was said to the flooding station and to the others.
+        What was said to the flooding station and to the others; of the others' frames without a decision,
+        `others_loading` are those whose model was not in memory.
     """
     names = [f"bench/s{i:02d}" for i in range(count)]
     products = [f"p{i}" for i in range(recipes)]
@@ -146,6 +148,9 @@ def stations(
         "repeats": reader.repeats,
         **{group: said(reader.results, theirs) for group, theirs in sent.items()},
         "others_late": sum(reader.results[e].late for e in sent["others"] & reader.results.keys()),
+        "others_loading": sum(
+            LOADING in (reader.results[e].detail or "") for e in sent["others"] & reader.results.keys()
+        ),
     }
 
 

@@ -24,6 +24,9 @@ from workers.wire import Arrival
 
 log = logs.get(__name__)
 
+LOADING = ": its model was not in memory and had to be loaded"
+"""What `detail` says of a frame that had no time left once its model was there."""
+
 
 class Finds(Protocol):
     """What the desk needs of the models."""
@@ -58,6 +61,8 @@ class Outcome:
 class _Ticket:
     arrival: Arrival
     received: float
+    loading: bool = False
+    """Whether its model was not in memory when it came."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,15 +115,24 @@ class Desk:
             self._process, executor, batch_max=settings.batch_max, wait_s=settings.wait_ms / 1000, on_batch=on_batch
         )
 
-    async def decide(self, arrival: Arrival) -> Outcome:
-        """One outcome for one frame, whatever happens."""
+    def at_once(self, arrival: Arrival) -> Outcome | None:
+        """The outcome of a frame that needs no inspection: it is at fault itself, or late already."""
         received = time.time()
         if arrival.problem:
             return _outcome(arrival, arrival.problem, received)
-        deadline_at = arrival.frame.deadline_at
-        deadline = deadline_at.timestamp() if deadline_at else received
-        if received >= deadline:
-            return _late(arrival, received)
+        if received < _deadline(arrival, received):
+            return None
+        frame, record = arrival.frame, arrival.record  # of many late frames the pictures would fill the memory
+        light = replace(arrival, frame=replace(frame, image=b""), record=replace(record, value=None))
+        return _late(light, received)
+
+    async def decide(self, arrival: Arrival) -> Outcome:
+        """One outcome for one frame, whatever happens."""
+        known = self.at_once(arrival)
+        if known is not None:
+            return known
+        received = time.time()
+        deadline = _deadline(arrival, received)
         try:
             loading = self._models.load(arrival.frame.station, arrival.frame.recipe)
             arrival = await self._claims.fetch(arrival, deadline=deadline)
@@ -126,7 +140,8 @@ class Desk:
                 return _outcome(arrival, arrival.problem, received)
             if loading is not None:
                 await asyncio.wait([asyncio.wrap_future(loading)], timeout=max(0.0, deadline - time.time()))
-            return await self.batcher.submit(_Ticket(arrival, received), deadline=deadline, turn=arrival.frame.station)
+            ticket = _Ticket(arrival, received, loading is not None)
+            return await self.batcher.submit(ticket, deadline=deadline, turn=arrival.frame.station)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -146,11 +161,11 @@ class Desk:
             live, trial = self._models.find(frame.station, frame.recipe), None
             left_s = frame.deadline_at.timestamp() - started if frame.deadline_at else float("inf")
             if left_s <= 0:
-                undecided[i] = _late(ticket.arrival, ticket.received)
+                undecided[i] = _late(ticket.arrival, ticket.received, loading=ticket.loading)
             elif live is None:
                 undecided[i] = _no_model(ticket.arrival, ticket.received)
             elif left_s < self.batcher.piece_s:
-                undecided[i] = _shed(ticket.arrival, ticket.received, left_s)
+                undecided[i] = _shed(ticket, left_s)
             else:
                 trial = self._models.trial(frame.station, frame.recipe)
                 if canary := trial is not None and trial.decides(frame):
@@ -273,15 +288,23 @@ def _outcome(
     return Outcome(arrival=arrival, answer=answer, decided_at=datetime.fromtimestamp(now, UTC), timings=timings)
 
 
-def _late(arrival: Arrival, received: float) -> Outcome:
+def _deadline(arrival: Arrival, received: float) -> float:
+    """Seconds; a frame without one has no time at all."""
+    deadline_at = arrival.frame.deadline_at
+    return deadline_at.timestamp() if deadline_at else received
+
+
+def _late(arrival: Arrival, received: float, *, loading: bool = False) -> Outcome:
     frame: Frame = arrival.frame
     past_ms = (time.time() - frame.deadline_at.timestamp()) * 1000 if frame.deadline_at else 0.0
-    return _outcome(arrival, _failure(arrival, Reason.LATE, f"{past_ms:.0f} ms past its deadline"), received)
+    detail = f"{past_ms:.0f} ms past its deadline{LOADING if loading else ''}"
+    return _outcome(arrival, _failure(arrival, Reason.LATE, detail), received)
 
 
-def _shed(arrival: Arrival, received: float, left_s: float) -> Outcome:
+def _shed(ticket: _Ticket, left_s: float) -> Outcome:
     detail = f"{left_s * 1000:.0f} ms before its deadline there is no time left to score it"
-    return _outcome(arrival, _failure(arrival, Reason.SHED, detail), received)
+    detail += LOADING if ticket.loading else ""
+    return _outcome(ticket.arrival, _failure(ticket.arrival, Reason.SHED, detail), ticket.received)
 
 
 def _no_model(arrival: Arrival, received: float) -> Outcome:

@@ -8,18 +8,34 @@ loses nothing: what was not acknowledged comes again, and what was already answe
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.settings import Settings
 from workers import logs, recovery, topics, wire
 from workers.desk import Desk, Outcome
 from workers.metrics import WorkerMetrics
-from workers.publish import Publisher
+from workers.publish import Handed, Publisher
 from workers.wire import Record, read_frame
 
 log = logs.get(__name__)
+
+_ASIDE = 1024  # frames of a partition that need no inspection, such as late ones: answered, not acknowledged yet
+
+
+@dataclass(frozen=True, slots=True)
+class _Passing:
+    """A frame on its way through a lane.
+
+    Attributes:
+        room: what it takes a place of, until its verdict is acknowledged.
+        deciding: None where it has its verdict already.
+    """
+
+    event: Any
+    room: asyncio.Semaphore
+    deciding: "asyncio.Future[Outcome] | Outcome | None"
 
 
 class Lane:
@@ -36,8 +52,9 @@ class Lane:
         self._room = asyncio.Semaphore(settings.worker.window or 2 * settings.worker.batch_max)
         self._in_flight = 0
         self._waits_since: float | None = None
-        self._decided: asyncio.Queue[tuple[Any, Awaitable[Outcome | None]]] = asyncio.Queue()
-        self._sent: asyncio.Queue[tuple[Any, Awaitable[None] | None]] = asyncio.Queue()
+        self._aside = asyncio.Semaphore(_ASIDE)
+        self._decided: asyncio.Queue[_Passing] = asyncio.Queue()
+        self._sent: asyncio.Queue[tuple[_Passing, Handed | None]] = asyncio.Queue()
         self._answered: OrderedDict[str, None] = OrderedDict()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -68,22 +85,28 @@ class Lane:
             self._recovered = asyncio.ensure_future(self.recover())
 
     async def accept(self, event: Any) -> None:
-        """Take one frame in; waits while the window is full."""
+        """Take one frame in; waits while there is no room for it."""
         await asyncio.shield(self._recovered)
-        await self._room.acquire()
-        self._in_flight += 1
-        self._empty.clear()
         arrival = read_frame(record_of(event.message), self._settings)
         if arrival.traceparent is None:
             arrival = replace(arrival, traceparent=wire.new_traceparent())
         frame_id = arrival.frame.frame_id
-        if frame_id in self._answered:
+        repeated = frame_id in self._answered
+        known = None if repeated else self._desk.at_once(arrival)
+        room = self._room
+        if repeated or (known is not None and not arrival.unreadable):
+            room, event.value, event.message.value = self._aside, None, None
+        await room.acquire()
+        self._in_flight += 1
+        self._empty.clear()
+        if repeated:
             self._metrics.repeated(arrival.frame)
-            self._decided.put_nowait((event, _nothing()))
+            self._decided.put_nowait(_Passing(event, room, None))
             return
         self._metrics.received(arrival.frame)
         self._remember([frame_id])
-        self._decided.put_nowait((event, asyncio.ensure_future(self._desk.decide(arrival))))
+        deciding = asyncio.ensure_future(self._desk.decide(arrival)) if known is None else known
+        self._decided.put_nowait(_Passing(event, room, deciding))
 
     @property
     def recovered(self) -> bool:
@@ -107,21 +130,21 @@ class Lane:
 
     async def _publish(self) -> None:
         while True:
-            event, deciding = await self._decided.get()
-            self._waits_since = time.monotonic()
-            outcome = await deciding
-            self._waits_since = None
-            sending = asyncio.ensure_future(self._publisher.publish(outcome)) if outcome else None
-            await asyncio.sleep(0)  # the send is handed to the producer before the next frame's
-            self._sent.put_nowait((event, sending))
+            passing = await self._decided.get()
+            outcome = passing.deciding
+            if isinstance(outcome, asyncio.Future):
+                self._waits_since = time.monotonic()
+                outcome = await outcome
+                self._waits_since = None
+            self._sent.put_nowait((passing, await self._publisher.hand(outcome) if outcome else None))
 
     async def _acknowledge(self) -> None:
         while True:
-            event, sending = await self._sent.get()
-            if sending is not None:
-                await sending
-            event.ack()
-            self._room.release()
+            passing, handed = await self._sent.get()
+            if handed is not None:
+                await self._publisher.confirm(handed)
+            passing.event.ack()
+            passing.room.release()
             self._in_flight -= 1
             if self._in_flight == 0:
                 self._empty.set()
@@ -203,7 +226,3 @@ def record_of(message: Any) -> Record:
         value=message.value,
         headers=list(headers.items()) if isinstance(headers, dict) else list(headers),
     )
-
-
-async def _nothing() -> None:
-    """The outcome of a frame that has its verdict already."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,8 +21,21 @@ log = logs.get(__name__)
 Send = Callable[[str, bytes | None, bytes | None, int | None, Headers], Awaitable[Awaitable[Any]]]
 """topic, key, value, partition, headers -> scheduled -> delivered."""
 
+Message = tuple[str, bytes | None, bytes | None, int | None, Headers]
+"""topic, key, value, partition, headers."""
+
 _BACKOFF_S = (0.1, 0.5, 2.0, 5.0)
 _SETTLE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """An outcome whose result the producer has, and the broker perhaps not yet."""
+
+    outcome: Outcome
+    heatmap: messages.HeatmapBody | None
+    message: Message
+    delivery: Awaitable[Any]
 
 
 class Publisher:
@@ -54,19 +68,27 @@ class Publisher:
 
     async def publish(self, outcome: Outcome) -> None:
         """Deliver the result, and the dead letter where there is one; retries until the broker has them."""
+        await self.confirm(await self.hand(outcome))
+
+    async def hand(self, outcome: Outcome) -> Handed:
+        """Hand the result to the producer, which sends what it was handed together; `confirm` waits for the broker."""
         record = outcome.arrival.record
         body = self.result(outcome)
-        await self._deliver(
-            self._topics["results"],
-            record.key,
-            messages.encode_result(body),
-            record.partition,
-            self._headers(outcome),
-        )
+        value = messages.encode_result(body)
+        message = self._topics["results"], record.key, value, record.partition, self._headers(outcome)
+        try:
+            return Handed(outcome, body.heatmap, message, await self._send(*message))
+        except Exception as error:  # noqa: BLE001 - a verdict is kept until the broker takes it
+            return Handed(outcome, body.heatmap, message, _failed(error))
+
+    async def confirm(self, handed: Handed) -> None:
+        """Wait until the broker has the result, then the dead letter; retries until it has."""
+        outcome = handed.outcome
+        await self._deliver(handed.message, handed.delivery)
         if outcome.arrival.unreadable:
             await self._dead_letter(outcome)
-        if body.heatmap is not None and outcome.map is not None:
-            self._follow(self._heatmap(outcome, body.heatmap))
+        if handed.heatmap is not None and outcome.map is not None:
+            self._follow(self._heatmap(outcome, handed.heatmap))
         self._metrics.published(outcome)
         self._on_published(outcome)
 
@@ -124,7 +146,7 @@ class Publisher:
                 headers.append(("goldline_headers_cut", b"true"))
                 break
             headers.append((name, value))
-        await self._deliver(self._topics["dead-letters"], record.key, record.value, None, headers)
+        await self._deliver((self._topics["dead-letters"], record.key, record.value, None, headers))
 
     def _follow(self, task: Awaitable[None]) -> None:
         future = asyncio.ensure_future(task)
@@ -184,26 +206,32 @@ class Publisher:
         event_id = messages.result_id(alarm.frame_id, alarm.monitor)
         headers = wire.event_headers(wire.DRIFT_TYPE, event_id, self._source, alarm.at, "application/json")
         value = drift_events.encode(alarm)
-        self._follow(self._deliver(self._topics["drift"], alarm.station.encode(), value, None, headers))
+        self._follow(self._deliver((self._topics["drift"], alarm.station.encode(), value, None, headers)))
 
     async def settle(self) -> None:
         """Wait for what is best effort and still under way, but not for a broker that is away."""
         if self._later:
             await asyncio.wait(self._later, timeout=_SETTLE_S)
 
-    async def _deliver(
-        self, topic: str, key: bytes | None, value: bytes | None, partition: int | None, headers: Headers
-    ) -> None:
+    async def _deliver(self, message: Message, delivery: Awaitable[Any] | None = None) -> None:
         attempt = 0
         while True:
             try:
-                await (await self._send(topic, key, value, partition, headers))
+                await (delivery if delivery is not None else await self._send(*message))
                 return
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - a verdict is kept until the broker takes it
                 self._metrics.publish_failures.inc()
                 pause = _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
-                log.warning("publish failed", topic=topic, again_in_s=pause, error=f"{type(error).__name__}: {error}")
-                attempt += 1
-                await asyncio.sleep(pause)
+                log.warning(
+                    "publish failed", topic=message[0], again_in_s=pause, error=f"{type(error).__name__}: {error}"
+                )
+            delivery = None
+            attempt += 1
+            await asyncio.sleep(pause)
+
+
+async def _failed(error: Exception) -> None:
+    """A delivery that did not begin."""
+    raise error

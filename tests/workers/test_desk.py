@@ -364,7 +364,19 @@ def test_frames_wait_for_a_model_no_longer_than_their_deadline():
     models = Loading(Model())
     (outcome,) = decide(models, arrival("a", in_s=0.2), wait_ms=0.0)
     assert said(outcome) == "late"
+    assert "had to be loaded" in outcome.answer.detail
     assert not models.future.cancelled(), "others wait for it, too"
+
+
+def test_what_needs_no_inspection_is_known_at_once_and_a_late_frame_lets_go_of_its_picture():
+    models, *_ = shelf()
+    with ThreadPoolExecutor(1) as executor:
+        desk = Desk(models, Worker(), executor)
+        assert desk.at_once(arrival("in-time")) is None
+        late = desk.at_once(arrival("late", b"a large picture", in_s=-1.0))
+    assert said(late) == "late"
+    assert "had to be loaded" not in late.answer.detail
+    assert (late.arrival.frame.image, late.arrival.record.value) == (b"", None)
 
 
 def test_models_that_cannot_be_looked_up_are_an_error_of_their_frames():

@@ -1,0 +1,155 @@
+"""One partition's frames: how many are in flight at once, and in which order they are acknowledged."""
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline import settings as line
+from pipeline.data import Decision, Failure, Reason, Verdict
+from workers import inspect, wire
+from workers.desk import Outcome
+from workers.inspect import Lane
+from workers.metrics import WorkerMetrics
+from workers.publish import Publisher
+
+NOW = datetime.now(UTC)
+SETTINGS = line.build({"stations": {"line-1/top": {}}, "worker": {"window": 2}})
+
+
+class Event:
+    """A frame as Faust hands it over."""
+
+    def __init__(self, frame_id, acknowledged):
+        headers = [("ce_id", frame_id.encode())]
+        self.value = b"a picture"
+        self.message = SimpleNamespace(
+            topic="goldline.frames",
+            partition=0,
+            offset=0,
+            timestamp=NOW.timestamp(),
+            key=b"line-1/top",
+            value=self.value,
+            headers=headers,
+        )
+        self._told = lambda: acknowledged.append(frame_id)
+
+    def ack(self):
+        self._told()
+
+
+class Desk:
+    """Knows late frames by their ids; the others wait until `inspected` is set."""
+
+    def __init__(self):
+        self.inspected = asyncio.Event()
+
+    def at_once(self, arrival):
+        if not arrival.frame.frame_id.startswith("late"):
+            return None
+        failure = Failure(frame_id=arrival.frame.frame_id, reason=Reason.LATE, detail="")
+        return Outcome(arrival=arrival, answer=failure, decided_at=NOW)
+
+    async def decide(self, arrival):
+        await self.inspected.wait()
+        verdict = Verdict(
+            frame_id=arrival.frame.frame_id, decision=Decision.PASS, score=1.0, threshold=2.0, p_value=0.5
+        )
+        return Outcome(arrival=arrival, answer=verdict, decided_at=NOW)
+
+
+class Broker:
+    """Takes what is handed to it at once, and confirms it when it is open."""
+
+    def __init__(self):
+        self.handed = []
+        self.open = asyncio.Event()
+
+    async def send(self, topic, key, value, partition, headers):
+        self.handed.append(wire.header([(n, v) for n, v in headers], "ce_subject"))
+        return self.open.wait()
+
+
+def scenario(run, monkeypatch):
+    """Run with a lane, its desk and broker, and the list of what was acknowledged."""
+
+    async def nothing_answered(self):
+        """A lane whose partition has no past."""
+
+    monkeypatch.setattr(Lane, "recover", nothing_answered)
+
+    async def main():
+        desk, broker, acknowledged = Desk(), Broker(), []
+        lane = Lane(0, SETTINGS, desk, Publisher(broker.send, SETTINGS, "worker/1"), WorkerMetrics(SETTINGS))
+        try:
+            await asyncio.wait_for(run(lane, desk, broker, acknowledged), 20)
+        finally:
+            lane.close()
+
+    asyncio.run(main())
+
+
+def test_late_frames_do_not_wait_for_each_others_acknowledgement(monkeypatch):
+    async def run(lane, desk, broker, acknowledged):
+        events = [Event(f"late-{i}", acknowledged) for i in range(100)]
+        for event in events:
+            await asyncio.wait_for(lane.accept(event), 5)
+        await asyncio.sleep(0.1)
+        assert len(broker.handed) == 100
+        assert not acknowledged
+        assert all(event.message.value is None for event in events), "a hundred pictures are held for nothing"
+        broker.open.set()
+        await lane.drained()
+        assert acknowledged == [f"late-{i}" for i in range(100)]
+
+    scenario(run, monkeypatch)
+
+
+def test_frames_to_inspect_wait_while_the_window_is_full(monkeypatch):
+    async def run(lane, desk, broker, acknowledged):
+        broker.open.set()
+        await lane.accept(Event("a", acknowledged))
+        await lane.accept(Event("b", acknowledged))
+        third = asyncio.ensure_future(lane.accept(Event("c", acknowledged)))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(third), 0.1)
+        desk.inspected.set()
+        await third
+        await lane.drained()
+        assert acknowledged == ["a", "b", "c"]
+
+    scenario(run, monkeypatch)
+
+
+def test_nothing_is_acknowledged_before_what_came_earlier(monkeypatch):
+    async def run(lane, desk, broker, acknowledged):
+        broker.open.set()
+        await lane.accept(Event("a", acknowledged))
+        await lane.accept(Event("late-1", acknowledged))
+        await lane.accept(Event("late-1", acknowledged))  # once more
+        await asyncio.sleep(0.05)
+        assert not acknowledged
+        desk.inspected.set()
+        await lane.drained()
+        assert acknowledged == ["a", "late-1", "late-1"]
+        assert broker.handed == ["a", "late-1"], "a frame that comes again has its verdict"
+
+    scenario(run, monkeypatch)
+
+
+def test_frames_that_are_not_worth_inspecting_are_bounded_too(monkeypatch):
+    monkeypatch.setattr(inspect, "_ASIDE", 3)
+
+    async def run(lane, desk, broker, acknowledged):
+        for i in range(3):
+            await lane.accept(Event(f"late-{i}", acknowledged))
+        fourth = asyncio.ensure_future(lane.accept(Event("late-3", acknowledged)))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(fourth), 0.1)
+        broker.open.set()
+        await fourth
+        await lane.drained()
+        assert len(acknowledged) == 4
+
+    scenario(run, monkeypatch)
