@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
 
 from prometheus_client.exposition import choose_encoder
 
@@ -69,12 +71,18 @@ class Heart:
         return Check("loop", still_s < _STILL_S, f"turned {still_s:.1f} s ago")
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingTCPServer):
+    """http.server's own would ask the DNS for the host's name first."""
+
     daemon_threads = True
+    allow_reuse_address = True
 
     def __init__(self, address: tuple[str, int], pages: Mapping[str, Callable[[str], tuple[int, str, bytes]]]) -> None:
         self.pages = pages
         super().__init__(address, _Handler)
+
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is no news."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -188,5 +196,5 @@ def _folders(settings: Settings) -> dict[str, Path]:
     """Folders of the settings whose disks matter."""
     root = next(iter(settings.frames.roots), "")
     urls = {"models": settings.store.url, "frames": root, "pool": settings.pool.url or ""}
-    found = {name: Path(url.removeprefix("file://")) for name, url in urls.items() if url.startswith("file:///")}
+    found = {name: Path(unquote(urlsplit(url).path)) for name, url in urls.items() if url.startswith("file:///")}
     return found | {"drift": Path(settings.drift.folder).expanduser()}

@@ -136,7 +136,10 @@ async def _serve(settings: Settings, models: Finds, metrics: WorkerMetrics, vita
     lanes = Lanes(lambda partition: Lane(partition, settings, desk, publisher, metrics))
     faust_app.attach(app, settings, lanes)
     batching, beating = (asyncio.ensure_future(task) for task in (desk.batcher.run(), vitals.heart.run()))
-    assigned = partial(faust_app.assigned, app)
+
+    def assigned() -> set[int]:
+        return faust_app.assigned(app) if lanes.joined else set()
+
     vitals.watch(lanes, assigned)
     metrics.partitions.set_function(lambda: len(assigned()))
     await app.start()
