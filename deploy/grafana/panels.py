@@ -58,7 +58,7 @@ IN_TIME = (
 )
 DECIDED = rate("goldline_results_total", "station", S + ', verdict=~"pass|reject"')
 REJECTS = f"{rate('goldline_results_total', 'station', REJECTED)} / ({DECIDED} > 0)"
-REFIT_SUM, REFIT_COUNT = (f"sum(increase(goldline_refit_duration_seconds_{each}[1d]))" for each in ("sum", "count"))
+REFIT_SUM, REFIT_COUNT = "sum(goldline_refit_duration_seconds_sum)", "sum(goldline_refit_duration_seconds_count)"
 AGE = "time() - max by (station, recipe) "
 
 STAGES = 'station=~"$station", stage!="total"'
@@ -320,7 +320,7 @@ MODELS = [
     Panel(
         "What a refit takes",
         "s",
-        "Mean from start to end, in the last day.",
+        "Mean from start to end, of all that the process made.",
         [(f"{REFIT_SUM} / ({REFIT_COUNT} > 0)", "mean")],
     ),
     Panel(
