@@ -18,6 +18,7 @@ from workers.desk import Outcome
 from workers.flow import Flow
 from workers.gate import Gate
 from workers.gate_loop import Traces
+from workers.hooks import Hooks
 from workers.messages import TimingsBody
 from workers.metrics import MONITORS, CameraMetrics, GateMetrics, RefitMetrics, WorkerMetrics
 from workers.scrape import Scrape
@@ -184,6 +185,34 @@ def test_a_gate_counts_actions_and_stragglers():
     assert found.by("why", "goldline_gate_actions_total", action="reject") == {"no_verdict_in_time": 1}
     assert found.by("kind", "goldline_gate_stragglers_total") == {"late": 1, "repeated": 1}
     assert found.sum("goldline_gate_in_a_row") == 1
+
+
+def test_hooks_are_counted_by_what_came_of_them():
+    metrics, gate = GateMetrics(SETTINGS), _gate(Clock())
+    hooks = Hooks(
+        build({"gate": {"on_pass": ["true"], "on_reject": ["false"], "on_stop": ["true"], "stop_after": 1}}).gate,
+        metrics,
+    )
+    for frame_id, verdict in (("a", "pass"), ("b", "reject")):
+        gate.see_frame(frame(frame_id))
+        hooks.call(gate.see_result(result(frame_id, verdict)))
+    hooks.close()
+    found = told(metrics)
+    assert found.by("hook", "goldline_gate_hooks_total", outcome="done") == {"pass_command": 1, "stop_command": 1}
+    assert found.by("hook", "goldline_gate_hooks_total", outcome="failed") == {"reject_command": 1}
+    assert found.sum("goldline_gate_stops_total") == 1
+
+
+def test_evidence_of_drift_is_told_until_another_worker_watches():
+    metrics, watched = WorkerMetrics(SETTINGS), drift.Drift(0.01)
+    watched.baseline.monitors["sharpness"].log_betting = 3.0
+    metrics.drift((TOP, "blue"), watched)
+    found = told(metrics)
+    evidence = found.by("monitor", "goldline_drift_log_martingale", station=TOP, recipe="blue")
+    assert evidence["sharpness"] == pytest.approx(watched.baseline.monitors["sharpness"].log_value) > 3.0
+    assert found.sum("goldline_drift_log_limit") == pytest.approx(watched.limit)
+    metrics.drift_elsewhere((TOP, "blue"))
+    assert told(metrics).by("monitor", "goldline_drift_log_martingale") == {}
 
 
 def test_an_action_leads_to_the_trace_of_the_frame_that_decided():
