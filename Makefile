@@ -1,12 +1,12 @@
 # Nothing here needs an activated virtual environment. ARGS goes to the command: make test ARGS="-k gate".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format bench backbones clean
+.PHONY: help setup demo test check lint format bench bench-peers backbones docs containers clean
 BIN := .venv/bin
 TESTS ?= tests
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: ## make .venv with everything in it, and fetch Kafka for development
 	@bash deploy/setup.sh
@@ -34,8 +34,21 @@ format: setup ## format, and mend what can be mended by itself
 bench: setup ## measure this machine
 	@$(BIN)/goldline bench $(ARGS)
 
+bench-peers: setup ## measure beside anomalib, in an environment of its own (several GB)
+	@[ -x .venv-peers/bin/python ] || python3 -m venv .venv-peers
+	@.venv-peers/bin/python -c 'import anomalib, openvino' 2>/dev/null || \
+	  .venv-peers/bin/pip install --quiet 'anomalib>=2.7,<2.8' 'openvino>=2025.4,<2027'
+	@$(BIN)/goldline bench score --peers $(ARGS)
+
 backbones: setup ## the table of backbones, on the pictures that GOLDLINE_DATA names
 	@$(BIN)/python -m tests.benchmarks.backbones $(ARGS)
+
+docs: setup ## build the documentation into .goldline/site; ARGS=serve shows it while you write
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet --strict)
+
+containers: ## a whole line in containers, with Docker's compose; ARGS=-d leaves the terminal
+	@python3 deploy/compose/secrets.py
+	@docker compose -f deploy/compose.yaml up --build $(ARGS)
 
 clean: ## remove what the tools left behind; .venv and the broker's data stay
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache build dist

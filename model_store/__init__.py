@@ -12,7 +12,7 @@ Large pictures of frames, kept for a while, are `frames.py`'s.
 
 from typing import TYPE_CHECKING, Any
 
-from model_store.base import ModelStore, promote, resolve_version, rollback
+from model_store.base import ModelStore, promote, resolve_version, rollback, withdraw, withdrawal
 from model_store.lifecycle import State, state_of
 from model_store.records import Lineage, Marking, Marks, ModelInfo, ModelKey, Promotion, Version, is_version, short
 from model_store.urls import open_store
@@ -40,6 +40,8 @@ __all__ = [
     "short",
     "state_of",
     "version_of",
+    "withdraw",
+    "withdrawal",
 ]
 
 

@@ -1,16 +1,18 @@
 """What a model store promises. `disk` keeps the promise on a shared disk, `redis_store` in Redis."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol, TypeVar
 
 from model_store.records import Marking, Marks, ModelInfo, ModelKey, Promotion, Swept, Version, short
 from pipeline.data import JSON, Artifact
-from pipeline.errors import ArtifactError, MarksConflict, ModelNotFound, PromotionConflict
+from pipeline.errors import ArtifactError, ConfigError, MarksConflict, ModelNotFound, PromotionConflict
 
 MIN_PREFIX = 6  # digits of a version that a person may type instead of all 64
 _SHOWN = 8  # candidates named in an error
 _READ_TRIES = 3
+_MARK_TRIES = 5
 
 T = TypeVar("T")
 
@@ -143,12 +145,47 @@ def promote(
     Otherwise a rollback would make it a shadow again, or even a canary.
 
     Raises:
+        ConfigError: it is withdrawn; the message says by whom and why.
         MarksConflict: somebody changed the marks at that moment; the version is current all the same.
     """
+    if version in store.marks(key).withdrawn:
+        raise ConfigError(f"{key}: {short(version)} {withdrawal(store, key, version)}")
     store.promote(key, version, expected=expected, who=who, why=why)
     marks = store.marks(key)
     if marks.shadow == version:
         store.mark(key, marks.without_shadow(), expected=marks, who=who, why="promoted")
+
+
+def withdraw(store: ModelStore, key: ModelKey, version: Version, *, who: str, why: str) -> None:
+    """Keep a version out of service for good, whether it waits or is tried; what is in service stays there.
+
+    Raises:
+        ModelNotFound: no such version under this key.
+        MarksConflict: somebody changed the marks, again and again.
+        ConfigError: `who` is empty.
+    """
+    for left in reversed(range(_MARK_TRIES)):
+        marks = store.marks(key)
+        tried = marks.without_shadow() if marks.shadow == version else marks
+        # Read after the marks: what is marked and not there was deleted, and need not be carried along.
+        withdrawn = marks.withdrawn & set(_stored(store, key)) | {version}
+        try:
+            store.mark(key, replace(tried, withdrawn=withdrawn), expected=marks, who=who, why=why)
+            return
+        except MarksConflict:
+            if not left:
+                raise
+
+
+def withdrawal(store: ModelStore, key: ModelKey, version: Version) -> str:
+    """Who withdrew a version and why, in words; empty if nobody did."""
+    told = ""
+    for marking in store.markings(key):
+        if version not in marking.marks.withdrawn:
+            told = ""
+        elif not told:
+            told = f"was withdrawn by {marking.who}, {marking.at:%Y-%m-%d %H:%M}: {marking.why}"
+    return told
 
 
 def rollback(store: ModelStore, key: ModelKey, who: str, why: str = "rollback") -> Version:

@@ -32,6 +32,26 @@ class Reference:
 class FrameStore(Protocol):
     """One root. Safe to use from threads and processes, on one machine or many."""
 
+    def create(self) -> bool:
+        """Make the root where there is none; whoever sets a line up does, never a camera: its disk may be away.
+
+        Returns:
+            Whether it was made; there already, or without need of it, it was not.
+
+        Raises:
+            StoreUnavailable: it does not answer, or is full.
+            ConfigError: it can never be written to from here.
+        """
+        ...
+
+    def check(self) -> None:
+        """Nothing, where the root is there and answers.
+
+        Raises:
+            StoreUnavailable: it is not, or does not.
+        """
+        ...
+
     def put(self, data: bytes) -> Reference:
         """Keep a picture, for as long as the settings say; once this returns, every reader of the root finds it.
 

@@ -1,6 +1,6 @@
 """Pictures in a folder that cameras and line servers share, each for a while.
 
-ROOT/goldline-frames.v1         marks a root: tells a missing picture from a disk that is away
+ROOT/goldline-frames.v1         marks a root, made once (`create`): an unmounted share is an empty folder
 ROOT/STAMP/NAME                 a picture; STAMP is the writer's time, to a sixtieth of what is kept
 ROOT/STAMP.expired/             on its way out, a few pictures with each that comes
 
@@ -40,7 +40,7 @@ class DiskFrames:
     """A FrameStore in a folder.
 
     Args:
-        folder: absolute; the first `put` makes it.
+        folder: absolute; `create` makes it, no `put` does.
         keep_s: how long a picture is kept, in seconds.
     """
 
@@ -49,21 +49,32 @@ class DiskFrames:
         self._keep_s = keep_s
         self._inside = re.compile(re.escape(folder.as_uri()) + rf"((?:/{_NAME}){{1,20}})")
 
+    def create(self) -> bool:
+        """Make the folder and its marker; see `FrameStore.create`."""
+        with self._writing():
+            make_folder(self._folder)
+            return create(self._folder / MARKER, [_MARKER_TEXT])
+
+    def check(self) -> None:
+        """Look for the marker; see `FrameStore.check`."""
+        try:
+            (self._folder / MARKER).stat()
+        except FileNotFoundError as error:
+            raise StoreUnavailable(
+                f"no place for pictures at {self._folder}, no {MARKER}: is it mounted? One that is new is made once, "
+                "with: goldline frames create"
+            ) from error
+
     def put(self, data: bytes) -> Reference:
         """Write a picture under a name of its own, and clear away some that are too old; see `FrameStore.put`."""
         step_s = max(1, self._keep_s // 60)
         stamp = datetime.fromtimestamp(time.time() // step_s * step_s, UTC).strftime("%Y%m%dT%H%M%S")
         path = self._folder / stamp / uuid.uuid4().hex
-        try:
+        with self._writing():
+            self.check()
             make_folder(path.parent)
-            create(self._folder / MARKER, [_MARKER_TEXT])
             replace(path, [data])
             self._clear(path.stat().st_mtime)
-        except OSError as error:
-            told = f"cannot write pictures to {self._folder}: {error.strerror}"
-            if error.errno in _NEVER:
-                raise ConfigError(f"{told}; see [frames] roots") from error
-            raise StoreUnavailable(told) from error
         return describe(path.as_uri(), data)
 
     def holds(self, url: str) -> bool:
@@ -81,6 +92,17 @@ class DiskFrames:
             with open(file, "rb", closefd=False) as whole:
                 data = whole.read(reference.size_bytes + 1)  # it may grow while it is read
         return verified(data, reference)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The system's errors as ours."""
+        try:
+            yield
+        except OSError as error:
+            told = f"cannot write pictures to {self._folder}: {error.strerror}"
+            if error.errno in _NEVER:
+                raise ConfigError(f"{told}; see [frames] roots") from error
+            raise StoreUnavailable(told) from error
 
     @contextmanager
     def _opened(self, names: list[str]) -> Iterator[int]:

@@ -33,6 +33,16 @@ class RedisFrames:
         self._redis = server.connect(timeout_s=4.0, retries=1)
         self._keep_s = keep_s
 
+    def create(self) -> bool:
+        """Nothing is to be made, but the server must answer; see `FrameStore.create`."""
+        self.check()
+        return False
+
+    def check(self) -> None:
+        """Have the server answer; see `FrameStore.check`."""
+        with self._server():
+            self._redis.ping()
+
     def put(self, data: bytes) -> Reference:
         """Set a key of its own; see `FrameStore.put`."""
         key = self._keys + uuid.uuid4().hex

@@ -17,12 +17,15 @@ class State(StrEnum):
     SHADOW = "shadow"  # tried beside the current one
     ACTIVE = "active"  # current
     RETIRED = "retired"  # was current
+    WITHDRAWN = "withdrawn"  # must not be current
 
 
 def state_of(version: Version, history: Sequence[Promotion], marks: Marks) -> State:
     """A version's state, from the key's promotions (oldest first) and marks."""
     if history and version == history[-1].version:
         return State.ACTIVE
+    if version in marks.withdrawn:
+        return State.WITHDRAWN
     if version == marks.shadow:
         return State.SHADOW
     return State.RETIRED if any(version == p.version for p in history) else State.CANDIDATE

@@ -79,6 +79,7 @@ class Marks:
         pins: versions that are never deleted.
         shadow: the version that is tried beside the current one; None for none. Once current it is a shadow no more.
         canary_share: of the parts that the shadow decides, 0 to 1; with 0 it decides none.
+        withdrawn: versions that must not go in service any more; see `base.withdraw`.
 
     Raises:
         ConfigError: a share outside 0 to 1, or one for no version.
@@ -87,6 +88,7 @@ class Marks:
     pins: frozenset[Version] = frozenset()
     shadow: Version | None = None
     canary_share: float = 0.0
+    withdrawn: frozenset[Version] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 <= self.canary_share <= 1:
@@ -101,7 +103,7 @@ class Marks:
     @property
     def named(self) -> frozenset[Version]:
         """Every version that is marked in some way."""
-        return self.pins | ({self.shadow} if self.shadow else set())
+        return self.pins | self.withdrawn | ({self.shadow} if self.shadow else set())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
@@ -13,6 +12,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from pipeline.errors import ConfigError, StoreUnavailable
+from pipeline.settings import secret_file
 
 _TLS_FILES = {"ca_file": "ssl_ca_certs", "cert_file": "ssl_certfile", "key_file": "ssl_keyfile"}
 _OURS = frozenset({"password_file", "prefix", *_TLS_FILES})
@@ -45,7 +45,8 @@ class RedisAddress:
         Raises:
             ConfigError: the password's file cannot be read.
         """
-        files = {name: self.options[given] for given, name in _TLS_FILES.items() if given in self.options}
+        given = {ours: file for ours, file in self.options.items() if ours in _TLS_FILES}
+        files = {_TLS_FILES[ours]: str(secret_file(file)) for ours, file in given.items()}
         secured = {"ssl": True, "ssl_cert_reqs": "required", "ssl_check_hostname": True, **files}
         return redis.Redis(
             host=self.host,
@@ -118,6 +119,6 @@ def _password(file: str | None) -> str | None:
     if file is None:
         return os.environ.get("GOLDLINE_REDIS_PASSWORD")
     try:
-        return Path(file).read_text(encoding="utf-8").strip()
+        return secret_file(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the store's password_file: {error}") from error

@@ -19,7 +19,8 @@ from pipeline import engines
 from pipeline import goldline_s as own
 from pipeline.backbone_spec import BackboneSpec, Preprocessing
 from pipeline.data import Size
-from pipeline.engines import Preprocessed
+from pipeline.devices import resolve_device
+from pipeline.engines import Engine, Preprocessed
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.networks import (
     TIMM,
@@ -32,6 +33,7 @@ from pipeline.networks import (
     state_sha256,
 )
 from pipeline.one_pass import OnePass
+from pipeline.remembered import Remembered
 
 SHIPPED = "shipped:"
 _PROBE_SIZE_PX = 224  # every torchvision classifier accepts it, vision transformers nothing else
@@ -46,7 +48,7 @@ class Backbone:
         channels: C of each layer.
     """
 
-    def __init__(self, net: nn.Module, spec: BackboneSpec, device: torch.device) -> None:
+    def __init__(self, net: nn.Module, spec: BackboneSpec, device: torch.device, *, remember_bytes: int = 0) -> None:
         self.spec = spec
         self.device = device
         self._net = net.eval().requires_grad_(requires_grad=False).float()
@@ -55,7 +57,8 @@ class Backbone:
             self._net, spec.layers, (1 / (255 * std)).float(), (-mean / std).float(), bgr=spec.order == "bgr"
         ).eval()
         self.channels: dict[str, int] = _probe(self._net, spec)
-        self._engine = engines.make(self._whole, spec.engine, device)
+        engine: Engine = engines.make(self._whole, spec.engine, device)
+        self._engine = Remembered(engine, remember_bytes) if remember_bytes else engine
         self._one_pass = OnePass()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -65,6 +68,10 @@ class Backbone:
     def on(self, engine: str) -> "Backbone":
         """The same features from another engine."""
         return Backbone(self._net, replace(self.spec, engine=engine), self.device)
+
+    def remembering(self, most_bytes: int) -> "Backbone":
+        """The same features, kept for pictures that come again; one thread's."""
+        return Backbone(self._net, self.spec, self.device, remember_bytes=most_bytes)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps of a batch.
@@ -220,7 +227,7 @@ def _network(
             forbidden = ArtifactError if stored else ConfigError
             raise forbidden(
                 f"backbone {name!r} is a factory that nobody permitted: name it on the command line, "
-                f'or in line.toml as [backbones."{name}"]'
+                f'or in the settings as [backbones."{name}"]'
             )
         net = from_factory(name, weights, seed)
         if weights is None and not random_weights:
@@ -239,7 +246,7 @@ def missing_weights(name: str) -> ConfigError:
     return ConfigError(
         f"there are no weights for backbone {name} on this machine (`goldline weights where {name}` says where it "
         f"looked). Either name a file: --weights FILE.safetensors; or import one: goldline weights import FILE.pth "
-        f"--name {name}; or allow downloads: [weights] download = true in line.toml. To go on with random ones: "
+        f"--name {name}; or allow downloads: [weights] download = true in the settings. To go on with random ones: "
         "--random-weights"
     )
 
@@ -271,22 +278,3 @@ def default_layers(name: str) -> tuple[str, ...]:
     if re.match(r"(wide_)?resnet\d", name) and ":" not in name:
         return ("layer2", "layer3")
     raise ConfigError(f"backbone {name} has no default layers: choose some, as in `--layers a,b`")
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device of that name; `auto` takes CUDA where there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
-        raise ConfigError(f"device {device!r}: choose auto, cpu, cuda or cuda:N")
-    place = torch.device(device)
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(f"device {device}: this machine or this build of torch has no CUDA; choose cpu or auto")
-        if (place.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"device {device}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
-    return place

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import FitError
+from pipeline.neighbours import nearest
 
 _STARTS = 10
 _REPORTS = 100  # progress calls in all
@@ -55,7 +56,53 @@ def select(
         farness += _squared_distances(points, norms, start, out=distances).clamp_(min=0).sqrt_()
     farness.div_(len(starts)).square_()
 
-    chosen = torch.empty(count, dtype=torch.int64, device=features.device)
+    return _greedy(points, norms, farness, count, progress)
+
+
+def extend(
+    centres: Tensor,
+    features: Tensor,
+    count: int,
+    *,
+    seed: int,
+    projection: int = 128,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Tensor:
+    """Rows that cover what the centres there are do not: `select`, gone on with instead of begun.
+
+    Args:
+        centres: (M, D) float32, chosen before.
+        features: (N, D) float32.
+        count: rows of `features` to choose, 1 to N.
+        seed: of the projection.
+        projection: as in `select`.
+        progress: as in `select`.
+
+    Returns:
+        (count,) int64, distinct rows of `features`, the one farthest from all centres first.
+
+    Raises:
+        FitError: `count` is not within 1 to N.
+    """
+    n, m = features.shape[0], centres.shape[0]
+    if not 1 <= count <= n:
+        raise FitError(f"a coreset of {count} rows cannot be taken from {n}")
+    points = _project(torch.cat([centres, features]), projection, torch.Generator().manual_seed(seed))
+    farness, _ = nearest(points[:, m:].T.contiguous(), points[:, :m].T.contiguous())
+    new = points[:, m:].contiguous()
+    return _greedy(new, torch.linalg.vector_norm(new, dim=0).square_(), farness.squeeze(1), count, progress)
+
+
+def _greedy(
+    points: Tensor,
+    norms: Tensor,
+    farness: Tensor,
+    count: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Tensor:
+    """The row with the largest farness, again and again; `farness` (N,), squared, becomes less around each."""
+    distances = torch.empty_like(norms)
+    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
     for i in range(count):
         # Everything stays on the device: reading the index back would stall a GPU at each step.
         row = chosen[i : i + 1].copy_(farness.argmax())

@@ -15,6 +15,7 @@
        ├─ ModelNotFound            nothing under that key or version
        ├─ PromotionConflict        somebody else promoted first
        ├─ MarksConflict            somebody else changed the marks first
+       ├─ LeaseTaken               somebody else is at that work
        └─ StoreUnavailable         the store does not answer
 """
 
@@ -69,6 +70,10 @@ class PromotionConflict(StoreError):  # noqa: N818
 
 class MarksConflict(StoreError):  # noqa: N818
     """A key's marks are not as expected: somebody changed them in between."""
+
+
+class LeaseTaken(StoreError):  # noqa: N818
+    """Another process does this work already, or took it over."""
 
 
 class StoreUnavailable(StoreError):  # noqa: N818

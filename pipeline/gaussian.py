@@ -27,6 +27,24 @@ class RunningSums:
         self.total = torch.zeros(positions, dim, dtype=torch.float64, device=shift.device)
         self.products = torch.zeros(positions, dim, dim, dtype=torch.float64, device=shift.device)
 
+    @classmethod
+    def of(cls, means: Tensor, factors: Tensor, count: int, ridge: float) -> "RunningSums":
+        """The sums that `gaussians(ridge)` was computed from, to the rounding of its float32 factors.
+
+        Args:
+            means: (P, D).
+            factors: (P, D, D).
+            count: of the values, at least 2.
+            ridge: as it was.
+        """
+        sums = cls(means)
+        sums.count = count
+        wide = factors.double()
+        torch.bmm(wide, wide.transpose(1, 2), out=sums.products)
+        sums.products.diagonal(dim1=1, dim2=2).sub_(ridge)
+        sums.products.mul_(count - 1)
+        return sums
+
     def add(self, values: Tensor) -> None:
         """Take in (B, P, D) values."""
         centred = values.double().transpose(0, 1) - self.shift.unsqueeze(1)  # (P, B, D)

@@ -77,7 +77,7 @@ def _search_one(queries: Tensor, bank: Tensor, norms: Tensor, largest: Tensor) -
     best, found = partial.min(dim=1, keepdim=True)
     distances = (bank[found.squeeze(1)] - queries).square_().sum(dim=1, keepdim=True)
     second = partial.scatter_(1, found, torch.inf).amin(dim=1)
-    slack = _tolerance(bank.shape[1]) * (squared_norms(queries) + largest)
+    slack = rounding(bank.shape[1]) * (squared_norms(queries) + largest)
     return (distances, found), second - best.squeeze(1) > 2 * slack
 
 
@@ -92,12 +92,12 @@ def _search(
     settled = _settle(queries, bank, candidates, k)
     if wide == bank.shape[0]:
         return settled, torch.ones(queries.shape[0], dtype=torch.bool, device=queries.device)
-    slack = _tolerance(bank.shape[1]) * (squared_norms(queries) + largest)
+    slack = rounding(bank.shape[1]) * (squared_norms(queries) + largest)
     return settled, proposed[:, -1] - proposed[:, k - 1] > 2 * slack
 
 
-def _tolerance(dimension: int) -> float:
-    """Rounding error of a distance from the matrix product, in units of ||q||^2 + ||b||^2."""
+def rounding(dimension: int) -> float:
+    """Likely rounding error of a distance from the matrix product, in units of ||q||^2 + ||b||^2."""
     if torch.get_float32_matmul_precision() != "highest":  # TF32 or bfloat16 products
         return 2.0**-8
     return (2 * math.sqrt(dimension) + 4) * _UNIT_ROUNDOFF[torch.float32]

@@ -1,7 +1,7 @@
 """One typed model of `line.toml`: what may be set, its default, its range.
 
 `read(path)` gives `Settings` or a `ConfigError` that lists every wrong value with its path. Environment variables
-override the file: `GOLDLINE_WORKER__DEVICE=cpu` is `[worker] device = "cpu"`.
+override the file: `GOLDLINE_WORKER__DEVICE=cpu` is `[worker] device = "cpu"`. Secrets are in files of their own.
 """
 
 import copy
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from pipeline.errors import ConfigError
-from pipeline.settings_check import problems_of
+from pipeline.refit_settings import Refit
+from pipeline.settings_check import Section, problems_of
 from pipeline.settings_overrides import overrides
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -29,10 +30,6 @@ STATION_PATTERN = r"^[a-z0-9-]{1,60}/[a-z0-9-]{1,60}$"
 StationName = Annotated[str, Meta(pattern=STATION_PATTERN)]
 Root = Annotated[str, Meta(pattern=r"^(file:///|rediss?://).+")]
 ENVIRONMENT_PREFIX = "GOLDLINE_"
-
-
-class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of line.toml."""
 
 
 class Tls(Section, frozen=True):
@@ -187,10 +184,11 @@ class Settings(Section, frozen=True):
     gate: Gate = Gate()
     weights: Weights = Weights()
     drift: Drift = Drift()
+    refit: Refit = Refit()
     metrics: Metrics = Metrics()
-    backbones: dict[str, Known] = {}
+    backbones: dict[str, Known] = msgspec.field(default_factory=dict)
     defaults: Defaults = Defaults()
-    stations: dict[StationName, Station] = {}
+    stations: dict[StationName, Station] = msgspec.field(default_factory=dict)
 
     def partitions(self) -> dict[str, int]:
         """Partition of each station: its own, else the lowest that is free, in the order of the file."""
@@ -220,6 +218,12 @@ class Settings(Section, frozen=True):
     def weights_files(self) -> dict[str, Path | None]:
         """Permitted backbones and their weights files."""
         return {name: Path(known.weights) if known.weights else None for name, known in self.backbones.items()}
+
+
+def secret_file(named: str) -> Path:
+    """Where a secret lies: a name without a folder is a credential that systemd passed on (LoadCredential=)."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return Path(folder, named) if folder and "/" not in named else Path(named)
 
 
 def read(path: Path, environment: Mapping[str, str] | None = None) -> Settings:
@@ -275,5 +279,6 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield f"frames.keep_s: {settings.frames.keep_s} s is shorter than frames.deadline_max_ms {longest}"
     if settings.pool.quarantine_h >= 24 * settings.pool.keep_days:
         yield f"pool.quarantine_h: {settings.pool.quarantine_h} h outlasts pool.keep_days {settings.pool.keep_days}"
+    yield from settings.refit.contradictions()
     if settings.kafka.tls and bool(settings.kafka.tls.cert_file) != bool(settings.kafka.tls.key_file):
         yield "kafka.tls: cert_file and key_file go together"

@@ -8,12 +8,17 @@ import msgspec
 from msgspec import Struct
 
 
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of line.toml."""
+
+
 def fields_of(kind: type[Struct]) -> dict[str, Any]:
     """Names and types of a table's keys."""
     return {f.name: f.type for f in msgspec.structs.fields(kind)}
 
 
-def _section_of(kind: object) -> type[Struct] | None:
+def section_of(kind: object) -> type[Struct] | None:
+    """The table that a field holds, if it holds one."""
     for option in (kind, *typing.get_args(kind)):
         if isinstance(option, type) and issubclass(option, Struct):
             return option
@@ -32,7 +37,7 @@ def problems_of(value: object, kind: Any, path: str) -> list[str]:
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         item_kind = typing.get_args(kind)[0]
         return [problem for at, item in enumerate(value) for problem in _leaf(item, item_kind, f"{path}[{at}]")]
-    section = _section_of(kind)
+    section = section_of(kind)
     if section is None or not isinstance(value, dict):
         return _leaf(value, kind, path)
     known, found = fields_of(section), []

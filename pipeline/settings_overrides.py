@@ -1,4 +1,7 @@
-"""Environment variables over a parsed line.toml: `GOLDLINE_SECTION__KEY`, in the type that the key has."""
+"""Environment variables over a parsed line.toml: `GOLDLINE_SECTION__KEY`, in the type that the key has.
+
+A table below a table is one name more, `GOLDLINE_KAFKA__SASL__USERNAME`: each process may have a user of its own.
+"""
 
 import typing
 from collections.abc import Iterator, Mapping
@@ -7,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from pipeline.settings_check import fields_of
+from pipeline.settings_check import fields_of, section_of
 
 _SHORT = {"GOLDLINE_WEIGHTS": "GOLDLINE_WEIGHTS__FOLDER"}
 
@@ -25,12 +28,12 @@ def overrides(
     """
     longhand = {_SHORT.get(variable, variable): text for variable, text in environment.items()}
     for variable, text in sorted(longhand.items()):
-        section, found, key = variable.removeprefix(prefix).lower().partition("__")
-        if not variable.startswith(prefix) or not found:
+        *path, key = variable.removeprefix(prefix).lower().split("__")
+        if not variable.startswith(prefix) or not path:
             continue
-        kind = fields_of(settings).get(section)
-        if not (isinstance(kind, type) and issubclass(kind, Struct)) or key not in fields_of(kind):
-            yield f"environment {variable}: no setting [{section}] {key}"
+        kind = _table(settings, path)
+        if kind is None or key not in fields_of(kind):
+            yield f"environment {variable}: no setting [{'.'.join(path)}] {key}"
             continue
         wanted = fields_of(kind)[key]
         listed = [v.strip() for v in text.split(",")] if text.strip() else []
@@ -40,5 +43,19 @@ def overrides(
         except msgspec.ValidationError as error:
             yield f"environment {variable}: {error} (saw {text!r})"
             continue
-        if isinstance(table := tree.setdefault(section, {}), dict):  # what is no table is told of with the file
+        table: object = tree
+        for name in path:
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
+        if isinstance(table, dict):  # what is no table is told of with the file
             table[key] = value
+
+
+def _table(kind: type[Struct], path: list[str]) -> type[Struct] | None:
+    """The table at a path of names that are ours; None where there is none, as where people choose the names."""
+    for name in path:
+        field = fields_of(kind).get(name)
+        found = None if typing.get_origin(field) is dict else section_of(field)
+        if found is None:
+            return None
+        kind = found
+    return kind

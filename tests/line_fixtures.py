@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from model_store import ModelKey, open_store
+from model_store.frames import open_roots
 from pipeline import commissioning, methods, synthetic
 from pipeline.backbone import resolve
 from pipeline.data import Artifact, Frame
@@ -57,17 +58,21 @@ def make_line(tmp_path: Path, broker: str, model: Artifact) -> Iterator[Callable
         deadline_ms: int = 60_000,
         frames: dict[str, Any] | None = None,
         pool: dict[str, Any] | None = None,
+        refit: dict[str, Any] | None = None,
         **worker: Any,
     ) -> Rig:
         tree = {
             "stations": {station: {"deadline_ms": deadline_ms} for station in STATIONS},
             "frames": frames or {},
             "pool": pool or {},
+            "refit": refit or {},
             "worker": {"threads": 1, "stuck_s": 120.0, **worker},
         }
         rig = Rig(tmp_path / f"line-{len(opened)}", tree, address=None if own_broker else broker)
         opened.append(rig)
         rig.__enter__()
+        for root in open_roots((frames or {}).get("roots", []), keep_s=3600).stores:
+            root.create()
         store = open_store(rig.store_url)
         for station in STATIONS:
             version = store.put(ModelKey(station), model)

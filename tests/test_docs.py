@@ -32,7 +32,7 @@ DOCUMENTS = [
 ]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[str(p.relative_to(ROOT)) for p in DOCUMENTS])
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```(\w*)(?: run)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FILE = re.compile(rf"(?:{'|'.join(PACKAGES)}|deploy|docker|docs|tests|\.ci)/[\w./-]+")
@@ -54,7 +54,9 @@ def command_lines(path: Path) -> Iterator[list[str]]:
     for text in (*shell_lines(path), *_SPAN.findall(prose(path))):
         if not re.match(r"([A-Z_]+=\S+ )*(goldline|make demo)\b", text):
             continue
-        words = shlex.split(text, comments=True)
+        words = list(
+            itertools.takewhile(lambda word: not re.match(r"\d?[<>|&]", word), shlex.split(text, comments=True))
+        )
         while re.match(r"[A-Z_]+=", words[0]):
             words.pop(0)
         if words[0] == "make":

@@ -103,7 +103,7 @@ def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone
         if weights is None and spec.weights.startswith("file:"):
             raise ArtifactError(
                 f"the model stands on {spec.name} with weights {spec.weights}; name the file: --weights FILE, "
-                f'or in line.toml [backbones."{spec.name}"] weights = "FILE", or import it: goldline weights import'
+                f'or in the settings [backbones."{spec.name}"] weights = "FILE", or import it: goldline weights import'
             )
         return resolve(
             spec.name,

@@ -5,7 +5,7 @@ whoever finds a file that it did not write itself takes that.
 """
 
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -13,6 +13,15 @@ from msgspec import Struct
 
 from pipeline.drift import Baseline
 from pipeline.settings import Settings
+
+_REMEMBERED = timedelta(days=90)
+
+
+class Window(Struct, frozen=True, kw_only=True):
+    """A time of which an alarm spoke: from when the numbers changed, until a person accepted what is now."""
+
+    since: datetime
+    until: datetime
 
 
 class Kept(Struct, kw_only=True):
@@ -22,12 +31,14 @@ class Kept(Struct, kw_only=True):
         accepted_ms: broker's time of the acceptance that the baseline began with; 0 for the first.
         log_limit: natural logarithm of the M at which a monitor raises its alarm.
         saved_at: when this was written.
+        windows: of drift, that are over: nothing is learnt from their frames.
     """
 
     baseline: Baseline
     accepted_ms: int = 0
     log_limit: float
     saved_at: datetime
+    windows: tuple[Window, ...] = ()
 
 
 def place(settings: Settings, station: str, recipe: str) -> Path:
@@ -58,6 +69,13 @@ def write(path: Path, kept: Kept) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_bytes(msgspec.json.encode(kept))
     part.replace(path)
+
+
+def windows(kept: Kept, until: datetime) -> tuple[Window, ...]:
+    """Those there were, and that of the alarms there are, ended now; for as long as a pool may keep frames."""
+    began = [monitor.alarm.since for monitor in kept.baseline.monitors.values() if monitor.alarm]
+    now = (Window(since=min(began), until=until),) if began else ()
+    return (*(each for each in kept.windows if until - each.until < _REMEMBERED), *now)
 
 
 def stamp(path: Path) -> int:

@@ -17,7 +17,7 @@ from pipeline.inspection import Inspector
 from workers import messages
 from workers.bench_rig import Reader, backbone, fit, pictures, play, put, said, sustainable
 from workers.camera import Camera
-from workers.desk import LOADING
+from workers.outcomes import LOADING
 from workers.rig import Rig, temporary
 
 _TOLERANCE = 1e-4  # relative, of scores recomputed on the same engine

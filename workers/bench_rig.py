@@ -36,6 +36,7 @@ class Reader:
     rig: Rig
     results: dict[str, messages.Result] = field(default_factory=dict)
     read_at: dict[str, float] = field(default_factory=dict)
+    read_wall: dict[str, float] = field(default_factory=dict)
     repeats: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -67,6 +68,7 @@ class Reader:
                     self.repeats += result.frame_id in self.results
                     self.results.setdefault(result.frame_id, result)
                     self.read_at.setdefault(result.frame_id, time.monotonic())
+                    self.read_wall.setdefault(result.frame_id, time.time())
         client.close()
 
 

@@ -1,13 +1,14 @@
 """The frame producer: pictures of a folder, a video file or a camera, onto the topic of frames."""
 
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from model_store.frames import Reference, open_roots
 from pipeline.errors import ConfigError, GoldlineError, StoreUnavailable
@@ -33,11 +34,17 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:
-    """One picture to send. `name` says where it comes from."""
+    """One picture to send.
+
+    Attributes:
+        name: where it comes from.
+        stem: its file's name up to the first dot; None where it has no file of its own.
+    """
 
     name: str
     image: bytes
     content_type: str
+    stem: str | None = None
 
 
 @dataclass(slots=True)
@@ -73,15 +80,64 @@ def shots(source: str, *, loop: bool = False, shuffle: bool = False, seed: int =
             order.shuffle(found)
         for picture in found:
             kind = _CONTENT_TYPES.get(picture.suffix.lower(), "application/octet-stream")
-            yield Shot(name=str(picture), image=picture.read_bytes(), content_type=kind)
+            stem = picture.name.partition(".")[0] or None
+            yield Shot(name=str(picture), image=picture.read_bytes(), content_type=kind, stem=stem)
         if not loop:
             return
 
 
-class Camera:
-    """Sends shots of one station, confirming each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartIds:
+    """What a camera calls its parts. Cameras that see the same parts have to call them the same.
 
-    def __init__(self, settings: Settings, station: str, *, recipe: str = "default", deadline_ms: int | None = None):
+    Attributes:
+        by: `number`, counted from 0; or `filename`, a picture's name up to the first dot.
+        prefix: before either, with a dash; without one a number has a random text there, new with each start.
+    """
+
+    by: Literal["number", "filename"] = "number"
+    prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prefix is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.prefix):
+            raise ConfigError(f"a prefix of part ids is letters, digits, '.', '_' and '-', not {self.prefix[:60]!r}")
+
+    def of(self, shot: Shot, number: int, run: str) -> str:
+        """The part of a shot.
+
+        Raises:
+            ConfigError: the shot has no file of its own.
+        """
+        if self.by == "number":
+            return f"{self.prefix or run}-{number:06d}"
+        if shot.stem is None or not shot.stem.isprintable():
+            raise ConfigError(f"{shot.name!r} has no file name for a part: leave out --part-ids filename")
+        return f"{self.prefix}-{shot.stem}" if self.prefix else shot.stem
+
+
+class Camera:
+    """Sends shots of one station, confirming each.
+
+    Args:
+        settings: of the line.
+        station: whose camera it is.
+        recipe: the product.
+        deadline_ms: from capture to gate; the station's by default.
+        part_ids: what it calls its parts.
+
+    Raises:
+        ConfigError: no such station, no broker, or no partition for it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        station: str,
+        *,
+        recipe: str = "default",
+        deadline_ms: int | None = None,
+        part_ids: PartIds = PartIds(),
+    ):
         if station not in settings.stations:
             known = ", ".join(settings.stations) or "none"
             raise ConfigError(f"no station {station} in the settings (there: {known})")
@@ -94,6 +150,7 @@ class Camera:
         clients.require_partition(settings.kafka, self._topic, self._partition)
         self._producer = clients.producer(settings.kafka, request_max_bytes=topics.frame_max_bytes(settings))
         self._roots = open_roots(settings.frames.roots, keep_s=settings.frames.keep_s)
+        self._part_ids = part_ids
         self._run = uuid.uuid4().hex[:8]
         self.sent = Sent()
 
@@ -108,6 +165,7 @@ class Camera:
         """
         captured_at = datetime.now(UTC)
         number = self.sent.sent + self.sent.too_large
+        part_id = self._part_ids.of(shot, number, self._run)
         reference = None
         if len(shot.image) > self._settings.frames.inline_max_bytes:
             reference = self._check_in(shot, stopped)
@@ -116,7 +174,7 @@ class Camera:
         frame_id = f"{self._station.replace('/', '-')}-{self._run}-{number:06d}"
         headers = wire.frame_headers(
             frame_id=frame_id,
-            part_id=f"{self._run}-{number:06d}",
+            part_id=part_id,
             source=f"camera/{self._station}",
             captured_at=captured_at,
             content_type=shot.content_type,

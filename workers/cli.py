@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipeline.errors import GoldlineError
 
@@ -12,11 +13,14 @@ COMMANDS = {
     "demo": "the whole line on this machine: broker, cameras, worker, gate, and a report",
     "fit": "learn a station's good parts from a folder of pictures",
     "calibrate": "give a station's model a threshold from verified good pictures",
+    "refit": "let a station's model learn recently accepted parts, if a review allows it",
     "thresholds": "what a station's threshold promises, and what more parts would buy",
     "audit": "mark parts for a person to verify, whatever their verdict",
     "score": "verdicts for pictures, without Kafka",
     "evaluate": "figures of merit of methods on datasets with known defects",
     "check": "validate a line.toml",
+    "doctor": "what of this machine, the broker and the store is not fit, and what to do",
+    "status": "how the line stands: lag, rate, times, verdicts, models, drift",
     "models": "list, show, promote, roll back, keep and delete model versions",
     "worker": "inspect frames: the process that runs on line servers",
     "camera": "send pictures as frames",
@@ -28,9 +32,12 @@ COMMANDS = {
     "feedback": "say that a part is good or defective",
     "pool": "look at the frames that the next refit may learn from, remove some",
     "topics": "create and check the topics",
+    "frames": "create the places for pictures too large for a message",
     "kafka": "run a development broker on this machine",
+    "simulate": "a season in minutes: what refits cost and save, on drawn parts",
     "weights": "find, import, export and verify weights of backbones; train the compact one",
     "bench": "measure",
+    "completion": "make a shell complete commands and options",
 }
 
 
@@ -44,6 +51,12 @@ class _Lazy(click.Group):
         module = importlib.import_module(f"workers.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands without loading them: some take seconds, and Tab is pressed often."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=said) for name, said in COMMANDS.items() if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

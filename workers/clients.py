@@ -1,21 +1,27 @@
 """Options of the Kafka clients, made from settings once: brokers, TLS, SASL."""
 
+import contextlib
+import socket
 import ssl
-from collections.abc import Iterator
-from pathlib import Path
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from pipeline.errors import ConfigError
-from pipeline.settings import Kafka
+from pipeline.settings import Kafka, secret_file
+from workers import settings_file
 from workers.header_names import forgive_edges
 from workers.wire import Record
 
 forgive_edges()
 
+ANSWER_S = 5.0  # so long a broker may take to answer at the start; later, clients wait for as long as it takes
+
 _RECONNECT_MS = 1000  # a line waits for its broker: the default's 30 s would outlast the outage
+_ATTEMPT_S = 2.0
 
 
 def ssl_context(kafka: Kafka) -> ssl.SSLContext | None:
@@ -29,7 +35,7 @@ def ssl_context(kafka: Kafka) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=kafka.tls.ca_file)
         if kafka.tls.cert_file:
-            context.load_cert_chain(kafka.tls.cert_file, kafka.tls.key_file)
+            context.load_cert_chain(secret_file(kafka.tls.cert_file), secret_file(kafka.tls.key_file or ""))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"kafka.tls: cannot read the certificates: {error}") from error
     return context
@@ -44,7 +50,7 @@ def password(kafka: Kafka) -> str | None:
     if kafka.sasl is None:
         return None
     try:
-        return Path(kafka.sasl.password_file).read_text(encoding="utf-8").strip()
+        return secret_file(kafka.sasl.password_file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(f"kafka.sasl.password_file: cannot read {kafka.sasl.password_file}") from error
 
@@ -80,6 +86,7 @@ def producer(kafka: Kafka, *, request_max_bytes: int = 1_048_576, outage_s: floa
             linger_ms=0,
             delivery_timeout_ms=round(outage_s * 1000),
             request_timeout_ms=min(30_000, round(outage_s * 1000)),
+            bootstrap_timeout_ms=round(ANSWER_S * 1000),
             max_block_ms=round(outage_s * 1000),
             max_request_size=request_max_bytes,
             reconnect_backoff_max_ms=_RECONNECT_MS,
@@ -88,8 +95,17 @@ def producer(kafka: Kafka, *, request_max_bytes: int = 1_048_576, outage_s: floa
     )
 
 
-def consumer(kafka: Kafka, *, fetch_max_bytes: int = 1_048_576, **options: Any) -> KafkaConsumer:
+def consumer(
+    kafka: Kafka, *, fetch_max_bytes: int = 1_048_576, fetch_wait_ms: int = 50, **options: Any
+) -> KafkaConsumer:
     """A consumer that commits nothing by itself.
+
+    Args:
+        kafka: the brokers.
+        fetch_max_bytes: of one partition at once.
+        fetch_wait_ms: so long the broker waits for a record before it answers with none. Meanwhile it answers nothing
+            else that this consumer asks: short for one that seeks, long for one that follows and should cost little.
+        **options: of kafka-python.
 
     Raises:
         ConfigError: no broker answers.
@@ -100,7 +116,8 @@ def consumer(kafka: Kafka, *, fetch_max_bytes: int = 1_048_576, **options: Any) 
             bootstrap_servers=list(kafka.brokers),
             enable_auto_commit=False,
             max_partition_fetch_bytes=fetch_max_bytes,
-            fetch_max_wait_ms=50,
+            fetch_max_wait_ms=fetch_wait_ms,
+            bootstrap_timeout_ms=round(ANSWER_S * 1000),
             reconnect_backoff_max_ms=_RECONNECT_MS,
             **client_options(kafka),
             **options,
@@ -115,20 +132,21 @@ def tail(
     from_start: bool = False,
     partition: int | None = None,
     fetch_max_bytes: int = 1_048_576,
+    fetch_wait_ms: int = 50,
 ) -> KafkaConsumer:
     """A consumer of every partition of a topic, or of one, from its start or from now on, in no group.
 
     Raises:
         ConfigError: no broker answers, or there is no such topic.
     """
-    client = consumer(kafka, fetch_max_bytes=fetch_max_bytes)
+    client = consumer(kafka, fetch_max_bytes=fetch_max_bytes, fetch_wait_ms=fetch_wait_ms)
     partitions = set(client.partitions_for_topic(topic) or ())
     if partition is not None:
         partitions &= {partition}
     if not partitions:
         client.close()
         missing = f"topic {topic}" if partition is None else f"partition {partition} of topic {topic}"
-        raise ConfigError(f"there is no {missing}; make it with: goldline topics create --config line.toml")
+        raise ConfigError(f"there is no {missing}; make it with: goldline topics create {settings_file.option()}")
     assigned = [TopicPartition(topic, p) for p in sorted(partitions)]
     client.assign(assigned)
     (client.seek_to_beginning if from_start else client.seek_to_end)(*assigned)
@@ -148,8 +166,8 @@ def require_partition(kafka: Kafka, topic: str, partition: int) -> None:
     client.close()
     if partition not in there:
         raise ConfigError(
-            f"topic {topic} has no partition {partition}: it was made for fewer stations; what to do says "
-            "goldline topics check --config line.toml"
+            f"topic {topic} has no partition {partition}: it was made for fewer stations; add it with: "
+            f"goldline topics create {settings_file.option()}"
         )
 
 
@@ -157,7 +175,7 @@ def _partitions(client: KafkaConsumer, topic: str) -> set[int]:
     found: set[int] = client.partitions_for_topic(topic) or set()
     if not found:
         client.close()
-        raise ConfigError(f"there is no topic {topic}; make it with: goldline topics create --config line.toml")
+        raise ConfigError(f"there is no topic {topic}; make it with: goldline topics create {settings_file.option()}")
     return found
 
 
@@ -176,11 +194,34 @@ def records(client: KafkaConsumer, *, timeout_ms: int = 100, at_most: int = 500)
             )
 
 
+def reachable(brokers: Sequence[str], *, within_s: float) -> bool:
+    """Whether any address accepts a connection; kafka-python takes long to say no, and leaks a socket each time."""
+    deadline = time.monotonic() + within_s
+    while True:
+        for broker in brokers:
+            host, _, port = broker.rpartition(":")
+            left = max(0.1, deadline - time.monotonic())
+            with contextlib.suppress(OSError, ValueError, OverflowError):
+                socket.create_connection((host.strip("[]"), int(port)), timeout=min(left, _ATTEMPT_S)).close()
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def no_broker(brokers: Sequence[str], *, within_s: float, error: Exception | None = None) -> ConfigError:
+    """One clear error: where nobody answered, and what to try."""
+    seen = f" ({type(error).__name__})" if error else ""
+    return ConfigError(
+        f"no Kafka broker answers at {', '.join(brokers)} within {within_s:g} s{seen}; start one with "
+        f"`goldline kafka start`, or name yours in {settings_file.named()} ([kafka] brokers)"
+    )
+
+
 def _connected(kafka: Kafka, make: Any) -> Any:
+    if not reachable(kafka.brokers, within_s=ANSWER_S):
+        raise no_broker(kafka.brokers, within_s=ANSWER_S)
     try:
         return make()
     except (KafkaError, OSError) as error:
-        raise ConfigError(
-            f"no Kafka broker answers at {', '.join(kafka.brokers)} ({type(error).__name__}); start one with "
-            "`goldline kafka start`, or name yours in line.toml ([kafka] brokers)"
-        ) from error
+        raise no_broker(kafka.brokers, within_s=ANSWER_S, error=error) from error

@@ -5,27 +5,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Protocol
 
 from torch import Tensor
 
 from model_store.frames import Roots
 from pipeline.data import Failure, Frame, Reason, Verdict
-from pipeline.decode import Placement
 from pipeline.inspection import Inspected, inspect_together
 from pipeline.settings import Worker
 from workers import logs
 from workers.batching import Batcher
 from workers.claims import Claims
-from workers.messages import ModelBody, TimingsBody
+from workers.messages import ModelBody
+from workers.outcomes import Outcome, deadline_of, failed, late, no_model, outcome_of, shed
 from workers.shelf import Live, Trial
 from workers.wire import Arrival
 
 log = logs.get(__name__)
-
-LOADING = ": its model was not in memory and had to be loaded"
-"""What `detail` says of a frame that had no time left once its model was there."""
 
 
 class Finds(Protocol):
@@ -42,19 +38,6 @@ class Finds(Protocol):
     def load(self, station: str, recipe: str) -> "Future[None] | None":
         """What to wait for before `find` may find a model here; None where waiting would bring nothing."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of one frame, ready to be published."""
-
-    arrival: Arrival
-    answer: Verdict | Failure
-    decided_at: datetime
-    model: ModelBody | None = None
-    timings: TimingsBody = field(default_factory=TimingsBody)
-    map: Tensor | None = None
-    placement: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +102,12 @@ class Desk:
         """The outcome of a frame that needs no inspection: it is at fault itself, or late already."""
         received = time.time()
         if arrival.problem:
-            return _outcome(arrival, arrival.problem, received)
-        if received < _deadline(arrival, received):
+            return outcome_of(arrival, arrival.problem, received)
+        if received < deadline_of(arrival, received):
             return None
         frame, record = arrival.frame, arrival.record  # of many late frames the pictures would fill the memory
         light = replace(arrival, frame=replace(frame, image=b""), record=replace(record, value=None))
-        return _late(light, received)
+        return late(light, received)
 
     async def decide(self, arrival: Arrival) -> Outcome:
         """One outcome for one frame, whatever happens."""
@@ -132,12 +115,12 @@ class Desk:
         if known is not None:
             return known
         received = time.time()
-        deadline = _deadline(arrival, received)
+        deadline = deadline_of(arrival, received)
         try:
             loading = self._models.load(arrival.frame.station, arrival.frame.recipe)
             arrival = await self._claims.fetch(arrival, deadline=deadline)
             if arrival.problem:
-                return _outcome(arrival, arrival.problem, received)
+                return outcome_of(arrival, arrival.problem, received)
             if loading is not None:
                 await asyncio.wait([asyncio.wrap_future(loading)], timeout=max(0.0, deadline - time.time()))
             ticket = _Ticket(arrival, received, loading is not None)
@@ -146,7 +129,7 @@ class Desk:
             raise
         except Exception as error:
             log.exception("inspection failed", frame_id=arrival.frame.frame_id)
-            return _outcome(arrival, _failure(arrival, Reason.ERROR, f"{type(error).__name__}: {error}"), received)
+            return failed(arrival, received, Reason.ERROR, f"{type(error).__name__}: {error}")
 
     def _process(self, tickets: Sequence[_Ticket]) -> Iterator[Mapping[int, Outcome]]:
         """In the device's thread: the frames still in time, model by model, each model's as soon as it is done.
@@ -161,11 +144,11 @@ class Desk:
             live, trial = self._models.find(frame.station, frame.recipe), None
             left_s = frame.deadline_at.timestamp() - started if frame.deadline_at else float("inf")
             if left_s <= 0:
-                undecided[i] = _late(ticket.arrival, ticket.received, loading=ticket.loading)
+                undecided[i] = late(ticket.arrival, ticket.received, loading=ticket.loading)
             elif live is None:
-                undecided[i] = _no_model(ticket.arrival, ticket.received)
+                undecided[i] = no_model(ticket.arrival, ticket.received)
             elif left_s < self.batcher.piece_s:
-                undecided[i] = _shed(ticket, left_s)
+                undecided[i] = shed(ticket.arrival, ticket.received, left_s, loading=ticket.loading)
             else:
                 trial = self._models.trial(frame.station, frame.recipe)
                 if canary := trial is not None and trial.decides(frame):
@@ -240,7 +223,7 @@ def _outcomes(live: Live, tickets: list[_Ticket], result: Inspected | Exception,
     if isinstance(result, Exception):
         log.error("inspection failed", frame_id=tickets[0].arrival.frame.frame_id, exc_info=result)
         detail = f"{type(result).__name__}: {result}"
-        return [_outcome(t.arrival, _failure(t.arrival, Reason.ERROR, detail), t.received) for t in tickets]
+        return [failed(t.arrival, t.received, Reason.ERROR, detail) for t in tickets]
     return [_scored(live, ticket, result, started) for ticket in tickets]
 
 
@@ -252,10 +235,10 @@ def _alone(live: Live, ticket: _Ticket, started: float) -> list[Outcome]:
 def _scored(live: Live, ticket: _Ticket, inspected: Inspected, started: float) -> Outcome:
     frame_id = ticket.arrival.frame.frame_id
     answers: list[Verdict | Failure] = [*inspected.verdicts, *inspected.failures]
-    left_out = _failure(ticket.arrival, Reason.ERROR, "the inspector left the frame out")
+    left_out = Failure(frame_id=frame_id, reason=Reason.ERROR, detail="the inspector left the frame out")
     answer = next((each for each in answers if each.frame_id == frame_id), left_out)
     spent = {stage: seconds * 1000 for stage, seconds in inspected.seconds.items()}
-    outcome = _outcome(ticket.arrival, answer, ticket.received, queue_s=started - ticket.received, **spent)
+    outcome = outcome_of(ticket.arrival, answer, ticket.received, queue_s=started - ticket.received, **spent)
     if isinstance(answer, Failure):
         unreadable = answer.reason is Reason.BAD_FRAME
         return replace(outcome, arrival=replace(ticket.arrival, unreadable=unreadable))
@@ -265,56 +248,3 @@ def _scored(live: Live, ticket: _Ticket, inspected: Inspected, started: float) -
         map=inspected.maps.get(frame_id),
         placement=inspected.placements.get(frame_id),
     )
-
-
-def _outcome(
-    arrival: Arrival,
-    answer: Verdict | Failure,
-    received: float,
-    *,
-    queue_s: float = 0.0,
-    decode: float = 0.0,
-    embed: float = 0.0,
-    score: float = 0.0,
-) -> Outcome:
-    now = time.time()
-    timings = TimingsBody(
-        queue=_ms(queue_s * 1000),
-        decode=_ms(decode),
-        embed=_ms(embed),
-        score=_ms(score),
-        total=_ms((now - received) * 1000),
-    )
-    return Outcome(arrival=arrival, answer=answer, decided_at=datetime.fromtimestamp(now, UTC), timings=timings)
-
-
-def _deadline(arrival: Arrival, received: float) -> float:
-    """Seconds; a frame without one has no time at all."""
-    deadline_at = arrival.frame.deadline_at
-    return deadline_at.timestamp() if deadline_at else received
-
-
-def _late(arrival: Arrival, received: float, *, loading: bool = False) -> Outcome:
-    frame: Frame = arrival.frame
-    past_ms = (time.time() - frame.deadline_at.timestamp()) * 1000 if frame.deadline_at else 0.0
-    detail = f"{past_ms:.0f} ms past its deadline{LOADING if loading else ''}"
-    return _outcome(arrival, _failure(arrival, Reason.LATE, detail), received)
-
-
-def _shed(ticket: _Ticket, left_s: float) -> Outcome:
-    detail = f"{left_s * 1000:.0f} ms before its deadline there is no time left to score it"
-    detail += LOADING if ticket.loading else ""
-    return _outcome(ticket.arrival, _failure(ticket.arrival, Reason.SHED, detail), ticket.received)
-
-
-def _no_model(arrival: Arrival, received: float) -> Outcome:
-    detail = f"no model for station {arrival.frame.station}, recipe {arrival.frame.recipe}"
-    return _outcome(arrival, _failure(arrival, Reason.NO_MODEL, detail), received)
-
-
-def _failure(arrival: Arrival, reason: Reason, detail: str) -> Failure:
-    return Failure(frame_id=arrival.frame.frame_id, reason=reason, detail=detail)
-
-
-def _ms(value: float) -> float:
-    return round(max(value, 0.0), 3)

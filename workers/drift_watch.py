@@ -21,7 +21,7 @@ from pipeline.data import Decision, Verdict
 from pipeline.drift import Drift
 from pipeline.settings import Settings
 from workers import baselines, clients, drift_events, logs, topics
-from workers.baselines import Kept
+from workers.baselines import Kept, Window
 from workers.desk import Decided
 from workers.drift_events import BaselineAccepted, DriftAlarm
 from workers.metrics import WorkerMetrics
@@ -45,6 +45,7 @@ class _Watched:
     path: Path
     stamp: int
     changed: bool = False
+    windows: tuple[Window, ...] = ()
 
 
 class DriftWatch:
@@ -163,8 +164,11 @@ class DriftWatch:
         accepted_ms = self._accepted.get(key, 0)
         if kept is not None and kept.accepted_ms >= accepted_ms:
             drift = Drift(self._settings.drift.delta, kept.baseline)
-            return _Watched(drift, kept.accepted_ms, path, baselines.stamp(path))
-        return _Watched(Drift(self._settings.drift.delta), accepted_ms, path, baselines.stamp(path), changed=True)
+            return _Watched(drift, kept.accepted_ms, path, baselines.stamp(path), windows=kept.windows)
+        begun = _Watched(Drift(self._settings.drift.delta), accepted_ms, path, baselines.stamp(path), changed=True)
+        if kept is not None:  # accepted while nobody watched
+            begun.windows = baselines.windows(kept, datetime.fromtimestamp(accepted_ms / 1000, UTC))
+        return begun
 
     def save(self) -> None:
         """Keep what changed; where another worker wrote meanwhile, the station was its, and its state is taken."""
@@ -179,14 +183,8 @@ class DriftWatch:
                 self._keep(watched)
 
     def _keep(self, watched: _Watched) -> None:
-        kept = Kept(
-            baseline=watched.drift.baseline,
-            accepted_ms=watched.accepted_ms,
-            log_limit=watched.drift.limit,
-            saved_at=datetime.now(UTC),
-        )
         try:
-            baselines.write(watched.path, kept)
+            baselines.write(watched.path, self._kept(watched))
         except OSError as error:
             if watched.path not in self._unkept:  # once: it would fill the log
                 log.error("drift: a baseline cannot be kept", path=str(watched.path), error=str(error))
@@ -194,6 +192,16 @@ class DriftWatch:
             return
         self._unkept.discard(watched.path)
         watched.stamp, watched.changed = baselines.stamp(watched.path), False
+
+    @staticmethod
+    def _kept(watched: _Watched) -> Kept:
+        return Kept(
+            baseline=watched.drift.baseline,
+            accepted_ms=watched.accepted_ms,
+            log_limit=watched.drift.limit,
+            saved_at=datetime.now(UTC),
+            windows=watched.windows,
+        )
 
     def _listen_to_the_end(self) -> None:
         """All that was accepted so far, before any frame is looked at."""
@@ -218,6 +226,7 @@ class DriftWatch:
         self._accepted[key] = at_ms
         watched = self._watched.get(key)
         if watched is not None and watched.accepted_ms < at_ms:
+            watched.windows = baselines.windows(self._kept(watched), datetime.fromtimestamp(at_ms / 1000, UTC))
             watched.drift, watched.accepted_ms = Drift(self._settings.drift.delta), at_ms
             self._keep(watched)
             self._metrics.drift(key, watched.drift)

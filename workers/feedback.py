@@ -11,11 +11,12 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
+from model_store import open_store
 from model_store.pool import DiskPool
 from model_store.pool_records import Feedback
-from pipeline.errors import ConfigError, StoreUnavailable
+from pipeline.errors import ConfigError, StoreError, StoreUnavailable
 from pipeline.settings import Settings
-from workers import clients, logs, messages, topics, wire
+from workers import clients, logs, messages, provenance, topics, wire
 
 log = logs.get(__name__)
 
@@ -103,6 +104,24 @@ class Follower:
         for feedback, frames in zip(said, self._pool.report(said), strict=True):
             if feedback.verdict == "defect":
                 log.info("feedback: an accepted part is defective", part_id=feedback.part_id, frames_removed=frames)
+                self._withdraw(feedback)
+
+    def _withdraw(self, feedback: Feedback) -> None:
+        """Versions that learnt from the part and wait are withdrawn; best effort, as approvals look again."""
+        try:
+            store = open_store(self._settings.store.url)
+            fitted, _ = provenance.fitted_with(store, feedback.part_id, set())
+            for each in provenance.withdraw_waiting(store, fitted, feedback):
+                log.error(
+                    "feedback: a version was fitted with a defective part",
+                    part_id=feedback.part_id,
+                    station=each.key.station,
+                    recipe=each.key.recipe,
+                    model=each.version,
+                    state=each.state.value,
+                )
+        except (StoreError, ConfigError) as error:
+            log.warning("feedback: which versions learnt from it is not known", error=str(error))
 
 
 def publish(settings: Settings, feedback: Feedback) -> None:

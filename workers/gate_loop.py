@@ -4,11 +4,13 @@ import json
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import IO
+from queue import Empty, SimpleQueue
+from typing import IO, TypeAlias
 
 from kafka import KafkaConsumer
 
@@ -19,10 +21,17 @@ from workers.gate import Action, Counts, Gate
 from workers.health import Heart
 from workers.hooks import Hooks
 from workers.metrics import GateMetrics
+from workers.wire import Arrival, Record
 
 log = logs.get(__name__)
 
-_POLL_S = 0.02
+Events: TypeAlias = SimpleQueue[Callable[[], Action | None]]
+
+_LOOK_S = 0.2  # so often `stopped` and the silence are looked at; deadlines and events wake the loop themselves
+# A fetch waits at the broker until there is something, so that a long wait costs no latency: short ones cost an idle
+# gate a tenth of a core.
+_FETCH_WAIT_MS = 500
+_AT_ONCE = 500
 _TRACES = 20_000
 
 
@@ -52,19 +61,16 @@ def run(
         ConfigError: no broker answers, or `[gate] fuse` does not fit these stations.
     """
     metrics, heart = metrics or GateMetrics(settings), heart or Heart()
-    gate, hooks, traces = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate, metrics), Traces()
+    gate, hooks = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate, metrics)
+    events, traces = Events(), Traces(stations)
     metrics.watch(gate)
-    results = clients.tail(settings.kafka, topics.name(settings.kafka.prefix, "results"))
-    sightings: deque[Callable[[], Action | None]] = deque()
+    results = _tail(settings, "results")
     if trigger:
-        _beside(_triggers, settings, gate, stations, trigger, sightings)
+        _beside(_triggers, settings, gate, stations, trigger, events)
     else:
-        frames = clients.tail(
-            settings.kafka,
-            topics.name(settings.kafka.prefix, "frames"),
-            fetch_max_bytes=2 * topics.frame_max_bytes(settings),
-        )
-        _beside(_frames, settings, gate, frames, sightings, stopped, traces)
+        frames = _tail(settings, "frames", fetch_max_bytes=2 * topics.frame_max_bytes(settings))
+        _beside(_frames, settings, gate, traces, frames, events, stopped)
+    threading.Thread(target=_results, args=(gate, traces, results, events, stopped), daemon=True).start()
     pauses.settle()
     log.info("gate started", stations=sorted(stations), trigger=trigger is not None)
     heard = time.monotonic()
@@ -72,19 +78,10 @@ def run(
         while not stopped():
             heart.beat()
             actions = []
-            for record in clients.records(results, timeout_ms=round(gate.until_next_s(_POLL_S) * 1000)):
+            for event in _waited_for(events, within_s=gate.until_next_s(_LOOK_S)):
                 heard = time.monotonic()
                 metrics.heard()
-                result = messages.decode_result(record.value)
-                if result and result.station in stations:
-                    traces.note(result.frame_id, wire.header(record.headers, "traceparent"))
-                action = gate.see_result(result) if result else None
-                if action:
-                    actions.append(action)
-            while sightings:
-                heard = time.monotonic()
-                metrics.heard()
-                at_once = sightings.popleft()()
+                at_once = event()
                 actions += [at_once] if at_once else []
             actions += gate.expire()
             for action in map(traces.mark, actions):
@@ -96,27 +93,45 @@ def run(
                 heard = time.monotonic()
     finally:
         hooks.close()
-        results.close()
     return gate.counts
 
 
 class Traces:
-    """The trace of each frame that the gate was told of lately, so that its log leads back to camera and worker."""
+    """The trace of each frame that the gate was told of lately, so that its log leads back to camera and worker.
 
-    def __init__(self) -> None:
+    Args:
+        stations: whose frames count.
+    """
+
+    def __init__(self, stations: frozenset[str]) -> None:
+        self._stations = stations
         self._of: OrderedDict[str, str] = OrderedDict()
 
-    def note(self, frame_id: str, traceparent: str | None) -> None:
-        """A message of this frame had this header; from any thread."""
-        found = wire.traceparent_of(traceparent)
-        if found is not None:
-            self._of[frame_id] = found
+    def note(self, station: str | None, frame_id: str, traceparent: str | None) -> None:
+        """A message of this frame had this trace."""
+        if traceparent is not None and station in self._stations:
+            self._of[frame_id] = traceparent
             if len(self._of) > _TRACES:
                 self._of.popitem(last=False)
 
     def mark(self, action: Action) -> Action:
         """The action with the trace of the frame that decided."""
         return replace(action, traceparent=self._of.get(action.frame_id))
+
+
+def _tail(settings: Settings, kind: str, *, fetch_max_bytes: int = 1_048_576) -> KafkaConsumer:
+    topic = topics.name(settings.kafka.prefix, kind)
+    return clients.tail(settings.kafka, topic, fetch_max_bytes=fetch_max_bytes, fetch_wait_ms=_FETCH_WAIT_MS)
+
+
+def _waited_for(events: Events, *, within_s: float) -> Iterator[Callable[[], Action | None]]:
+    """What comes within that time, and all that is there with it; of a flood as much as lets deadlines be kept."""
+    try:
+        yield events.get(timeout=within_s)
+        for _ in range(_AT_ONCE - 1):
+            yield events.get_nowait()
+    except Empty:
+        return
 
 
 def _beside(target: Callable[..., None], *arguments: object) -> None:
@@ -129,20 +144,46 @@ def _beside(target: Callable[..., None], *arguments: object) -> None:
     threading.Thread(target=run_and_tell, daemon=True).start()
 
 
+def _results(gate: Gate, traces: Traces, client: KafkaConsumer, events: Events, stopped: Callable[[], bool]) -> None:
+    """Results as workers publish them; without them there is no gate, so that an error ends it."""
+    try:
+        while not stopped():
+            for record in clients.records(client, timeout_ms=_FETCH_WAIT_MS):
+                events.put(partial(_see_result, gate, traces, record))
+        client.close()
+    except Exception as error:  # noqa: BLE001 - raised where the gate runs
+        events.put(partial(_raise, error))
+
+
+def _see_result(gate: Gate, traces: Traces, record: Record) -> Action | None:
+    result = messages.decode_result(record.value)
+    if result is None:
+        return None
+    traces.note(result.station, result.frame_id, wire.traceparent_of(wire.header(record.headers, "traceparent")))
+    return gate.see_result(result)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _see_frame(gate: Gate, traces: Traces, arrival: Arrival) -> None:
+    traces.note(arrival.frame.station, arrival.frame.frame_id, arrival.traceparent)
+    gate.see_frame(arrival)
+
+
 def _frames(
     settings: Settings,
     gate: Gate,
+    traces: Traces,
     client: KafkaConsumer,
-    sightings: deque[Callable[[], Action | None]],
+    events: Events,
     stopped: Callable[[], bool],
-    traces: "Traces",
 ) -> None:
     """Parts as the cameras announce them. The pictures come along: Kafka has no way to read headers alone."""
     while not stopped():
-        for record in clients.records(client):
-            arrival = wire.read_frame(record, settings)
-            traces.note(arrival.frame.frame_id, arrival.traceparent)
-            sightings.append(lambda arrival=arrival: gate.see_frame(arrival))  # type: ignore[misc]
+        for record in clients.records(client, timeout_ms=_FETCH_WAIT_MS):
+            events.put(partial(_see_frame, gate, traces, wire.read_frame(record, settings)))
     client.close()
 
 
@@ -151,7 +192,7 @@ def _triggers(
     gate: Gate,
     stations: frozenset[str],
     lines: IO[str],
-    sightings: deque[Callable[[], Action | None]],
+    events: Events,
 ) -> None:
     """Parts as a light barrier or a PLC announces them, one JSON object a line."""
     one_decision = len(stations) == 1 or settings.gate.fuse != "none"
@@ -166,8 +207,7 @@ def _triggers(
         if station not in stations:
             log.error("a trigger names no station of this gate", station=station)
             continue
-        now = time.time()
-        sightings.append(lambda p=part_id, s=station, at=now: gate.see_trigger(p, s, at))  # type: ignore[misc]
+        events.put(partial(gate.see_trigger, part_id, station, time.time()))
     log.error("the trigger ended: no further part is known, and the actuator stays at rest")
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from pipeline.settings import Settings
 from workers import logs, recovery, topics, wire
-from workers.desk import Desk, Outcome
+from workers.desk import Desk
 from workers.metrics import WorkerMetrics
+from workers.outcomes import Outcome
 from workers.publish import Handed, Publisher
 from workers.wire import Record, read_frame
 

@@ -22,6 +22,7 @@ from pipeline.errors import ModelError, StoreError
 from pipeline.settings import Settings
 from workers import loading, logs
 from workers.metrics import WorkerMetrics
+from workers.outages import Outages
 from workers.shelf import Live, Place, Shelf, Trial
 
 log = logs.get(__name__)
@@ -74,6 +75,7 @@ class Models:
         self._none: set[ModelKey] = set()  # asked for since the last look, and there is none
         self._refused: dict[Place, _Refusal] = {}
         self._away: dict[Place, str] = {}  # why the store could not be asked at the last look
+        self._outages = Outages()
         self._asked: SimpleQueue[ModelKey | None] = SimpleQueue()
         self._loading: dict[ModelKey, Future[None]] = {}
         self._thread = threading.Thread(target=self._watch, name="models", daemon=True)
@@ -128,6 +130,7 @@ class Models:
                     station=key.station,
                     recipe=key.recipe,
                 )
+        self._tell_of_store()
         self._thread.start()
 
     def stop(self) -> None:
@@ -140,6 +143,7 @@ class Models:
             if (key.station, key.recipe) in self._shelf or not self._shelf.full:
                 self._look(key)
         self._none.clear()
+        self._tell_of_store()
 
     def _look(self, key: ModelKey) -> None:
         """Load what the pointer names, if it is not what is in service."""
@@ -150,6 +154,7 @@ class Models:
             self._away.pop(place, None)
             self._tell_if_forgotten(key, place, current)
             marks = self._store.marks(key)
+            self._outages.works(str(key))
             if marks.shadow in {None, current}:
                 self._shares.pop(place, None)
                 self._shelf.remove((*place, _SHADOW))
@@ -163,8 +168,22 @@ class Models:
         except (StoreError, ModelError) as error:
             self._metrics.store_failed("models")
             self._away[(key.station, key.recipe)] = f"{type(error).__name__}: {error}"
-            log.error("store: keeping the models there are", station=key.station, error=str(error))
+            self._outages.fails(str(key), str(error))
             self._recall(key)
+
+    def _tell_of_store(self) -> None:
+        """Once for all stations, not at each look: an outage of an hour is no reason for thousands of lines."""
+        told = self._outages.to_tell()
+        if told is None:
+            return
+        failing, seconds = told
+        if failing:
+            error = next(iter(failing.values()))
+            log.error(
+                "store: keeping the models there are", stations=list(failing), error=error, seconds=round(seconds)
+            )
+        else:
+            log.info("store: it answers again", seconds=round(seconds))
 
     def _put(self, key: ModelKey, place: Place, wanted: Version | None) -> None:
         refusal = self._refused.get(place)
@@ -261,6 +280,7 @@ class Models:
             if key is None:
                 return
             self._safely(lambda asked=key: self._look(asked))  # type: ignore[misc]
+            self._tell_of_store()
             if (key.station, key.recipe) not in self._shelf:
                 self._none.add(key)
             self._loading.pop(key).set_result(None)

@@ -20,8 +20,8 @@ from workers.flow import NONE, Flow
 if TYPE_CHECKING:
     from pipeline.drift import Drift
     from workers.camera import Sent
-    from workers.desk import Outcome
     from workers.gate import Action, Gate
+    from workers.outcomes import Outcome
     from workers.shelf import Live
 
 BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)  # around the deadlines
@@ -33,7 +33,7 @@ LOADS = ("loaded", "swapped_back", "refused")
 POOL = ("admitted", "refused", "dropped", "unstored")
 STORES = ("models", "frames", "pool")
 MONITORS = ("score", "exposure", "warmth", "tint", "sharpness", "shift_x", "shift_y", "turn")  # of pipeline.drift
-REFITS = ("started", "promoted", "refused", "failed")
+REFITS = ("promoted", "on_trial", "stored", "trial_goes_on", "refused", "failed")
 HOOKS = ("pass_command", "reject_command", "stop_command", "pass_url", "reject_url")
 _UNDECIDED = {Reason.LATE, Reason.SHED, Reason.NO_MODEL, Reason.ERROR}
 _PLACE, _STATION = ("station", "recipe"), ("station",)
@@ -278,7 +278,7 @@ class RefitMetrics(Exposition):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__("refit", settings)
-        self._refits = self.counter("refits", "Refits.", (*_PLACE, "outcome"))
+        self._refits = self.counter("refits", "Refits by what came of them.", (*_PLACE, "outcome"))
         self._last = self.gauge("refit_last_timestamp_seconds", "When one ended so.", (*_PLACE, "outcome"))
         self._duration = self.histogram("refit_duration_seconds", "From start to end.", (10, 60, 300, 900, 3600, 14400))
         for place in self.places:
@@ -286,7 +286,7 @@ class RefitMetrics(Exposition):
                 self._refits.labels(*place, outcome)
 
     def refit(self, station: str, recipe: str, outcome: str, *, seconds: float | None = None) -> None:
-        """A refit started or ended; `outcome` is one of REFITS, `seconds` what it took."""
+        """A refit ended; `outcome` is one of REFITS, `seconds` what it took."""
         labels = (*self.place(station, recipe), outcome)
         self._refits.labels(*labels).inc()
         self._last.labels(*labels).set_to_current_time()

@@ -13,8 +13,8 @@ from pipeline.data import Verdict
 from pipeline.errors import StoreUnavailable
 from pipeline.settings import Settings
 from workers import logs
-from workers.desk import Outcome
 from workers.metrics import WorkerMetrics
+from workers.outcomes import Outcome
 
 log = logs.get(__name__)
 

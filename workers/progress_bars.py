@@ -1,7 +1,7 @@
 """Progress of long work on standard error: what it is doing, how far it is, how long is left."""
 
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -9,12 +9,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pipeline.progress import Progress as Told
 
+_EVERY_S = 10.0
+
 
 @contextmanager
 def shown(console: Console | None = None) -> Iterator[Told]:
-    """A callback that draws a bar for each stage; nothing where standard error is no terminal."""
+    """A callback that draws a bar for each stage; where standard error is no terminal, lines for a log."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield lines(lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+        return
     columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console or Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
+    with Progress(*columns, console=console) as bars:
         known: dict[str, TaskID] = {}
 
         def told(stage: str, done: int, total: int) -> None:
@@ -23,3 +29,27 @@ def shown(console: Console | None = None) -> Iterator[Told]:
             bars.update(known[stage], completed=done, total=total)
 
         yield told
+
+
+def lines(write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Told:
+    """A callback that writes a line when a stage begins, and how far it is every ten seconds at most.
+
+    Args:
+        write: a line.
+        clock: seconds that only grow.
+    """
+    begun: set[str] = set()
+    told_at = clock()
+
+    def told(stage: str, done: int, total: int) -> None:
+        nonlocal told_at
+        if stage not in begun:
+            begun.add(stage)
+            write(f"{stage}: {total}")
+        elif clock() - told_at >= _EVERY_S:
+            write(f"{stage}: {done} of {total}")
+        else:
+            return
+        told_at = clock()
+
+    return told

@@ -11,9 +11,10 @@ from pipeline import heatmap
 from pipeline.data import Decision, Failure, Verdict
 from pipeline.settings import Settings
 from workers import drift_events, logs, messages, topics, wire
-from workers.desk import Outcome, Tried
+from workers.desk import Tried
 from workers.drift_events import DriftAlarm
 from workers.metrics import WorkerMetrics
+from workers.outcomes import Outcome
 from workers.wire import Headers
 
 log = logs.get(__name__)

@@ -22,13 +22,14 @@ from workers import app as faust_app
 from workers import clients, logs, pauses, topics, watchdog
 from workers.backbones import opener
 from workers.claims import Claims
-from workers.desk import Desk, Finds, Outcome
+from workers.desk import Desk, Finds
 from workers.drift_watch import DriftWatch
 from workers.feedback import Follower
 from workers.health import Health
 from workers.inspect import Lane, Lanes
 from workers.live import Models
 from workers.metrics import WorkerMetrics
+from workers.outcomes import Outcome
 from workers.pass_all import PassAll
 from workers.pooling import Pooling
 from workers.publish import Publisher

@@ -70,3 +70,19 @@ def tests(folder: Path) -> list[Sample]:
         defect = None if kind == GOOD else kind
         found.append(Sample(path, defect, mask if defect and mask.is_file() else None))
     return sorted(found, key=lambda s: (s.defect is not None, s.path))
+
+
+def golden(folder: Path) -> tuple[list[Path], list[Path]]:
+    """A golden set's goods and defects: `good` and `defect` in the folder, or the test set in MVTec layout.
+
+    Raises:
+        ConfigError: there is no such folder, or neither layout in it.
+    """
+    if (folder / "test").is_dir():
+        samples = tests(folder)
+        return [s.path for s in samples if s.defect is None], [s.path for s in samples if s.defect is not None]
+    kinds = [folder / kind for kind in (GOOD, "defect")]
+    if not any(kind.is_dir() for kind in kinds):
+        raise ConfigError(f"{folder} is no golden set: it has good/ and defect/, or test/ in MVTec layout")
+    goods, defects = ([*pictures(kind)] if kind.is_dir() and any(kind.iterdir()) else [] for kind in kinds)
+    return goods, defects

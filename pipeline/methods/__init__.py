@@ -12,7 +12,7 @@ from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.methods import deep_svdd, efficientad, fyd, students
-from pipeline.methods.base import Detector, Method
+from pipeline.methods.base import Detector, Grown, Method, Refittable
 from pipeline.methods.deep_svdd import DeepSvdd, DeepSvddConfig
 from pipeline.methods.efficientad import EfficientAd, EfficientAdConfig
 from pipeline.methods.fyd import Fyd, FydConfig
@@ -23,7 +23,7 @@ from pipeline.methods.spade import Spade, SpadeConfig
 from pipeline.methods.students import Students, StudentsConfig
 from pipeline.progress import Progress, silent
 
-__all__ = ["METHODS", "MethodEntry", "fit", "load", "make_config", "settings_for"]
+__all__ = ["METHODS", "MethodEntry", "can_grow", "fit", "grow", "load", "make_config", "settings_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,33 @@ def load(artifact: Artifact, *, backbone: Backbone) -> Detector:
     if artifact.method not in METHODS:
         raise ArtifactError(f"the model's method is {artifact.method!r}; known are {', '.join(METHODS)}")
     return METHODS[artifact.method].method.load(artifact, backbone=backbone)
+
+
+def can_grow(method_name: str, detector: Detector) -> bool:
+    """Whether `grow` can go on from this detector; one with tiles, for one, has to be fitted anew."""
+    method = _entry(method_name).method
+    return isinstance(method, Refittable) and method.can_refit(detector)
+
+
+def grow(
+    method_name: str,
+    parent: Detector,
+    images: Images,
+    *,
+    new_share_max: float,
+    seed: int,
+    progress: Progress = silent,
+) -> Grown:
+    """A detector that has learnt further pictures, without those that its parent was fitted on.
+
+    Raises:
+        ConfigError: this method or this detector cannot; see `can_grow`.
+        FitError: the pictures are unfit.
+    """
+    method = _entry(method_name).method
+    if not isinstance(method, Refittable) or not method.can_refit(parent):
+        raise ConfigError(f"this detector of {method_name} has to be fitted anew")
+    return method.refit(parent, images, new_share_max=new_share_max, seed=seed, progress=progress)
 
 
 def make_config(method_name: str, settings: Mapping[str, Any], *, quick: bool = False) -> Any:

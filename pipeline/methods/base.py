@@ -1,7 +1,8 @@
 """What every method promises: `fit` and `load` are the only ways to a detector, and scoring never mutates it."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -66,5 +67,46 @@ class Method(Protocol[Config_contra]):
 
         Raises:
             ArtifactError: a tensor or a setting is missing or does not fit.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grown:
+    """A detector that has learnt from further pictures.
+
+    Attributes:
+        taken: which of the pictures, by their places.
+        new_share: share of the model that comes from them: of a bank's rows, of a Gaussian's weight.
+    """
+
+    detector: Detector
+    taken: tuple[int, ...]
+    new_share: float
+
+
+@runtime_checkable
+class Refittable(Protocol):
+    """A method whose detectors can learn further pictures from what they keep, without those they were fitted on."""
+
+    def can_refit(self, parent: Any) -> bool:
+        """Whether this detector keeps what that takes."""
+        ...
+
+    def refit(
+        self, parent: Any, images: Images, *, new_share_max: float, seed: int, progress: Progress = silent
+    ) -> Grown:
+        """Another detector that knows the parent's pictures and these; the parent stays as it is.
+
+        Args:
+            parent: a detector that `can_refit`.
+            images: good pictures, (N, 3, H, W), as large as the parent's; at least 1.
+            new_share_max: of the model, at most this share comes from these pictures: above 0, at most 1.
+            seed: the same seed gives the same detector.
+            progress: called as `progress(stage, done, total)`.
+
+        Raises:
+            ShapeError: the pictures are of another size.
+            FitError: their features are unfit.
         """
         ...

@@ -1,6 +1,7 @@
 """PaDiM: "A Patch Distribution Modeling Framework for Anomaly Detection and Localization", Defard et al., ICPR 2021.
 
 fit: at each position of the feature grid, mean and covariance of the good pictures' concatenated features.
+refit: the Gaussians' sums go on with further pictures, as if all had been there from the beginning.
 score: the Mahalanobis distance at each position; the picture's is the largest of the smoothed map.
 
 Departures, and why:
@@ -9,6 +10,7 @@ Departures, and why:
   (d = 550), layers 1 to 3. Where the layers together have fewer than `dim` channels, all are taken.
 * `embedding="semi-orthogonal"` projects to `dim` dimensions by a random semi-orthogonal matrix (Kim et al., "Semi-
   Orthogonal Embedding for Efficient Unsupervised Anomaly Segmentation", 2021; not re-read), no choice of channels.
+* The paper fits once; `refit` is ours.
 """
 
 from dataclasses import dataclass
@@ -22,14 +24,17 @@ from pipeline import embedding as embedding_
 from pipeline import fitted, gaussian
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
-from pipeline.errors import ConfigError, FitError, ShapeError
+from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.gaussian import RunningSums, mahalanobis, pack
 from pipeline.maps import smooth, upsample
+from pipeline.methods.base import Grown
 from pipeline.progress import Progress, silent
 
 NAME = "padim"
 _FIT_BATCH = 16
 _FEWEST_IMAGES = 2
+_MOST_IMAGES = 10**9
+_COUNT = "images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +63,21 @@ class PadimConfig:
 
 
 class PadimDetector:
-    """A Gaussian at each position; never changed by scoring."""
+    """A Gaussian at each position, of `count` pictures; never changed by scoring."""
 
     def __init__(
-        self, embedding: Tensor, means: Tensor, factors: Tensor, config: PadimConfig, size: Size, backbone: Backbone
+        self,
+        embedding: Tensor,
+        means: Tensor,
+        factors: Tensor,
+        config: PadimConfig,
+        size: Size,
+        backbone: Backbone,
+        count: int,
     ) -> None:
         self.config = config
         self.image_size = size
+        self.count = count
         self._backbone = backbone
         self._embedding = embedding.to(backbone.device)
         self._means = means.to(backbone.device)
@@ -114,7 +127,17 @@ class PadimDetector:
             "means": self._means.cpu().clone(),
             "factors": pack(self._factors.cpu()),
         }
-        return Artifact(method=NAME, tensors=tensors, meta=fitted.to_meta(self.config, self._backbone, self.image_size))
+        meta = fitted.to_meta(self.config, self._backbone, self.image_size)
+        return Artifact(method=NAME, tensors=tensors, meta={**meta, _COUNT: self.count})
+
+    def sums(self) -> RunningSums:
+        """What the Gaussians come from, to go on with."""
+        return RunningSums.of(self._means, self._factors, self.count, self.config.ridge)
+
+    def grown(self, sums: RunningSums) -> "PadimDetector":
+        """The same but for its Gaussians."""
+        means, factors = sums.gaussians(self.config.ridge)
+        return PadimDetector(self._embedding, means, factors, self.config, self.image_size, self._backbone, sums.count)
 
 
 class Padim:
@@ -151,7 +174,7 @@ class Padim:
         progress("features", len(images), len(images))
         assert sums is not None  # noqa: S101 - there are pictures
         means, factors = sums.gaussians(config.ridge)
-        return PadimDetector(embedding, means, factors, config, images.size, backbone)
+        return PadimDetector(embedding, means, factors, config, images.size, backbone, len(images))
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> PadimDetector:
         """The detector that `save` described.
@@ -164,4 +187,40 @@ class Padim:
         embedding_.check(embedding, sum(backbone.channels.values()), config.dim, config.embedding)
         dim = embedding.shape[-1]
         factors = gaussian.read(means, packed, dim)
-        return PadimDetector(embedding, means, factors, config, size, backbone)
+        count = artifact.meta.get(_COUNT, 0)
+        if not isinstance(count, int) or not 0 <= count <= _MOST_IMAGES:
+            raise ArtifactError(f"{_COUNT} must be how many pictures it was fitted on, not {count!r:.60}")
+        return PadimDetector(embedding, means, factors, config, size, backbone, count)
+
+    def can_refit(self, parent: object) -> bool:
+        """Whether it says how many pictures it is the Gaussians of; those of before 0.2 do not."""
+        return isinstance(parent, PadimDetector) and parent.count >= _FEWEST_IMAGES
+
+    def refit(
+        self,
+        parent: PadimDetector,
+        images: Images,
+        *,
+        new_share_max: float,
+        seed: int,
+        progress: Progress = silent,
+    ) -> Grown:
+        """The parent's sums and these pictures'. Of too many for their share so many as fit in it are drawn by lot.
+
+        Raises:
+            ShapeError: the pictures are of another size.
+            FitError: the features are not finite.
+        """
+        most = len(images)
+        if new_share_max < 1:
+            most = min(most, max(1, int(parent.count * new_share_max / (1 - new_share_max))))
+        taken = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+        sums = parent.sums()
+        for at in range(0, most, _FIT_BATCH):
+            progress("features", at, most)
+            rows = embedding_.rows(parent.embed(images.pixels[taken[at : at + _FIT_BATCH]]).maps["patch"])
+            if not bool(rows.isfinite().all()):
+                raise FitError("the features of the new pictures are not finite: are these the right weights?")
+            sums.add(rows)
+        progress("features", most, most)
+        return Grown(detector=parent.grown(sums), taken=tuple(taken.tolist()), new_share=most / sums.count)

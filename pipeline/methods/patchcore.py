@@ -1,6 +1,7 @@
 """PatchCore: "Towards Total Recall in Industrial Anomaly Detection", Roth et al., CVPR 2022.
 
 fit: a coreset of the good pictures' patch features, chosen by greedy k-centre selection, is the bank.
+refit: the coreset of the bank and further pictures' patches, of the bank's size.
 score: a patch's distance to the nearest row of the bank; the picture's is its worst patch's, re-weighted.
 
 Departures, and why:
@@ -13,9 +14,11 @@ Departures, and why:
 * Re-weighting is on, as in the paper (equation 7), and distances are Euclidean. The released code leaves
   re-weighting out and uses squared distances: `reweight=False, squared=True`.
 * The backbone is whichever is given; the paper's is Wide ResNet-50-2, layers 2 and 3.
+* The paper fits once; `refit` is ours.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +27,15 @@ from torch import Tensor
 
 from pipeline import fitted
 from pipeline.backbone import Backbone
-from pipeline.coreset import select
+from pipeline.coreset import extend, select
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.maps import smooth, upsample
+from pipeline.methods.base import Grown
 from pipeline.neighbours import nearest, squared_norms
 from pipeline.patches import Pooling, feature_dim
 from pipeline.progress import Progress, silent
+from pipeline.pruning import PrunedBank
 
 NAME = "patchcore"
 _FIT_BATCH = 8
@@ -75,9 +80,10 @@ class PatchCoreDetector:
         self.bank = bank.to(backbone.device, torch.float32).contiguous()
         self.config = config
         self.image_size = image_size
-        self._backbone = backbone
+        self.backbone = backbone
         self._pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
         self._norms = squared_norms(self.bank)
+        self._pruned = PrunedBank.of(self.bank)
 
     def embed(self, images: Tensor) -> Features:
         """Locally aware patch features.
@@ -91,7 +97,7 @@ class PatchCoreDetector:
         Raises:
             ShapeError: another size, or not RGB.
         """
-        return _embed(images, self.image_size, self._backbone, self._pooling)
+        return _embed(images, self.image_size, self.backbone, self._pooling)
 
     @torch.inference_mode()
     def score(self, features: Features) -> Scores:
@@ -112,7 +118,7 @@ class PatchCoreDetector:
         if d != self.bank.shape[1]:
             raise ShapeError(f"patch features have {d} dimensions, the bank needs {self.bank.shape[1]}")
         rows = patches.permute(0, 2, 3, 1).reshape(b * h * w, d)
-        distances, found = nearest(rows, self.bank, bank_norms=self._norms)
+        distances, found = self.match(rows)
         squares = distances.view(b, h * w)
         grid = (squares if self.config.squared else squares.sqrt()).view(b, h, w)
         if b == 0:
@@ -124,9 +130,20 @@ class PatchCoreDetector:
             image = image * self._weights(rows[at], found.view(-1)[at], worst_square.sqrt())
         return Scores(image=image, map=smooth(upsample(grid, features.image_size), self.config.sigma))
 
+    def match(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of the bank nearest to each patch, exactly.
+
+        Args:
+            rows: (N, D) float32, patches.
+
+        Returns:
+            Squared distances (N, 1) float32 and rows of the bank (N, 1) int64.
+        """
+        return self._pruned.nearest(rows) if self._pruned else nearest(rows, self.bank, bank_norms=self._norms)
+
     def save(self) -> Artifact:
         """The bank, the settings and the backbone's description."""
-        meta = fitted.to_meta(self.config, self._backbone, self.image_size)
+        meta = fitted.to_meta(self.config, self.backbone, self.image_size)
         return Artifact(method=NAME, tensors={"bank": self.bank.cpu().clone()}, meta=meta)
 
     def _weights(self, worst: Tensor, found: Tensor, distance: Tensor) -> Tensor:
@@ -166,7 +183,8 @@ class PatchCore:
             FitError: too few pictures, or too small a coreset; the message says how much is needed.
         """
         fitted.check_enough(NAME, images, _FEWEST_IMAGES)
-        features = self._features(images, config, backbone, progress)
+        pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
+        features = _rows(images, lambda pixels: _embed(pixels, images.size, backbone, pooling), progress)
         count = max(1, int(features.shape[0] * config.coreset))
         if config.reweight and count < config.neighbours:
             share = math.ceil(1e4 * config.neighbours / features.shape[0]) / 1e4
@@ -195,21 +213,60 @@ class PatchCore:
             raise ArtifactError(f"bank must be (M >= {fewest}, {dim}) float32, not {seen}")
         return PatchCoreDetector(bank, config, size, backbone)
 
-    @staticmethod
-    def _features(images: Images, config: PatchCoreConfig, backbone: Backbone, progress: Progress) -> Tensor:
-        """Patch features of all pictures as rows, (N, D)."""
-        pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
-        rows = torch.empty(0, pooling.dim, device=backbone.device)
-        for start in range(0, len(images), _FIT_BATCH):
-            batch = images.pixels[start : start + _FIT_BATCH]
-            patches = _embed(batch, images.size, backbone, pooling).maps["patch"].permute(0, 2, 3, 1)
-            each = patches.shape[1] * patches.shape[2]
-            if start == 0:
-                rows = torch.empty(len(images) * each, pooling.dim, device=backbone.device)
-            end = start + batch.shape[0]
-            rows[start * each : end * each] = patches.reshape(-1, pooling.dim)
-            progress("features", end, len(images))
-        return rows
+    def can_refit(self, parent: object) -> bool:
+        """A bank is all it takes."""
+        return isinstance(parent, PatchCoreDetector)
+
+    def refit(
+        self,
+        parent: PatchCoreDetector,
+        images: Images,
+        *,
+        new_share_max: float,
+        seed: int,
+        progress: Progress = silent,
+    ) -> Grown:
+        """The coreset of the parent's bank and these pictures' patches, as large as that bank.
+
+        Greedy selection takes what lies farthest first, and so what is wrong before what is new. Where new patches may
+        have a share alone, these are the ones farthest from the bank and from each other; the coreset of them and the
+        bank then drops those rows that others cover best.
+
+        Memory: all new patch features, N * D float32, twice, and their coreset's.
+
+        Raises:
+            ShapeError: the pictures are of another size.
+            FitError: the features are not finite.
+        """
+        bank = parent.bank
+        rows = _rows(images, parent.embed, progress)
+        if not bool(rows.isfinite().all()):
+            raise FitError("the features of the new pictures are not finite: are these the right weights?")
+        count = len(bank)
+        most = int(count * new_share_max)
+        if most < count:
+            few = min(most, len(rows))
+            rows = rows[extend(bank, rows, few, seed=seed, progress=progress)] if few else rows[:0]
+        both = torch.cat([bank, rows])
+        chosen = select(both, count, seed=seed, progress=progress)
+        grown = PatchCoreDetector(both[chosen], parent.config, parent.image_size, parent.backbone)
+        new = int((chosen >= count).sum())
+        return Grown(detector=grown, taken=tuple(range(len(images))), new_share=new / count)
+
+
+def _rows(images: Images, embed: Callable[[Tensor], Features], progress: Progress) -> Tensor:
+    """Patch features of all pictures as rows, (N, D)."""
+    rows = torch.empty(0)
+    for start in range(0, len(images), _FIT_BATCH):
+        batch = images.pixels[start : start + _FIT_BATCH]
+        patches = embed(batch).maps["patch"].permute(0, 2, 3, 1)
+        each, dim = patches.shape[1] * patches.shape[2], patches.shape[3]
+        if start == 0:
+            rows = torch.empty(len(images) * each, dim, device=patches.device)
+        end = start + batch.shape[0]
+        rows[start * each : end * each] = patches.reshape(-1, dim)
+        progress("features", end, len(images))
+    return rows
 
 
 @torch.inference_mode()

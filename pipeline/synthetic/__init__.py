@@ -17,6 +17,7 @@ from scipy import ndimage
 from pipeline.data import Size
 from pipeline.errors import ConfigError
 from pipeline.synthetic import parts, scene
+from pipeline.synthetic.change import NONE, Change
 from pipeline.synthetic.defects import SPOILS, Fault
 from pipeline.synthetic.drawing import Array, Picture
 
@@ -58,7 +59,7 @@ def defects_of(part: str) -> tuple[str, ...]:
     return tuple(d for d in DEFECTS if (part, d) != ("board", "dent"))
 
 
-def draw(part: str, *, seed: int, defect: str | None = None, size: Size = (256, 256)) -> Drawn:
+def draw(part: str, *, seed: int, defect: str | None = None, size: Size = (256, 256), change: Change = NONE) -> Drawn:
     """Draw a part.
 
     Args:
@@ -66,6 +67,7 @@ def draw(part: str, *, seed: int, defect: str | None = None, size: Size = (256, 
         seed: which part, pose and light, 0 or more; the defect's place and size follow from it, too.
         defect: one of `defects_of(part)`, or None for a good part.
         size: (H, W); the part fills the shorter side.
+        change: what the station has become since it was set up.
 
     Raises:
         ConfigError: the part or the defect is unknown, the seed is negative or the picture too small.
@@ -75,12 +77,12 @@ def draw(part: str, *, seed: int, defect: str | None = None, size: Size = (256, 
         raise ConfigError(f"no defect {defect!r} of {part!r}; there are {', '.join(known)}")
     if seed < 0 or min(size) < 32:
         raise ConfigError(f"a drawing needs a seed of at least 0 and a size of at least 32, not {seed} and {size}")
-    setting = scene.arrange(part, _chance(part, "scene", seed), size)
-    surface = scene.pose(parts.sheet(part, min(size)), setting)
-    clean = scene.render(surface, setting)
+    setting = change.scene(scene.arrange(part, _chance(part, "scene", seed), size))
+    surface = change.surface(scene.pose(parts.sheet(part, min(size)), setting))
+    clean = change.lens(scene.render(surface, setting))
     mask = np.zeros(size, np.bool_)
     if defect is not None:
-        clean, mask = _spoil(part, defect, seed, surface, clean, setting)
+        clean, mask = _spoil(part, defect, seed, surface, clean, setting, change)
     image = scene.photograph(clean, _chance(part, "sensor", seed))
     return Drawn(image=image, mask=mask, part=part, defect=defect)
 
@@ -93,7 +95,13 @@ def _chance(*key: str | int) -> np.random.Generator:
 
 
 def _spoil(
-    part: str, defect: str, seed: int, surface: scene.Surface, good: Array, setting: scene.Scene
+    part: str,
+    defect: str,
+    seed: int,
+    surface: scene.Surface,
+    good: Array,
+    setting: scene.Scene,
+    change: Change,
 ) -> tuple[Array, NDArray[np.bool_]]:
     """The noiseless picture with the defect, (3, H, W), and where it differs from the good one, (H, W)."""
     px = min(setting.size) / 256
@@ -103,10 +111,10 @@ def _spoil(
         strength = min(1.0, float(rng.uniform(0.1, 1)) + attempt * 0.15)
         if defect == MISSING:
             without = parts.sheet(part, min(setting.size), int(rng.integers(parts.PARTS[part][1])))
-            spoilt = scene.pose(without, setting)
+            spoilt = change.surface(scene.pose(without, setting))
         else:
             spoilt = SPOILS[defect](surface, Fault(rng=rng, px=px, strength=strength))
-        bad = scene.render(spoilt, setting)
+        bad = change.lens(scene.render(spoilt, setting))
         mask = _without_specks(np.abs(bad - good).max(axis=0) > VISIBLE, SPECK_PX * px * px)
         if mask.sum() > best[1].sum():
             best = np.where(mask, bad, good), mask
@@ -159,4 +167,4 @@ def write_dataset(folder: Path, part: str, *, goods: int, test_goods: int, defec
             serial += 1
 
 
-__all__ = ["DEFECTS", "PARTS", "Drawn", "defects_of", "draw", "encode", "write_dataset"]
+__all__ = ["DEFECTS", "PARTS", "Change", "Drawn", "defects_of", "draw", "encode", "write_dataset"]

@@ -63,7 +63,7 @@ def _blob(fault: Fault, size: tuple[int, ...], at: Point, radius: float, *, roug
 
 def _place(fault: Fault, solid: Array, clear: float) -> Point:
     """A point (x, y) on the part with solid ground `clear` pixels to either side, if there is one."""
-    rows, columns = np.nonzero(solid > 0.9)
+    rows, columns = np.nonzero(solid > min(0.9, 0.99 * float(solid.max())))  # fine print is faint in a small picture
     best = (float(columns[0]), float(rows[0]))
     for _ in range(40):
         k = int(fault.rng.integers(len(rows)))

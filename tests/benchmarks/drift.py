@@ -9,14 +9,13 @@ the drawn scene itself, before the camera's curve and noise. Pictures, as the mo
 
 import argparse
 import json
-import math
 import os
 import statistics
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -25,34 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pipeline.appearance import Appearance, measure
 from pipeline.drift import MONITORS, REFERENCE_FRAMES, Drift, decode, encode
-from pipeline.synthetic import PARTS, parts, scene
+from pipeline.synthetic import PARTS, Change, parts, scene
+from pipeline.synthetic.change import NONE
 
 SIZE = (224, 224)
 DELTA = 0.01
 DRIFTING = 200
 _CHUNK = 20
 _START = datetime(2025, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """What is done to a drawn scene.
-
-    Attributes:
-        lamp: times its light. `lot`: times the part's red, green and blue.
-        blur_px: Gaussian sigma of the lens, before the sensor's noise.
-        shift_px, turn_deg: of the camera, in pixels of a picture 224 wide.
-    """
-
-    lamp: float = 1.0
-    lot: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    blur_px: float = 0.0
-    shift_px: float = 0.0
-    turn_deg: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +59,12 @@ DRIFTS: dict[str, Callable[[int], Change]] = {  # k-th part after it began -> wh
 }
 
 
-def picture(part: str, seed: int, change: Change = Change()) -> NDArray[np.uint8]:
+def picture(part: str, seed: int, change: Change = NONE) -> NDArray[np.uint8]:
     """A good part under a change: (224, 224, 3)."""
     rng = np.random.default_rng([zlib.crc32(part.encode()), seed])
-    setting = scene.arrange(part, rng, SIZE)
-    setting = replace(
-        setting,
-        gain=setting.gain * change.lamp,
-        centre=(setting.centre[0] + change.shift_px, setting.centre[1]),
-        turn=setting.turn + math.radians(change.turn_deg),
-    )
-    surface = scene.pose(parts.sheet(part, min(SIZE)), setting)
-    surface = replace(surface, albedo=surface.albedo * np.array(change.lot, np.float32)[:, None, None])
-    clean = scene.render(surface, setting)
-    if change.blur_px:
-        clean = ndimage.gaussian_filter(clean, (0, change.blur_px, change.blur_px))
-    return scene.photograph(clean, rng)
+    setting = change.scene(scene.arrange(part, rng, SIZE))
+    surface = change.surface(scene.pose(parts.sheet(part, min(SIZE)), setting))
+    return scene.photograph(change.lens(scene.render(surface, setting)), rng)
 
 
 def play(pictures: Sequence[Seen], *, delta: float, seed: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ from pipeline.backbone import resolve
 from pipeline.data import Artifact, Images, Scores
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.methods import METHODS
+from pipeline.methods.base import Refittable
 from tests.conformance.pictures import BOX, SIZE, bad, config, good
 
 COUNT = 12
@@ -69,6 +70,24 @@ def test_a_seed_equals_itself(name, fitted, backbone):
     assert set(first.tensors) == set(second.tensors)
     for key, tensor in first.tensors.items():
         assert torch.equal(tensor, second.tensors[key]), key
+
+
+@pytest.mark.parametrize("name", sorted(n for n, entry in METHODS.items() if isinstance(entry.method, Refittable)))
+def test_it_goes_on_with_further_pictures_and_leaves_its_parent_as_it_is(name, fitted, backbone):
+    before = fitted(name).save()
+    one, two = (methods.grow(name, fitted(name), Images(good(4, 7)), new_share_max=0.5, seed=0) for _ in range(2))
+    after, grown, again = fitted(name).save(), one.detector.save(), two.detector.save()
+    for key, tensor in before.tensors.items():
+        assert torch.equal(tensor, after.tensors[key]), "the parent changed"
+        assert torch.equal(grown.tensors[key], again.tensors[key]), "a seed equals itself"
+    assert any(not torch.equal(before.tensors[key], grown.tensors[key]) for key in before.tensors)
+    assert 0 < one.new_share <= 0.5
+    assert set(one.taken) <= set(range(4))
+    with pytest.raises(ShapeError):
+        methods.grow(name, fitted(name), Images(good(2)[..., :32]), new_share_max=0.5, seed=0)
+    loaded = methods.load(grown, backbone=backbone)
+    assert methods.can_grow(name, loaded), "the next refit goes on from it"
+    assert float(scores_of(loaded, bad(2)).image.min()) > float(scores_of(loaded, good(2, 8)).image.max())
 
 
 @each_method

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers import bench_line
+from workers import bench_line, bench_rate
 
 PATIENT_MS = 20_000  # no deadline may pass because a machine is slow
 
@@ -36,3 +36,26 @@ def test_more_frames_than_can_be_decided_are_all_answered():
     assert report["lost"] == 0
     assert report["flood"].keys() <= {"pass", "reject", "late", "shed"}
     assert report["flood"].get("late", 0) + report["flood"].get("shed", 0) > 0
+
+
+def test_a_rate_is_tried_with_every_frame_answered_and_each_stage_told():
+    report = bench_rate.run(stations=2, rate=4.0, size_bytes=20_000, seconds=5.0, p99_ms=PATIENT_MS)
+    (tried,) = report["tried"]
+    assert sum(tried["said"].values()) == tried["frames"] == 20
+    assert "lost" not in tried["said"]
+    assert tuple(tried["waterfall_ms"]) == bench_rate.STAGES
+    assert tried["p50_ms"] <= tried["p99_ms"]
+    assert tried["kept_up"] == (report["highest_per_s"] == 4.0)
+    assert "4/s" in bench_rate.table(report)
+
+
+def test_the_search_for_a_rate_ends_near_the_highest_that_is_kept_up_with():
+    tried = []
+
+    def keeps_up(rate):
+        tried.append(rate)
+        return rate <= 37.0
+
+    assert 37.0 / 1.1 <= bench_rate._highest(keeps_up) <= 37.0
+    assert len(tried) < 10
+    assert bench_rate._highest(lambda _: False) is None

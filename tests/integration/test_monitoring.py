@@ -104,7 +104,6 @@ def watched(make_line: Callable[..., Rig], pictures: Path, tmp_path: Path) -> It
         for i, name in enumerate(STATIONS)
     ]
     refits = RefitMetrics(rig.settings)
-    refits.refit(STATIONS[0], "default", "started")
     refits.refit(STATIONS[0], "default", "promoted", seconds=20.0)
     refit = Health(refits, rig.settings)
     refit.start()

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka.errors import IllegalStateError
 
-from workers import clients, messages, topics, wire
+from workers import clients, gate_loop, messages, topics, wire
+from workers.gate import Gate
 from workers.rig import Process, Rig
 
 pytestmark = pytest.mark.kafka
@@ -160,3 +162,14 @@ def test_a_trigger_tells_of_parts_that_no_camera_saw(make_rig: Callable[..., Rig
     assert (actions["unseen"]["action"], actions["unseen"]["why"]) == ("reject", "no_verdict_in_time")
     assert (actions["heavy"]["action"], actions["heavy"]["part_id"]) == ("reject", "heavy")
     assert ended["parts"] == 2
+
+
+def test_without_results_a_gate_ends_instead_of_standing_there_deaf(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(part_deadline_ms=SHORT_MS)
+    client = clients.tail(rig.settings.kafka, topics.name(rig.prefix, "results"))
+    client.close()
+    gate = Gate(rig.settings, frozenset({TOP, SIDE}))
+    events = gate_loop.Events()
+    gate_loop._results(gate, client, events, lambda: False)
+    with pytest.raises(IllegalStateError):
+        events.get_nowait()()

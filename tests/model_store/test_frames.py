@@ -41,6 +41,10 @@ class Root:
 
 
 class Folder(Root):
+    def made(self):
+        self.store.create()
+        return self
+
     def path(self, reference):
         return frames_disk.Path(reference.url.removeprefix("file://"))
 
@@ -68,7 +72,7 @@ class Server(Root):
 
 @pytest.fixture
 def folder(tmp_path):
-    return Folder((tmp_path / "frames").as_uri())
+    return Folder((tmp_path / "frames").as_uri()).made()
 
 
 @pytest.fixture(params=["file", "redis"])
@@ -133,7 +137,9 @@ def test_the_picture_is_read_from_whichever_root_it_is_in(folder, redis_server, 
     other = (tmp_path / "other").as_uri()
     roots = open_roots([folder.url, f"redis://{redis_server}/0", other], keep_s=KEEP_S)
     for i, url in enumerate([folder.url, f"redis://{redis_server}/0", other]):
-        reference = open_roots([url], keep_s=KEEP_S).put(PICTURE)
+        here = open_roots([url], keep_s=KEEP_S)
+        here.stores[0].create()
+        reference = here.put(PICTURE)
         assert roots.find(reference.url) is roots.stores[i]
         assert roots.find(reference.url).get(reference) == PICTURE
 
@@ -297,10 +303,24 @@ def test_a_picture_is_whole_or_absent_and_nobody_changes_it(folder, monkeypatch)
     assert folder.get(kept) == PICTURE
 
 
-def test_a_folder_that_can_never_be_written_is_told_as_such(tmp_path):
+@pytest.mark.parametrize("act", [lambda store: store.create(), lambda store: store.put(PICTURE)], ids=["create", "put"])
+def test_a_folder_that_can_never_be_written_is_told_as_such(tmp_path, act):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"\[frames\] roots"):
-        Folder((tmp_path / "file" / "frames").as_uri()).roots.put(PICTURE)
+        act(Folder((tmp_path / "file" / "frames").as_uri()).store)
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["an empty folder", "no folder"])
+def test_a_picture_is_not_put_where_the_disk_is_not_mounted(tmp_path, exists):
+    if exists:
+        (tmp_path / "frames").mkdir()
+    folder = Folder((tmp_path / "frames").as_uri())
+    with pytest.raises(StoreUnavailable, match=r"is it mounted\?.*goldline frames create"):
+        folder.roots.put(PICTURE)
+    assert not any(tmp_path.rglob("*/*")), "nothing was written where a mount would hide it"
+    assert folder.store.create()
+    assert not folder.store.create(), "there already"
+    assert folder.get(folder.roots.put(PICTURE)) == PICTURE
 
 
 def test_a_disk_that_is_away_is_not_a_missing_picture(folder, tmp_path):
@@ -317,7 +337,7 @@ def test_a_disk_that_is_away_is_not_a_missing_picture(folder, tmp_path):
 
 
 def test_pictures_on_disk_go_a_few_at_a_time_when_they_are_too_old(tmp_path, monkeypatch):
-    folder = Folder((tmp_path / "frames").as_uri(), keep_s=60)
+    folder = Folder((tmp_path / "frames").as_uri(), keep_s=60).made()
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: 1_000_000_000.0)
         old = [folder.roots.put(bytes([i])) for i in range(20)]
@@ -340,7 +360,7 @@ def test_pictures_on_disk_go_a_few_at_a_time_when_they_are_too_old(tmp_path, mon
 
 
 def test_clearing_away_follows_no_link(tmp_path):
-    folder = Folder((tmp_path / "frames").as_uri(), keep_s=60)
+    folder = Folder((tmp_path / "frames").as_uri(), keep_s=60).made()
     old = folder.path(folder.roots.put(PICTURE))
     old.parent.rename(tmp_path / "frames" / "20200101T000200.expired")
     elsewhere = tmp_path / "elsewhere"
@@ -356,7 +376,7 @@ def test_clearing_away_follows_no_link(tmp_path):
 
 
 def test_a_writer_whose_clock_is_wrong_clears_away_nothing_of_others(tmp_path, monkeypatch):
-    folder = Folder((tmp_path / "frames").as_uri(), keep_s=60)
+    folder = Folder((tmp_path / "frames").as_uri(), keep_s=60).made()
     kept = folder.roots.put(PICTURE)
     for clock in (0.0, 4e9):
         with monkeypatch.context() as patch:

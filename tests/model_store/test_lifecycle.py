@@ -10,7 +10,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from model_store import Marks, State, Version, open_store, promote, rollback, state_of, version_of
+from model_store import (
+    Marks,
+    State,
+    Version,
+    open_store,
+    promote,
+    rollback,
+    state_of,
+    version_of,
+    withdraw,
+    withdrawal,
+)
 from model_store.cache import Cache
 from model_store.lifecycle import collect
 from pipeline.errors import (
@@ -502,3 +513,53 @@ def test_a_disk_without_locks_takes_puts_and_refuses_to_delete(tmp_path, monkeyp
         collect(store, unused_since=datetime.now(UTC))
     assert store.get(KEY, version)
     assert store.get(KEY, idle)
+
+
+def test_a_withdrawn_version_goes_in_service_no_more_and_is_no_shadow(store):
+    active, other = put_current(store, 1.0), store.put(KEY, model(2.0))
+    store.mark(KEY, Marks(shadow=other, canary_share=0.05), expected=Marks(), who="ana")
+    withdraw(store, KEY, other, who="bob", why="a crack was learnt")
+    assert state_of(other, store.history(KEY), store.marks(KEY)) == State.WITHDRAWN
+    assert (store.marks(KEY).shadow, store.marks(KEY).canary_share) == (None, 0.0)
+    with pytest.raises(ConfigError, match=r"was withdrawn by bob, .*: a crack was learnt"):
+        promote(store, KEY, other, expected=active, who="ana")
+    assert store.current(KEY) == active
+    withdraw(store, KEY, other, who="cyd", why="again")
+    assert "bob" in withdrawal(store, KEY, other), "who did it first stands"
+    assert withdrawal(store, KEY, active) == ""
+
+
+def test_what_is_in_service_stays_there_when_it_is_withdrawn_until_another_is_promoted(store):
+    first, second = put_current(store, 1.0), put_current(store, 2.0)
+    withdraw(store, KEY, second, who="bob", why="a crack was learnt")
+    assert store.current(KEY) == second
+    assert state_of(second, store.history(KEY), store.marks(KEY)) == State.ACTIVE
+    assert rollback(store, KEY, "ana") == first
+    with pytest.raises(ConfigError, match="withdrawn by bob"):
+        rollback(store, KEY, "ana")
+    assert store.current(KEY) == first
+
+
+def test_only_what_is_there_can_be_withdrawn_and_a_collection_takes_it(store, backend, tmp_path):
+    put_current(store, 1.0)
+    with pytest.raises(ModelNotFound):
+        withdraw(store, KEY, Version("a" * 64), who="bob", why="no such")
+    other = store.put(KEY, model(2.0))
+    withdraw(store, KEY, other, who="bob", why="it is bad")
+    backend.age(tmp_path, KEY, other, 40)
+    (gone,) = [fate.version for fate in collect(store, unused_since=ago(30)).fates if not fate.kept]
+    assert gone == other
+    another = store.put(KEY, model(3.0))
+    withdraw(store, KEY, another, who="bob", why="what is gone does not stand in the way")
+    assert store.marks(KEY).withdrawn == {another}, "what is gone is not carried along"
+
+
+def withdraw_one(url, n):
+    other = open_store(url)
+    withdraw(other, KEY, other.put(KEY, model(n)), who=f"process {n}", why="at once")
+
+
+def test_many_who_withdraw_at_once_all_do(store, backend, tmp_path):
+    put_current(store, 0.0)
+    finish(run_together(withdraw_one, [(backend.url(tmp_path), float(n)) for n in range(1, 4)]))
+    assert len(store.marks(KEY).withdrawn) == 3

@@ -9,8 +9,9 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from pipeline.backbone import default_layers, resolve, resolve_device, state_sha256
+from pipeline.backbone import default_layers, resolve, state_sha256
 from pipeline.backbone_spec import BackboneSpec
+from pipeline.devices import resolve_device
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 
 LAYERS = ("layer2", "layer3")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.settings import Sasl, Settings, Tls, build, read
+from pipeline.settings import Sasl, Settings, Tls, build, read, secret_file
 
 EVERYTHING = """
 [kafka]
@@ -212,6 +212,8 @@ def test_the_environment_overrides_the_file_in_the_key_s_type(tmp_path):
         "GOLDLINE_FRAMES__FORMATS": "PNG",
         "GOLDLINE_GATE__ON_PASS": "",
         "GOLDLINE_GATE__PASS_URL": "http://plc",
+        "GOLDLINE_KAFKA__SASL__USERNAME": "gate",
+        "GOLDLINE_KAFKA__SASL__PASSWORD_FILE": "kafka.password",
         "GOLDLINE_DATA": "/not/a/setting",
         "HOME__WORKER": "x",
     }
@@ -219,6 +221,23 @@ def test_the_environment_overrides_the_file_in_the_key_s_type(tmp_path):
     assert (s.worker.batch_max, s.worker.wait_ms, s.store.poll_s) == (64, 1.0, 0.5)
     assert (s.kafka.brokers, s.frames.formats) == (("a:1", "b:2"), ("PNG",))
     assert (s.gate.on_pass, s.gate.pass_url) == ((), "http://plc")
+    assert s.kafka.sasl
+    assert (s.kafka.sasl.username, s.kafka.sasl.password_file) == ("gate", "kafka.password")
+
+
+def test_each_process_may_have_a_kafka_user_of_its_own(tmp_path):
+    (tmp_path / "line.toml").write_text('[kafka.sasl]\nusername = "anybody"\npassword_file = "/run/secrets/kafka"\n')
+    s = read(tmp_path / "line.toml", {"GOLDLINE_KAFKA__SASL__USERNAME": "gate"})
+    assert s.kafka.sasl
+    assert (s.kafka.sasl.username, s.kafka.sasl.password_file) == ("gate", "/run/secrets/kafka")
+
+
+def test_a_secret_without_a_folder_is_one_that_systemd_passed_on(monkeypatch):
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert secret_file("kafka.password") == Path("kafka.password")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/goldline-gate.service")
+    assert secret_file("kafka.password") == Path("/run/credentials/goldline-gate.service/kafka.password")
+    assert secret_file("/etc/goldline/kafka.password") == Path("/etc/goldline/kafka.password")
 
 
 def test_the_process_s_own_environment_counts(tmp_path, monkeypatch):
@@ -238,6 +257,9 @@ def test_the_process_s_own_environment_counts(tmp_path, monkeypatch):
         ("GOLDLINE_WORKER__WAIT_MS", "nan"),
         ("GOLDLINE_FRAMES__FORMATS", "PNG,GIF"),
         ("GOLDLINE_KAFKA__TLS", "yes"),
+        ("GOLDLINE_KAFKA__SASL__USER", "x"),
+        ("GOLDLINE_KAFKA__GROUP__X", "x"),
+        ("GOLDLINE_BACKBONES__X__WEIGHTS", "x"),
     ],
 )
 def test_a_wrong_override_is_named(variable, value):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline import synthetic
 from pipeline.errors import ConfigError
-from pipeline.synthetic import DEFECTS, PARTS, defects_of, draw, encode, write_dataset
+from pipeline.synthetic import DEFECTS, PARTS, Change, defects_of, draw, encode, write_dataset
 
 SPOILT = [(part, defect) for part in PARTS for defect in defects_of(part)]
 
@@ -111,3 +111,29 @@ def test_a_dataset_has_the_layout_of_mvtec(tmp_path):
     mask = np.asarray(Image.open(tmp_path / "cap/ground_truth/stain/000_mask.png"))
     assert mask.shape == (256, 256)
     assert set(np.unique(mask)) == {0, 255}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_small_picture_can_have_every_defect(part):
+    for defect in defects_of(part):
+        assert draw(part, seed=3, defect=defect, size=(64, 64)).mask.any(), defect
+
+
+def test_a_station_that_has_changed_shows_the_same_parts_otherwise():
+    plain = draw("cap", seed=2, size=(96, 96)).image.astype(int)
+    darker, redder, softer, moved = (
+        draw("cap", seed=2, size=(96, 96), change=change).image.astype(int)
+        for change in (Change(lamp=0.8), Change(lot=(1.2, 1, 1)), Change(blur_px=2), Change(shift_px=7))
+    )
+    assert darker.mean() < plain.mean() - 5
+    assert (redder - plain)[..., 0].mean() > 2 > abs((redder - plain)[..., 1].mean())
+    assert np.abs(np.diff(softer, axis=0)).mean() < 0.7 * np.abs(np.diff(plain, axis=0)).mean()
+    assert np.abs(moved[:, 3:] - plain[:, :-3]).mean() < 0.8 * np.abs(moved - plain).mean()
+
+
+def test_a_defect_is_changed_with_its_part():
+    change = Change(lamp=0.8, blur_px=1)
+    good, bad = (draw("gear", seed=1, defect=d, size=(96, 96), change=change) for d in (None, "stain"))
+    away = np.abs(good.image.astype(int) - bad.image.astype(int)).max(axis=-1)
+    assert bad.mask.any()
+    assert not away[~bad.mask].any()

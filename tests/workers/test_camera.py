@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from model_store.frames import open_roots
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreUnavailable
 from tests.redis_server import RedisServer
 from workers import camera as cameras
 from workers import clients, topics, wire
-from workers.camera import Camera, Shot
+from workers.camera import Camera, PartIds, Shot, shots
 from workers.cli import cli
 from workers.rig import Rig
 
@@ -33,6 +34,9 @@ def make_rig(tmp_path: Path, broker: str) -> Iterator[Callable[..., Rig]]:
         tree = {"stations": {STATION: {}}, "frames": {"inline_max_bytes": INLINE, **frames}}
         rig = Rig(tmp_path / f"line-{len(opened)}", tree, address=broker)
         opened.append(rig)
+        for root in open_roots(frames.get("roots", []), keep_s=60).stores:
+            with suppress(ConfigError, StoreUnavailable):  # some tests want one that is unfit
+                root.create()
         return rig.__enter__()
 
     yield make
@@ -133,3 +137,53 @@ def test_a_topic_that_is_missing_or_too_narrow_is_one_clear_line_at_the_start(ma
     elsewhere = msgspec.structs.replace(rig.settings.kafka, prefix="nobody-made-this")
     with pytest.raises(ConfigError, match=r"there is no topic nobody-made-this\.frames"):
         Camera(msgspec.structs.replace(rig.settings, kafka=elsewhere), STATION)
+
+
+@pytest.mark.parametrize(
+    ("how", "wanted"),
+    [
+        (PartIds(prefix="lot7"), ["lot7-000000", "lot7-000001"]),
+        (PartIds(by="filename"), ["part-17", "part-18"]),
+        (PartIds(by="filename", prefix="lot7"), ["lot7-part-17", "lot7-part-18"]),
+    ],
+)
+def test_two_cameras_call_the_same_parts_the_same(
+    make_rig: Callable[..., Rig], tmp_path: Path, how: PartIds, wanted: list[str]
+) -> None:
+    rig = make_rig()
+    seen = []
+    for view in ("top", "side"):
+        (tmp_path / view).mkdir()
+        for name in ("part-17", "part-18"):
+            (tmp_path / view / f"{name}.{view}.png").write_bytes(os.urandom(100))
+        camera = Camera(rig.settings, STATION, part_ids=how)
+        seen += [camera.send(shot) for shot in shots(str(tmp_path / view))]
+        assert camera.close().accepted == 2
+    client = clients.tail(rig.settings.kafka, topics.name(rig.prefix, "frames"), from_start=True)
+    records: list[wire.Record] = []
+    while len(records) < 4:
+        records += list(clients.records(client))
+    client.close()
+    frames = [wire.read_frame(record, rig.settings).frame for record in records]
+    assert [frame.part_id for frame in frames] == wanted * 2
+    assert [frame.frame_id for frame in frames] == seen
+    assert len(set(seen)) == 4, "a frame's own id is never another's"
+
+
+def test_without_options_two_runs_never_share_a_part(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig()
+    parts = {a.frame.part_id for _ in range(2) for a in sent_by(rig, shot(100), shot(100))[1]}
+    assert len(parts) == 4
+
+
+@pytest.mark.parametrize("prefix", ["", "a b", "\x1b[31m", "x" * 101])
+def test_a_prefix_is_plain(prefix: str) -> None:
+    with pytest.raises(ConfigError, match="a prefix of part ids is letters"):
+        PartIds(prefix=prefix)
+
+
+def test_a_picture_without_a_file_of_its_own_names_no_part(make_rig: Callable[..., Rig]) -> None:
+    camera = Camera(make_rig().settings, STATION, part_ids=PartIds(by="filename"))
+    with pytest.raises(ConfigError, match="leave out --part-ids filename"):
+        camera.send(shot(100))
+    camera.close()

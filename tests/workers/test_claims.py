@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from model_store.frames import describe, open_roots
+from model_store.frames_disk import DiskFrames
 from pipeline import settings as line
 from pipeline.data import Reason
 from workers import wire
@@ -20,7 +21,11 @@ STATION = "line-1/top"
 
 
 def roots_of(*urls):
-    return open_roots(urls, keep_s=3600)
+    roots = open_roots(urls, keep_s=3600)
+    for store in roots.stores:
+        if isinstance(store, DiskFrames):
+            store.create()
+    return roots
 
 
 def arrival(reference, *, in_s=60.0, **headers):

@@ -9,12 +9,13 @@ import torch
 
 from pipeline import settings as line
 from pipeline.data import Decision, Frame, Verdict
-from pipeline.drift import MONITORS, REFERENCE_FRAMES, SCORE
+from pipeline.drift import MONITORS, REFERENCE_FRAMES, SCORE, Baseline
 from workers import baselines
-from workers.desk import Decided, Outcome
+from workers.desk import Decided
 from workers.drift_events import BaselineAccepted
 from workers.drift_watch import DriftWatch
 from workers.messages import ModelBody
+from workers.outcomes import Outcome
 from workers.wire import Arrival, Record
 
 STATION, KEY = "line-1/top", ("line-1/top", "default")
@@ -161,3 +162,38 @@ def test_frames_beyond_what_may_wait_are_left_out_without_waiting(settings):
     assert watch._left_out == 7
     with pytest.raises(Full):
         watch._waiting.put_nowait(None)
+
+
+def test_the_time_of_an_alarm_is_remembered_when_a_person_accepts_what_is_now(settings):
+    watch = DriftWatch(settings, print)
+    look(watch, 120)
+    look(watch, 120, first=120, brightness=180)
+    began = min(m.alarm.since for m in watch._watched[KEY].drift.baseline.monitors.values() if m.alarm)
+    assert AT < began < AT + timedelta(seconds=240)
+    accepted = AT + timedelta(hours=2)
+    accept(watch, int(accepted.timestamp() * 1000))
+    (window,) = kept(settings).windows
+    assert (window.since, window.until) == (began, accepted)
+    accept(watch, int((accepted + timedelta(hours=1)).timestamp() * 1000))
+    assert kept(settings).windows == (window,), "without an alarm there is no time to remember"
+
+
+def test_it_is_remembered_as_well_when_nobody_watched_as_it_was_accepted(settings):
+    watch = DriftWatch(settings, print)
+    look(watch, 120)
+    look(watch, 120, first=120, brightness=180)
+    watch.save()
+    later = DriftWatch(settings, print)
+    accepted = AT + timedelta(hours=2)
+    accept(later, int(accepted.timestamp() * 1000))
+    look(later, 3, first=300)
+    later.save()
+    (window,) = kept(settings).windows
+    assert window.until == accepted
+
+
+def test_a_time_that_no_pool_reaches_back_to_is_forgotten(settings):
+    old = baselines.Window(since=AT, until=AT + timedelta(hours=1))
+    state = baselines.Kept(baseline=Baseline(), log_limit=7.0, saved_at=AT, windows=(old,))
+    assert baselines.windows(state, AT + timedelta(days=89)) == (old,)
+    assert baselines.windows(state, AT + timedelta(days=91)) == ()

@@ -9,9 +9,9 @@ import pytest
 from pipeline import settings as line
 from pipeline.data import Decision, Failure, Reason, Verdict
 from workers import inspect, wire
-from workers.desk import Outcome
 from workers.inspect import Lane
 from workers.metrics import WorkerMetrics
+from workers.outcomes import Outcome
 from workers.publish import Publisher
 
 NOW = datetime.now(UTC)

@@ -14,13 +14,13 @@ from pipeline.settings import build
 from tests.gate_messages import TOP, Clock, frame, result
 from workers import wire
 from workers.camera import Sent
-from workers.desk import Outcome
 from workers.flow import Flow
 from workers.gate import Gate
 from workers.gate_loop import Traces
 from workers.hooks import Hooks
 from workers.messages import TimingsBody
 from workers.metrics import MONITORS, CameraMetrics, GateMetrics, RefitMetrics, WorkerMetrics
+from workers.outcomes import Outcome
 from workers.scrape import Scrape
 
 SETTINGS = build({"stations": {TOP: {"recipes": ["blue", "red"]}, "line-1/side": {}}})
@@ -216,9 +216,9 @@ def test_evidence_of_drift_is_told_until_another_worker_watches():
 
 
 def test_an_action_leads_to_the_trace_of_the_frame_that_decided():
-    gate, traces = _gate(Clock()), Traces()
-    traces.note("a", TRACE)
-    traces.note("b", "00-" + "0" * 32 + "-b7ad6b7169203331-01")
+    gate, traces = _gate(Clock()), Traces(frozenset({TOP}))
+    traces.note(TOP, "a", TRACE)
+    traces.note("line-9/top", "b", TRACE)
     for frame_id, expected in (("a", TRACE), ("b", None)):
         gate.see_frame(frame(frame_id))
         action = traces.mark(gate.see_result(result(frame_id)))
@@ -238,10 +238,10 @@ def test_a_camera_tells_what_became_of_its_frames():
 
 def test_refits_are_counted_by_what_came_of_them():
     metrics = RefitMetrics(SETTINGS)
-    metrics.refit(TOP, "blue", "started")
+    metrics.refit(TOP, "blue", "failed")
     metrics.refit(TOP, "blue", "refused", seconds=90.0)
     found = told(metrics)
-    assert found.by("outcome", "goldline_refits_total", station=TOP, recipe="blue") == {"started": 1, "refused": 1}
+    assert found.by("outcome", "goldline_refits_total", station=TOP, recipe="blue") == {"failed": 1, "refused": 1}
     assert found.sum("goldline_refit_duration_seconds_sum") == 90.0
 
 

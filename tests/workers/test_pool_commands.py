@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from model_store import ModelKey, open_store
+from model_store import ModelKey, State, open_store
 from model_store.pool import open_pool
 from model_store.pool_records import Candidate, Feedback
 from pipeline import settings as line
@@ -14,6 +14,7 @@ from pipeline.data import Decision
 from tests.model_store.backends import model
 from tests.workers.test_models_upkeep import goldline
 from workers.commands.feedback import _fitted_with
+from workers.provenance import Fitted
 from workers.rig import to_toml
 
 KEY, OTHER = ModelKey("line-1/top"), ModelKey("line-1/side", "sku-7.b")
@@ -129,10 +130,11 @@ def test_versions_fitted_with_a_picture_of_the_part_are_named_also_after_it_was_
     digest = hashlib.sha256(b"picture 1").hexdigest()[:12]
     with_it = store.put(KEY, model(1.0), lineage={"pictures": sorted([digest, "0" * 12])})
     store.put(KEY, model(2.0), lineage={"pictures": ["0" * 12]})
-    assert _fitted_with(settings, "part-1") == ([(KEY, with_it)], "")
+    found = [Fitted(key=KEY, version=with_it, state=State.CANDIDATE)]
+    assert _fitted_with(settings, "part-1") == (found, "")
     assert _fitted_with(settings, "part-0") == ([], "")
     pool.report([Feedback(part_id="part-1", verdict="defect", by="ana", at=NOW)])
-    assert _fitted_with(settings, "part-1") == ([(KEY, with_it)], "")
+    assert _fitted_with(settings, "part-1") == (found, "")
     store.put(OTHER, model(3.0))
     assert "1 versions" in _fitted_with(settings, "part-1")[1]
     assert "no picture of it" in _fitted_with(settings, "part-7")[1]
@@ -141,4 +143,5 @@ def test_versions_fitted_with_a_picture_of_the_part_are_named_also_after_it_was_
 def test_where_it_is_not_known_which_versions_were_fitted_it_is_said_why(pool, config):
     settings = line.read(config, {})
     assert "is it mounted" in _fitted_with(settings, "part-1")[1]
-    assert "no [pool]" in _fitted_with(line.Settings(), "part-1")[1]
+    open_store(settings.store.url).put(KEY, model())
+    assert "no [pool]" in _fitted_with(line.Settings(store=settings.store), "part-1")[1]

@@ -14,8 +14,8 @@ from pipeline.data import Decision, Failure, Reason, Verdict
 from pipeline.settings import Pool
 from tests.workers.test_publish import record, settings
 from workers import pooling as module
-from workers.desk import Outcome
 from workers.messages import ModelBody, encode_feedback
+from workers.outcomes import Outcome
 from workers.pooling import Pooling
 from workers.wire import read_frame
 

@@ -14,8 +14,8 @@ from pipeline import settings as line
 from pipeline.data import Decision, Failure, Reason, Verdict
 from pipeline.decode import Placement
 from workers import dead_letter, messages, publish, wire
-from workers.desk import Outcome
 from workers.messages import ModelBody, TimingsBody, decode_result
+from workers.outcomes import Outcome
 from workers.publish import Publisher
 from workers.wire import Record, read_frame
 

@@ -1,10 +1,13 @@
 import socket
 
 import pytest
+from click.testing import CliRunner
 from kafka import KafkaAdminClient
 
 from pipeline.errors import ConfigError
-from workers import topics
+from pipeline.settings import Kafka
+from workers import clients, topics
+from workers.cli import cli
 
 pytestmark = pytest.mark.kafka
 
@@ -67,21 +70,62 @@ def test_a_wrong_setting_is_told(broker, specs, kind, changes, seen, needed):
     assert "goldline topics create --config line.toml" in problem
 
 
-def test_too_few_partitions(broker, specs):
-    make(broker, specs[0], partitions=2)
-    make(broker, specs[1], partitions=2)
+def test_too_few_partitions_are_told_and_added(broker, specs):
+    for spec in specs[:3]:
+        make(broker, spec, partitions=2)
     topics.create([broker], specs)
-    frames, results = topics.check([broker], specs)
-    assert "frames has partitions: 2, needed: 3" in frames
-    assert "results has partitions: 2, needed: 3" in results
+    assert topics.check([broker], specs) == [
+        f"topic {spec.name} has partitions: 2, needed: 3; add them: goldline topics create --config line.toml"
+        for spec in specs[:3]
+    ]
+    assert topics.widen([broker], specs) == {spec.name: (2, 3) for spec in specs[:3]}
+    assert topics.check([broker], specs) == []
+    assert topics.widen([broker], specs) == {}
 
 
-@pytest.mark.parametrize("partitions", [2, 4])
-def test_results_need_as_many_partitions_as_frames(broker, specs, partitions):
-    make(broker, specs[1], partitions=partitions)
+def test_what_is_in_a_topic_stays_when_it_is_widened(broker, specs):
+    kafka = Kafka(brokers=(broker,))
+    results = next(spec for spec in specs if spec.name.endswith(".results"))
+    make(broker, results, partitions=2)
+    producer = clients.producer(kafka)
+    for partition in (0, 1):
+        producer.send(results.name, key=b"line-1/top", value=b"%d" % partition, partition=partition).get(timeout=10)
+    producer.close()
+    topics.widen([broker], specs)
+    client = clients.tail(kafka, results.name, from_start=True)
+    read = {}
+    while len(read) < 2:
+        read |= {record.partition: record.value for record in clients.records(client)}
+    assert read == {0: b"0", 1: b"1"}
+    assert client.partitions_for_topic(results.name) == {0, 1, 2}
+    client.close()
+
+
+@pytest.mark.parametrize("wider", ["frames", "results"])
+def test_the_narrower_of_frames_and_results_gets_as_many_as_the_other(broker, specs, wider):
+    """Partitions cannot be taken away, and a worker recovers its answers from the partition of the same number."""
+    make(broker, next(spec for spec in specs if spec.name.endswith(f".{wider}")), partitions=5)
     topics.create([broker], specs)
+    narrow = next(s.name for s in specs if s.name.endswith({"frames": ".results", "results": ".frames"}[wider]))
     [problem] = topics.check([broker], specs)
-    assert f"results has partitions: {partitions}, needed: as many as {specs[0].name}, 3" in problem
+    assert f"{narrow} has partitions: 3, needed: 5" in problem
+    assert topics.widen([broker], specs) == {narrow: (3, 5)}
+    assert topics.check([broker], specs) == []
+
+
+def test_the_command_adds_partitions_for_a_new_station_and_names_its_own_settings(broker, topics_prefix, tmp_path):
+    config = tmp_path / "plant 1.toml"
+    kafka = f'[kafka]\nbrokers = ["{broker}"]\nprefix = "{topics_prefix}"\n'
+    config.write_text(kafka + '[stations."line-1/top"]\n')
+    assert CliRunner().invoke(cli, ["topics", "create", "--config", str(config)]).exit_code == 0
+    config.write_text(kafka + '[stations."line-1/top"]\n[stations."line-1/side"]\n')
+    told = CliRunner().invoke(cli, ["topics", "check", "--config", str(config)])
+    assert told.exit_code == 1
+    assert f"add them: goldline topics create --config '{config}'" in told.output
+    made = CliRunner().invoke(cli, ["topics", "create", "--config", str(config)])
+    assert made.exit_code == 0, made.output
+    assert f"wider  {topics_prefix}.frames  2 partitions, 1 before" in made.output
+    assert CliRunner().invoke(cli, ["topics", "check", "--config", str(config)]).exit_code == 0
 
 
 def test_a_silent_address_is_named():
@@ -98,3 +142,18 @@ def test_a_dead_letter_holds_a_frame_and_more_headers():
     assert int(frames.config["max.message.bytes"]) > 2_000_000
     assert int(letters.config["max.message.bytes"]) > int(frames.config["max.message.bytes"])
     assert frames.partitions == results.partitions == 6
+
+
+def test_without_a_broker_a_command_says_where_it_looked_and_what_to_try(tmp_path):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        config = tmp_path / "plant.toml"
+        config.write_text(f'[kafka]\nbrokers = ["{address}"]\n[stations."line-1/top"]\n')
+        for command in (["results"], ["topics", "check"]):
+            told = CliRunner().invoke(cli, [*command, "--config", str(config)])
+            assert isinstance(told.exception, ConfigError)
+            assert str(told.exception) == (
+                f"no Kafka broker answers at {address} within 5 s; start one with `goldline kafka start`, or name "
+                f"yours in {config} ([kafka] brokers)"
+            )

@@ -1,11 +1,20 @@
 """`goldline bench`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
 
+from workers.progress_bars import shown
+
+_device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+_peers = click.option(
+    "--peers", is_flag=True, help="Beside anomalib, from the environment that `make bench-peers` makes."
+)
 _as_file = click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
 
 
@@ -30,6 +39,136 @@ def walk(size: int, rate: float, frames: int, json_file: Path | None) -> None:
     click.echo(bench_walk.table(walked))
     if json_file:
         json_file.write_text(json.dumps(walked.body(), indent=2) + "\n", encoding="utf-8")
+
+
+@command.command("score")
+@click.option("--methods", default="patchcore", show_default=True, help="As in patchcore,padim.")
+@click.option("--backbones", default="wide_resnet50_2,goldline-s", show_default=True, help="With random weights.")
+@click.option("--bank", "bank_rows", default="1638,16385", show_default=True, help="Rows of PatchCore's bank.")
+@click.option("--batch", "batches", default="1,8", show_default=True, help="Pictures at once.")
+@click.option("--engines", default="", help="torch, openvino-fp32, openvino-bf16.  [all that are here]")
+@click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
+@click.option("--repeats", default=9, show_default=True, help="Turns; figures are their medians.")
+@_device
+@_peers
+@_as_file
+def score(
+    methods: str,
+    backbones: str,
+    bank_rows: str,
+    batches: str,
+    engines: str,
+    size: int,
+    repeats: int,
+    device: str,
+    peers: bool,
+    json_file: Path | None,
+) -> None:
+    """What a picture costs, from decoded pixels to verdict and map, and how exact the answer is.
+
+    Banks are patch features of drawn parts. Variants take turns in one run, ours and the peers', so that ratios hold
+    where times do not.
+    """
+    from pipeline.speed import score as measured  # noqa: PLC0415 - torch takes seconds to import
+
+    asked = measured.Asked(
+        methods=_names(methods),
+        backbones=_names(backbones),
+        bank_rows=_counts(bank_rows, "--bank"),
+        batches=_counts(batches, "--batch"),
+        device=device,
+        size=size,
+        repeats=repeats,
+        peers=peers,
+        **({"engines": _names(engines)} if engines else {}),  # type: ignore[arg-type]
+    )
+    with shown() as progress:
+        rows = measured.run(asked, progress=progress)
+    _table(
+        rows,
+        ("method", "backbone", "bank_rows", "batch", "precision", "ms_per_image", "peer", "ratio", "exact_agreement"),
+    )
+    _write(measured.body(rows), json_file)
+
+
+@command.command("fit")
+@click.option("--backbone", default="wide_resnet50_2", show_default=True, help="With random weights.")
+@click.option("--images", default=209, show_default=True, help="Good pictures, drawn.")
+@click.option("--coreset", default=0.1, show_default=True, help="Share of the patches kept.")
+@click.option("--engine", default="openvino-fp32", show_default=True, help="What runs the backbone.")
+@click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
+@click.option("--repeats", default=1, show_default=True, help="Turns; figures are their medians.")
+@_device
+@_peers
+@_as_file
+def fit(
+    backbone: str,
+    images: int,
+    coreset: float,
+    engine: str,
+    size: int,
+    repeats: int,
+    device: str,
+    peers: bool,
+    json_file: Path | None,
+) -> None:
+    """What a fit of PatchCore costs: features of so many pictures, and the coreset of their patches."""
+    from pipeline.speed import fit as measured  # noqa: PLC0415 - torch takes seconds to import
+
+    asked = measured.Asked(
+        backbone=backbone,
+        images=images,
+        coreset=coreset,
+        engine=engine,
+        device=device,
+        size=size,
+        repeats=repeats,
+        peers=peers,
+    )
+    with shown() as progress:
+        rows = measured.run(asked, progress=progress)
+    _table(rows, ("backbone", "images", "bank_rows", "precision", "fit_s", "features_s", "coreset_s", "peer", "ratio"))
+    _write(measured.body(rows), json_file)
+
+
+@command.command("line")
+@click.option("--stations", default=4, show_default=True, help="Cameras.")
+@click.option("--rate", default=0.0, show_default=True, help="Frames a second of all; 0 looks for the highest.")
+@click.option("--size", default=200_000, show_default=True, help="Bytes of a frame, about.")
+@click.option("--seconds", default=20.0, show_default=True, help="How long each rate is tried.")
+@click.option("--method", default="patchcore", show_default=True, help="Of the models, with goldline-s.")
+@click.option("--workers", default=1, show_default=True, help="Worker processes.")
+@click.option("--p99", "p99_ms", default=200.0, show_default=True, help="Bound, capture to result read, in ms.")
+@_as_file
+def line(
+    stations: int,
+    rate: float,
+    size: int,
+    seconds: float,
+    method: str,
+    workers: int,
+    p99_ms: float,
+    json_file: Path | None,
+) -> None:
+    """The highest rate at which every frame is decided in time, and where the time of a frame goes.
+
+    Parts are drawn, servers and processes real, all on this machine.
+    """
+    from workers import bench_rate  # noqa: PLC0415
+
+    with shown() as progress:
+        report = bench_rate.run(
+            stations=stations,
+            rate=rate,
+            size_bytes=size,
+            seconds=seconds,
+            method=method,
+            workers=workers,
+            p99_ms=p99_ms,
+            progress=progress,
+        )
+    click.echo(bench_rate.table(report))
+    _write(report, json_file)
 
 
 @command.command("swaps")
@@ -72,8 +211,32 @@ def overload(factor: float, seconds: float, size: int, json_file: Path | None) -
     _tell(bench_line.overload(factor=factor, seconds=seconds, size=size), json_file)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _counts(text: str, option: str) -> tuple[int, ...]:
+    names = _names(text)
+    if not names or not all(name.isdecimal() and int(name) > 0 for name in names):
+        raise click.BadParameter(f"whole numbers from 1, separated by commas, not {text!r}", param_hint=option)
+    return tuple(map(int, names))
+
+
+def _table(rows: Sequence[Any], columns: Sequence[str]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="left" if isinstance(getattr(rows[0], name), str) else "right")
+    for row in rows:
+        table.add_row(*("-" if getattr(row, name) is None else str(getattr(row, name)) for name in columns))
+    Console().print(table)
+
+
+def _write(body: dict[str, Any], json_file: Path | None) -> None:
+    if json_file:
+        json_file.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+
+
 def _tell(report: dict[str, Any], json_file: Path | None) -> None:
     for name, value in report.items():
         click.echo(f"{name}: {value}")
-    if json_file:
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    _write(report, json_file)

@@ -22,8 +22,8 @@ from pipeline.inspection import with_threshold
 from pipeline.selection import Selection
 from workers.backbones import open_inspector
 from workers.commands import options
-from workers.commands.fit import digest
 from workers.progress_bars import shown
+from workers.provenance import digest
 
 UNSELECTED = "unselected, as stated"
 
@@ -124,6 +124,8 @@ def _lineage(
 ) -> dict[str, JSON]:
     """The parent's, but for the threshold's part in it."""
     inherited = _lineage_of(store, key, parent)
+    for name in ("refit", "review"):  # of another threshold
+        inherited.pop(name, None)
     used = set(made.calibrated_on)
     return inherited | {
         "created_at": datetime.now(UTC).isoformat(),

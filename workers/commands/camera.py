@@ -6,6 +6,7 @@ import threading
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -25,6 +26,14 @@ from workers.commands import options
 @click.option("--loop", is_flag=True, help="Begin again at the end.")
 @click.option("--shuffle", is_flag=True, help="A folder's pictures in random order.")
 @click.option("--seed", default=0, show_default=True, help="Of the order.")
+@click.option(
+    "--part-ids",
+    type=click.Choice(["number", "filename"]),
+    default="number",
+    show_default=True,
+    help="What a part is called: its number, counted from 0, or its picture's file name up to the first dot.",
+)
+@click.option("--part-prefix", help="Before the number or name, with a dash. For numbers random unless given.")
 @click.option("--manifest", type=click.Path(path_type=Path), help="Append what was sent as which frame, as JSON lines.")
 @options.metrics_port
 @options.as_json
@@ -41,6 +50,8 @@ def command(
     loop: bool,
     shuffle: bool,
     seed: int,
+    part_ids: Literal["number", "filename"],
+    part_prefix: str | None,
     manifest: Path | None,
     metrics_port: int | None,
     as_json: bool,
@@ -53,19 +64,24 @@ def command(
     Delivery is confirmed: the count at the end is what the broker accepted. Ctrl-C ends it in order. Video files and
     cameras need the extra `goldline[video]`.
 
+    Cameras that see the same parts must call them the same, for a gate that fuses their verdicts ([gate] fuse): with
+    one --part-prefix they do by the order of their pictures, with --part-ids filename by the pictures' names.
+
     \b
-    Example:
+    Examples:
       goldline camera photos/ --station line-1/top --rate 5 --loop --shuffle
+      goldline camera top/ --station line-1/top --part-ids filename
     """
     logs.set_up("info", process="camera", station=station)
-    from workers.camera import Camera, shots  # noqa: PLC0415
+    from workers.camera import Camera, PartIds, shots  # noqa: PLC0415
     from workers.health import Health  # noqa: PLC0415
     from workers.metrics import CameraMetrics  # noqa: PLC0415
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    camera = Camera(settings, station, recipe=recipe, deadline_ms=deadline_ms)
+    naming = PartIds(by=part_ids, prefix=part_prefix)
+    camera = Camera(settings, station, recipe=recipe, deadline_ms=deadline_ms, part_ids=naming)
     Health(CameraMetrics(settings, station, camera.sent), settings, port=metrics_port).start()
     with manifest.open("a", encoding="utf-8", buffering=1) if manifest else nullcontext() as note:
         camera.play(

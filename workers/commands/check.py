@@ -4,32 +4,41 @@ import json
 from pathlib import Path
 
 import click
+import msgspec
 
-from pipeline import settings as line
 from pipeline.errors import ConfigError
-from workers.commands import options
+from workers.commands import findings_page, options
 
 
 @click.command("check")
 @click.argument("path", type=click.Path(path_type=Path), default=Path("line.toml"))
+@click.option("--connect", is_flag=True, help="See whether device, broker and store answer, too.")
 @options.as_json
 @click.pass_context
-def command(ctx: click.Context, path: Path, as_json: bool) -> None:
+def command(ctx: click.Context, path: Path, connect: bool, as_json: bool) -> None:
     """Validate the settings in PATH (line.toml): every wrong value is named with its path.
 
-    Environment overrides (GOLDLINE_SECTION__KEY) are applied and checked too. Exit status 2 when something is wrong.
+    Environment overrides (GOLDLINE_SECTION__KEY) are applied and checked too. Exit status 2 when something is wrong;
+    1 when the settings are right, and with --connect something does not answer. `goldline doctor` looks at more.
     """
     try:
-        settings = line.read(path)
+        settings = options.read_settings(path)
     except ConfigError as error:
         if not as_json:
             raise
         click.echo(json.dumps({"ok": False, "problems": str(error).splitlines()}))
         ctx.exit(2)
     places = settings.partitions()
+    found = []
+    if connect:
+        from workers import doctor  # noqa: PLC0415 - clients of Kafka, torch
+
+        found = list(doctor.connections(settings))
+    failing = [finding for finding in found if finding.state == "fail"]
     if as_json:
-        click.echo(json.dumps({"ok": True, "problems": [], "partitions": places}))
-        return
+        body = {"ok": not failing, "problems": [], "partitions": places}
+        click.echo(json.dumps(body | ({"findings": msgspec.to_builtins(found)} if connect else {})))
+        ctx.exit(1 if failing else 0)
     click.echo(f"{path}: ok, {len(settings.stations)} stations")
     for name, partition in places.items():
         recipes = ", ".join(settings.stations[name].recipes)
@@ -37,3 +46,6 @@ def command(ctx: click.Context, path: Path, as_json: bool) -> None:
             f"  {name}: partition {partition}, recipes {recipes}, {settings.deadline_ms(name)} ms, "
             f"no decision means {settings.on_no_decision(name)}"
         )
+    for told in found:
+        click.echo(findings_page.line(told))
+    ctx.exit(1 if failing else 0)

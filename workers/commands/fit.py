@@ -1,9 +1,7 @@
 """`goldline fit`."""
 
 import getpass
-import hashlib
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +23,7 @@ from pipeline.guarantee import check_rate
 from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
 from workers.progress_bars import shown
-
-_PICTURES_MAX = 2000
+from workers.provenance import PICTURES_MAX, digest, pictures
 
 
 @click.command("fit")
@@ -134,7 +131,7 @@ def command(
         "dataset": digest(goods),
         "frames": {**made.frames, "unreadable": len(made.unreadable)},
         "calibration": digest([frame for frame in goods if frame.frame_id in calibrated_on]),
-        "pictures": _pictures(goods),
+        "pictures": pictures(goods) if len(goods) <= PICTURES_MAX else [],
         "parent": current or "",
         "method": method,
         "settings": msgspec.to_builtins(method_config),
@@ -184,16 +181,3 @@ def _current(store: ModelStore, key: ModelKey) -> Version | None:
         return store.current(key)
     except StoreUnavailable:
         return None
-
-
-def _pictures(frames: list[Frame]) -> list[str]:
-    """The beginnings of the pictures' digests; nothing where that would be more than some 30 kB beside each version."""
-    if len(frames) > _PICTURES_MAX:
-        return []
-    return sorted({short(hashlib.sha256(frame.image).hexdigest()) for frame in frames})
-
-
-def digest(frames: Sequence[Frame]) -> str:
-    """sha256 of the pictures, in order of their content's own digests: names and order do not matter."""
-    each = sorted(hashlib.sha256(frame.image).hexdigest() for frame in frames)
-    return hashlib.sha256("\n".join(each).encode()).hexdigest()

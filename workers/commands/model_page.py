@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline import review as reviewing
+from pipeline.review import Review
+
 _WIDEST = 100
 _LINEAGE = (
     ("made", "created_at"),
@@ -32,7 +35,8 @@ def page(body: Mapping[str, Any]) -> str:
         body: what `goldline models show STATION --json` prints.
     """
     lineage = body["lineage"]
-    known = {name for _, name in _LINEAGE} | {"pictures"}
+    known = {name for _, name in _LINEAGE} | {"pictures", "pool_parts", "review"}
+    review = reviewing.read(lineage.get("review"))
     more = {name: value for name, value in lineage.items() if name not in known}
     lines = [
         *_lines("", _what(body)),
@@ -40,6 +44,7 @@ def page(body: Mapping[str, Any]) -> str:
         "where it comes from",
         *_lines("  ", [(title, _said(lineage.get(name))) for title, name in _LINEAGE]),
         *_lines("  ", [(name, _said(value)) for name, value in more.items()]),
+        *(["", "review", *(f"  {row}" for row in rows_of(review))] if review else []),
         "",
         "what is inside",
         *_lines("  ", _flat("", body["meta"])),
@@ -49,6 +54,12 @@ def page(body: Mapping[str, Any]) -> str:
     for each in body["promotions"]:
         lines.append(f"  {each['at'][:19]}  {plain(each['who'])}" + (f": {plain(each['why'])}" if each["why"] else ""))
     return "\n".join(lines)
+
+
+def rows_of(review: Review) -> list[str]:
+    """A review for people, a line for each rule."""
+    head = f"{'rule':18} {'':11}  {review.how}, {review.used} of {review.pool} frames"
+    return [head, *(f"{plain(f.rule):18} {f.outcome:11}  {plain(f.words)}" for f in review.findings)]
 
 
 def _what(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

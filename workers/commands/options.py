@@ -12,6 +12,7 @@ from pipeline import settings
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from pipeline.view import View
+from workers import settings_file
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,7 +24,7 @@ def config(command: F) -> F:
         "settings",
         default="line.toml",
         show_default=True,
-        callback=lambda _ctx, _param, value: settings.read(Path(value)),
+        callback=lambda _ctx, _param, value: read_settings(Path(value)),
         help="Settings of the line.",
     )(command)
 
@@ -190,6 +191,16 @@ def pairs(texts: tuple[str, ...]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in texts)
 
 
+def read_settings(path: Path) -> Settings:
+    """The settings of a file, which later messages name.
+
+    Raises:
+        ConfigError: it cannot be read, or a value is wrong.
+    """
+    settings_file.remember(path)
+    return settings.read(path)
+
+
 def optional_settings(path: Path | None) -> Settings:
     """The settings of a file, or all defaults; the environment overrides either."""
-    return settings.read(path) if path else settings.build({}, environment=os.environ)
+    return read_settings(path) if path else settings.build({}, environment=os.environ)

@@ -7,11 +7,12 @@ from typing import Any
 import click
 import msgspec
 
-from model_store import ModelKey, short
+from model_store import ModelKey, open_store, short
 from model_store.pool import DiskPool, open_pool
 from model_store.pool_records import Feedback, Pooled, checked
+from pipeline.errors import StoreError
 from pipeline.settings import Settings
-from workers import wire
+from workers import provenance, wire
 from workers.commands import options
 from workers.commands.model_page import plain
 
@@ -51,13 +52,14 @@ def stats(settings: Settings, as_json: bool) -> None:
 @options.config
 @options.as_json
 def show(part: str, settings: Settings, as_json: bool) -> None:
-    """The frames of PART that are in the pool, reports of it as defective, and what was removed."""
+    """The frames of PART that are in the pool, reports of it, what was removed, and which versions learnt from it."""
     pool = open_pool(settings.pool)
     frames = [_frame(pool, pooled) for pooled in pool.frames(part_id=part)]
     reports = pool.reports(part)
     removals = [removal for removal in pool.removals() if removal.feedback.part_id == part]
+    fitted = _fitted(settings, pool, part)
     if as_json:
-        body = {"part_id": part, "frames": frames, "reports": reports, "removals": removals}
+        body = {"part_id": part, "frames": frames, "reports": reports, "removals": removals, "fitted_with": fitted}
         click.echo(json.dumps(msgspec.to_builtins(body)))
         return
     for row in frames:
@@ -74,6 +76,9 @@ def show(part: str, settings: Settings, as_json: bool) -> None:
         click.echo(
             f"{removal.at:%Y-%m-%d %H:%M}  {len(removal.frames)} frames removed, by {plain(removal.feedback.by)}"
         )
+    for row in fitted:
+        key = ModelKey(row["station"], row["recipe"])
+        click.echo(f"learnt from it: {short(row['version'])} of {key}, {row['state']}")
     if not frames:
         click.echo(f"no frame of {plain(part)} is in the pool", err=True)
 
@@ -108,6 +113,20 @@ def _station(pool: DiskPool, key: ModelKey, frames: list[Pooled]) -> dict[str, A
         "usable": len(pool.usable(key)),
         "days": dict(days),
     }
+
+
+def _fitted(settings: Settings, pool: DiskPool, part: str) -> list[dict[str, Any]]:
+    """Versions that learnt from a part; none where there is no store."""
+    try:
+        seen = provenance.pictures_of(pool, part)
+        found, _ = provenance.fitted_with(open_store(settings.store.url), part, seen)
+    except StoreError as error:
+        click.echo(f"which versions learnt from it is not known: {error}", err=True)
+        return []
+    return [
+        {"station": each.key.station, "recipe": each.key.recipe, "version": each.version, "state": each.state.value}
+        for each in found
+    ]
 
 
 def _frame(pool: DiskPool, pooled: Pooled) -> dict[str, Any]:

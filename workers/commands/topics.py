@@ -18,18 +18,27 @@ def command() -> None:
 @click.option("--replication", default=1, show_default=True, help="Copies of each partition; 3 in a plant.")
 @options.as_json
 def create(settings: Settings, replication: int, as_json: bool) -> None:
-    """Make the topics that are missing, with settings for the job; those there are are left as they are."""
+    """Make the topics that are missing, with settings for the job, and add the partitions that new stations need.
+
+    Nothing else of a topic that is there is changed: what differs is told. Stations that were there keep their
+    partitions, which settings give them, and all that is in them. Cameras, workers and gates read their settings once:
+    restart them, the cameras last.
+    """
     from workers import clients, topics  # noqa: PLC0415
 
     wanted = topics.of(settings)
     options_ = clients.client_options(settings.kafka)
     made = topics.create(settings.kafka.brokers, wanted, replication=replication, client_options=options_)
+    widened = topics.widen(settings.kafka.brokers, wanted, client_options=options_)
     problems = topics.check(settings.kafka.brokers, wanted, client_options=options_)
     if as_json:
-        click.echo(json.dumps({"created": made, "problems": problems}))
+        added = {topic: {"before": before, "after": after} for topic, (before, after) in widened.items()}
+        click.echo(json.dumps({"created": made, "widened": added, "problems": problems}))
     else:
         for spec in wanted:
-            click.echo(f"{'made ' if spec.name in made else 'there'}  {spec.name}  {spec.partitions} partitions")
+            before, after = widened.get(spec.name, (None, spec.partitions))
+            what = "made " if spec.name in made else "there" if before is None else "wider"
+            click.echo(f"{what}  {spec.name}  {after} partitions" + (f", {before} before" if before else ""))
         for problem in problems:
             click.echo(f"differs: {problem}")
     click.get_current_context().exit(1 if problems else 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from model_store import Marks, ModelKey, ModelStore, open_store, resolve_version, short
+from model_store import Marks, ModelKey, ModelStore, open_store, resolve_version, short, withdrawal
 from model_store.lifecycle import Collected, collect
 from pipeline.errors import ConfigError
 from workers.commands import options
@@ -81,6 +81,8 @@ def shadow(station: str, version: str | None, canary: float, off: bool, recipe: 
         found = resolve_version(store, key, version)
         if found == store.current(key):
             raise ConfigError(f"{short(found)} is in service at {key}: it cannot be tried beside itself")
+        if found in marks.withdrawn:
+            raise ConfigError(f"{short(found)} {withdrawal(store, key, found)}")
         wanted = replace(marks, shadow=found, canary_share=canary)
         told = f"{short(found)} is the shadow at {key}" + (f", deciding {canary:.3g} of the parts" if canary else "")
     store.mark(key, wanted, expected=marks, who=getpass.getuser(), why=why)

@@ -1,0 +1,33 @@
+"""Devices by name."""
+
+import re
+
+import torch
+
+from pipeline.errors import ConfigError
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of that name; `auto` takes CUDA where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise ConfigError(f"device {device!r}: choose auto, cpu, cuda or cuda:N")
+    place = torch.device(device)
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device {device}: this machine or this build of torch has no CUDA; choose cpu or auto")
+        if (place.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device {device}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return place
+
+
+def describe_device(device: str) -> str:
+    """What `resolve_device` finds, in words."""
+    found = resolve_device(device)
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{found}, {name}"

@@ -1,0 +1,143 @@
+"""What a fit of PatchCore costs: features of so many pictures, and the coreset of their patches."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pipeline import engines, synthetic
+from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve
+from pipeline.data import Images
+from pipeline.devices import resolve_device
+from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
+from pipeline.progress import Progress, silent
+from pipeline.speed import turns
+from pipeline.speed.peers import Peer, PeerTask
+
+PART = "cap"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What to measure.
+
+    Attributes:
+        images: good pictures.
+        coreset: share of the patches kept.
+        engine: what runs the backbone.
+        peers: whether anomalib's fit is measured beside ours, in torch.
+    """
+
+    backbone: str = "wide_resnet50_2"
+    images: int = 209
+    coreset: float = 0.1
+    engine: str = "openvino-fp32"
+    device: str = "cpu"
+    size: int = 224
+    repeats: int = 1
+    peers: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure; `ratio` is how many times as long the peer takes."""
+
+    method: str
+    backbone: str
+    images: int
+    bank_rows: int
+    device: str
+    precision: str
+    fit_s: float
+    features_s: float
+    coreset_s: float
+    peer: str | None = None
+    peer_fit_s: float | None = None
+    ratio: float | None = None
+
+
+def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
+    """Measure it.
+
+    Raises:
+        ConfigError: a name is unknown, the device is not there, or there are no peers.
+    """
+    device = resolve_device(asked.device)
+    engine = asked.engine if asked.engine in engines.candidates(device) else "torch"
+    net = resolve(
+        asked.backbone,
+        default_layers(asked.backbone),
+        weights=None,
+        random_weights=asked.backbone != SHIPPED,
+        factories=(),
+        engine=engine,
+        device=str(device),
+    )
+    images = _drawn(asked.images, asked.size)
+    net(images.pixels[:1])
+    patches = (asked.size // 8) ** 2 * asked.images
+    rows = max(1, int(patches * asked.coreset))
+    embedding: list[float] = []
+    variants: dict[str, Callable[[], float]] = {"ours": lambda: _once(net, images, asked.coreset, embedding, progress)}
+    with ExitStack() as stack:
+        if asked.peers:
+            task = PeerTask(
+                kind="fit",
+                engine="torch",
+                backbone="wide_resnet50_2" if asked.backbone == SHIPPED else asked.backbone,
+                layers=("layer2", "layer3"),
+                size=asked.size,
+                images=asked.images,
+                bank_rows=rows,
+                threads=torch.get_num_threads(),
+                device=device.type,
+            )
+            variants["anomalib torch"] = stack.enter_context(Peer(task)).run
+        took = turns.medians(variants, repeats=asked.repeats, warm_up=False)
+    peer = took.get("anomalib torch")
+    features = statistics.median(embedding)
+    return [
+        Row(
+            method="patchcore",
+            backbone=asked.backbone,
+            images=asked.images,
+            bank_rows=rows,
+            device=str(device),
+            precision=engine,
+            fit_s=round(took["ours"], 2),
+            features_s=round(features, 2),
+            coreset_s=round(took["ours"] - features, 2),
+            peer="anomalib torch" if peer else None,
+            peer_fit_s=round(peer, 2) if peer else None,
+            ratio=round(peer / took["ours"], 2) if peer else None,
+        )
+    ]
+
+
+def body(rows: Sequence[Row]) -> dict[str, Any]:
+    """As JSON."""
+    return {"machine": turns.machine(), "rows": [asdict(row) for row in rows]}
+
+
+def _once(net: Backbone, images: Images, coreset: float, embedding: list[float], progress: Progress) -> float:
+    started = time.perf_counter()
+    seen = started
+
+    def told(stage: str, done: int, total: int) -> None:
+        nonlocal seen
+        if stage == "features":
+            seen = time.perf_counter()
+        progress(stage, done, total)
+
+    PatchCore().fit(images, PatchCoreConfig(coreset=coreset), backbone=net, seed=0, progress=told)
+    embedding.append(seen - started)
+    return time.perf_counter() - started
+
+
+def _drawn(count: int, size: int) -> Images:
+    pictures = [synthetic.draw(PART, seed=i, size=(size, size)).image for i in range(count)]
+    return Images(torch.stack([torch.from_numpy(picture.copy()).permute(2, 0, 1) for picture in pictures]))

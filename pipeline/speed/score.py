@@ -1,0 +1,240 @@
+"""What a picture costs, from decoded pixels to verdict and map.
+
+Banks are patch features of drawn parts, taken at random: as many rows as are asked for. The peer's bank has as many.
+Weights are random where the backbone does not ship with any: times do not depend on them, accuracy aside.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import commissioning, engines, methods, synthetic
+from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve
+from pipeline.data import Frame
+from pipeline.decide import calibrate
+from pipeline.decode import Decoded, Limits
+from pipeline.devices import resolve_device
+from pipeline.inspection import Inspector
+from pipeline.methods.base import Detector
+from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector
+from pipeline.patches import feature_dim
+from pipeline.progress import Progress, silent
+from pipeline.speed import turns
+from pipeline.speed.peers import Peer, PeerTask
+from pipeline.view import View
+
+PART = "cap"
+PEERS = ("torch", "openvino-fp32", "openvino-bf16")
+_GOODS = 10
+_FIT = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What to measure: every method on every backbone, with every batch and, for PatchCore, every bank.
+
+    Attributes:
+        engines: what runs the backbones; those that this device does not have are left out.
+        size: side of the pictures, in pixels.
+        peers: whether anomalib's PatchCore is measured beside ours.
+    """
+
+    methods: Sequence[str] = ("patchcore",)
+    backbones: Sequence[str] = ("wide_resnet50_2", "goldline-s")
+    bank_rows: Sequence[int] = (1638, 16385)
+    batches: Sequence[int] = (1, 8)
+    engines: Sequence[str] = engines.ENGINES
+    device: str = "cpu"
+    size: int = 224
+    repeats: int = 9
+    peers: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure.
+
+    Attributes:
+        bank_rows: None of methods without a bank.
+        precision: what runs the backbone, and in which numbers.
+        peer: what it is compared with, measured in the same turns; None for nothing.
+        ratio: how many times as long the peer takes.
+        exact_agreement: share of patches whose nearest row is the one that brute force in float64 finds.
+        score_error: largest relative error of a patch's distance against it.
+    """
+
+    method: str
+    backbone: str
+    bank_rows: int | None
+    batch: int
+    device: str
+    precision: str
+    ms_per_image: float
+    peer: str | None = None
+    peer_ms_per_image: float | None = None
+    ratio: float | None = None
+    exact_agreement: float | None = None
+    score_error: float | None = None
+
+
+def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
+    """Measure everything that is asked for.
+
+    Raises:
+        ConfigError: a name is unknown, the device is not there, or there are no peers.
+    """
+    rows = []
+    device = resolve_device(asked.device)
+    here = [each for each in asked.engines if each in engines.candidates(device)]
+    for backbone in asked.backbones:
+        nets = {engine: _net(backbone, engine, str(device)) for engine in here}
+        for method in asked.methods:
+            for bank in asked.bank_rows if method == "patchcore" else (None,):
+                made = {engine: _inspector(method, net, bank, asked.size) for engine, net in nets.items()}
+                exact = _exactness(next(iter(made.values())), asked.size) if bank else (None, None)
+                for batch in asked.batches:
+                    rows += _measured(asked, method, backbone, bank, batch, made, exact, device, progress)
+    return rows
+
+
+def body(rows: Sequence[Row]) -> dict[str, Any]:
+    """As JSON."""
+    return {"machine": turns.machine(), "rows": [asdict(row) for row in rows]}
+
+
+def _measured(
+    asked: Asked,
+    method: str,
+    backbone: str,
+    bank: int | None,
+    batch: int,
+    made: dict[str, Inspector],
+    exact: tuple[float | None, float | None],
+    device: torch.device,
+    progress: Progress,
+) -> list[Row]:
+    decoded = _pictures(batch, asked.size, first=1000)
+    variants: dict[str, Callable[[], float]] = {
+        engine: _timed(inspector, decoded) for engine, inspector in made.items()
+    }
+    compared = PEERS if asked.peers and method == "patchcore" else ()
+    with ExitStack() as stack:
+        for engine in [each for each in compared if each in engines.candidates(device)]:
+            task = PeerTask(
+                kind="score",
+                engine=engine,
+                backbone="wide_resnet50_2" if backbone == SHIPPED else backbone,
+                layers=("layer2", "layer3"),
+                size=asked.size,
+                images=batch,
+                bank_rows=bank or 0,
+                threads=torch.get_num_threads(),
+                device=device.type,
+            )
+            variants[f"anomalib {engine}"] = stack.enter_context(Peer(task)).run
+        took = turns.medians(variants, repeats=asked.repeats, progress=progress)
+    theirs = {name: seconds for name, seconds in took.items() if name not in made}
+    rows = []
+    for engine in made:
+        row = Row(
+            method=method,
+            backbone=backbone,
+            bank_rows=bank,
+            batch=batch,
+            device=str(device),
+            precision=engine,
+            ms_per_image=_ms(took[engine], batch),
+            exact_agreement=exact[0],
+            score_error=exact[1],
+        )
+        rows += [
+            replace(row, peer=peer, peer_ms_per_image=_ms(seconds, batch), ratio=round(seconds / took[engine], 2))
+            for peer, seconds in theirs.items()
+        ] or [row]
+    return rows
+
+
+def _timed(inspector: Inspector, decoded: Decoded) -> Callable[[], float]:
+    def once() -> float:
+        started = time.perf_counter()
+        inspector.judge(decoded)  # maps and verdicts are on the CPU afterwards: nothing is under way any more
+        return time.perf_counter() - started
+
+    return once
+
+
+def _net(name: str, engine: str, device: str) -> Backbone:
+    return resolve(
+        name,
+        default_layers(name),
+        weights=None,
+        random_weights=name != SHIPPED,
+        factories=(),
+        engine=engine,
+        device=device,
+    )
+
+
+def _inspector(method: str, net: Backbone, bank: int | None, size: int) -> Inspector:
+    images = _pictures(_FIT, size).images
+    if bank is None:
+        config = methods.make_config(method, {})
+        detector: Detector = methods.METHODS[method].fit(images, config, backbone=net, seed=0)
+    else:
+        detector = PatchCoreDetector(_bank(net, bank, size), PatchCoreConfig(), (size, size), net)
+    goods = commissioning.score_all(detector, _pictures(_GOODS, size, first=500).images)
+    return Inspector(detector, calibrate(goods, rate=0.05), View(size=(size, size)), Limits())
+
+
+def _bank(net: Backbone, rows: int, size: int) -> Tensor:
+    """Patch features of drawn parts (M, D), taken at random."""
+    few = PatchCoreDetector(torch.zeros(9, _dim(net)), PatchCoreConfig(), (size, size), net)
+    found, have, first = [], 0, 0
+    while have < 2 * rows:  # of more than are needed, so that neighbouring patches are not all there
+        patches = few.embed(_pictures(8, size, first=first).images.pixels).maps["patch"]
+        found.append(patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1]))
+        have, first = have + len(found[-1]), first + 8
+    chosen = torch.randperm(have, generator=torch.Generator().manual_seed(0))[:rows]
+    return torch.cat(found)[chosen.to(found[0].device)]
+
+
+def _dim(net: Backbone) -> int:
+
+    return feature_dim(tuple(net.channels.values()), PatchCoreConfig().dim)
+
+
+def _pictures(count: int, size: int, *, first: int = 0) -> Decoded:
+    """Drawn parts, decoded."""
+    drawn = [synthetic.draw(PART, seed=first + i, size=(size, size)).image for i in range(count)]
+    frames = [Frame(frame_id=str(i), image=synthetic.encode(image)) for i, image in enumerate(drawn)]
+    return commissioning.decode_all(frames, View(size=(size, size)), Limits(), silent)
+
+
+def _exactness(inspector: Inspector, size: int) -> tuple[float, float]:
+    """Of one picture: the share of patches with the right neighbour, and the largest relative error of a distance."""
+    detector = inspector.detector
+    assert isinstance(detector, PatchCoreDetector)  # noqa: S101 - it has a bank
+    patches = detector.embed(_pictures(1, size, first=2000).images.pixels).maps["patch"]
+    rows = patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1])
+    squares, found = detector.match(rows)
+    truth, nearest = _brute(rows.cpu().double(), detector.bank.cpu().double())
+    agreement = float((found[:, 0].cpu() == nearest).double().mean())
+    error = float(((squares[:, 0].cpu().double().sqrt() - truth) / truth.clamp(min=1e-12)).abs().max())
+    return round(agreement, 6), error
+
+
+def _brute(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    parts = [
+        torch.cdist(part, bank, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
+        for part in torch.split(queries, 64)
+    ]
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+
+
+def _ms(seconds: float, batch: int) -> float:
+    return round(seconds * 1000 / batch, 2)

@@ -1,0 +1,116 @@
+"""A bound that rules rows out must never rule out the nearest."""
+
+import pytest
+import torch
+
+from pipeline import pruning
+from pipeline.errors import ShapeError
+from pipeline.neighbours import nearest
+from pipeline.pruning import PrunedBank
+
+
+@pytest.fixture(autouse=True)
+def _small_banks(monkeypatch):
+    monkeypatch.setattr(pruning, "ROWS_MIN", 50)
+
+
+def features(count, *, dim=256, rank=20, noise=0.05, far=0.0, seed=0):
+    """Rows with most of their variance in few directions, as patch features have; `far` from the origin."""
+    g = torch.Generator().manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(dim, rank, generator=torch.Generator().manual_seed(99)))[0]
+    spread = torch.linspace(3.0, 0.5, rank)
+    return (
+        far + (torch.randn(count, rank, generator=g) * spread) @ axes.T + noise * torch.randn(count, dim, generator=g)
+    )
+
+
+def brute(queries, bank):
+    squares = torch.cdist(queries.double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    return squares.min(dim=1)
+
+
+def check(queries, bank):
+    pruned = PrunedBank.of(bank)
+    assert pruned is not None
+    distances, indices = pruned.nearest(queries)
+    truth, _ = brute(queries, bank)
+    assert distances.shape == indices.shape == (len(queries), 1)
+    assert (distances.dtype, indices.dtype) == (torch.float32, torch.int64)
+    torch.testing.assert_close(distances[:, 0].double(), truth, rtol=5e-6, atol=1e-12)
+    chosen = (queries.double() - bank.double()[indices[:, 0]]).square().sum(dim=1)
+    torch.testing.assert_close(chosen, truth, rtol=5e-6, atol=1e-12)
+    return pruned, distances, indices
+
+
+@pytest.mark.parametrize("far", [0.0, 100.0])
+def test_equals_brute_force(far):
+    bank = features(3000, far=far)
+    pruned, *_ = check(features(500, far=far, seed=1), bank)
+    assert pruned.axes <= 64
+
+
+def test_most_rows_are_ruled_out(monkeypatch):
+    bank, queries, computed = features(3000), features(200, seed=1), []
+    original = torch.Tensor.index_select
+
+    def counted(self, dim, index):
+        if self is bank:
+            computed.append(len(index))
+        return original(self, dim, index)
+
+    pruned = PrunedBank.of(bank)
+    monkeypatch.setattr(torch.Tensor, "index_select", counted)
+    pruned.nearest(queries)
+    assert len(queries) < sum(computed) < 0.05 * len(queries) * len(bank)
+
+
+def test_what_is_unlike_every_row_is_found_too():
+    bank = features(2000)
+    g = torch.Generator().manual_seed(5)
+    strange = 20 * torch.randn(40, 256, generator=g)  # defects: no bound excludes much
+    check(torch.cat([features(30, seed=2), strange]), bank)
+
+
+def test_tiles_change_nothing(monkeypatch):
+    bank, queries = features(700), features(90, seed=3)
+    _, *whole = check(queries, bank)
+    monkeypatch.setattr(pruning, "_TILE_BYTES", 1)
+    monkeypatch.setattr(pruning, "_PAIRS", 3)
+    _, *single = check(queries, bank)
+    for a, b in zip(whole, single, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_rows_of_the_bank_are_at_zero_and_the_first_of_equal_ones_is_named():
+    bank = features(400)
+    bank[300:320] = bank[7]
+    pruned = PrunedBank.of(bank)
+    distances, indices = pruned.nearest(bank)
+    assert torch.equal(distances[:, 0], torch.zeros(400))
+    expected = torch.arange(400)
+    expected[300:320] = 7
+    assert torch.equal(indices[:, 0], expected)
+
+
+def test_agrees_with_the_search_that_prunes_nothing():
+    bank, queries = features(1500, seed=4), features(300, seed=5)
+    theirs, ours = nearest(queries, bank), PrunedBank.of(bank).nearest(queries)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=0)
+    assert torch.equal(ours[1], theirs[1])
+
+
+@pytest.mark.parametrize(
+    "bank",
+    [torch.randn(600, 256, generator=torch.Generator().manual_seed(0)), torch.ones(600, 256), features(40)],
+    ids=["variance in all directions", "no variance", "few rows"],
+)
+def test_where_a_bound_would_not_pay_there_is_none(bank):
+    assert PrunedBank.of(bank) is None
+
+
+def test_no_queries_and_wrong_ones():
+    pruned = PrunedBank.of(features(200))
+    distances, indices = pruned.nearest(torch.empty(0, 256))
+    assert distances.shape == indices.shape == (0, 1)
+    with pytest.raises(ShapeError, match="same D"):
+        pruned.nearest(torch.zeros(3, 255))

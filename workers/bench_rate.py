@@ -1,0 +1,218 @@
+"""The highest rate that a line keeps up with, real servers and processes, and where the time of a frame goes.
+
+A rate is kept up with when every frame is decided, none is shed or late, and p99 from capture to result read is within
+the bound. The search doubles a rate until it is not kept up with, then halves the interval.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from model_store import ModelKey, open_store
+from pipeline import commissioning, methods, settings, synthetic
+from pipeline.data import Frame
+from pipeline.decode import Limits
+from pipeline.inspection import Inspector
+from pipeline.progress import Progress, silent
+from pipeline.view import View
+from workers.backbones import Choice, choose
+from workers.bench_rig import PART, Reader, play, said
+from workers.camera import Camera
+from workers.rig import Rig, temporary
+
+_GOODS = 30
+_PICTURES = 12
+_DEADLINE_MS = 1000
+_SIDES_PX = range(200, 2400, 50)
+_WARM_UP = 60
+_FIRST_RATE = 8.0
+_STEP = 1.1  # the search ends when what is kept up with and what is not lie this near
+STAGES = ("to_worker", "queue", "decode", "embed", "score", "rest", "to_reader")
+
+
+def run(
+    *,
+    stations: int,
+    rate: float,
+    size_bytes: int,
+    seconds: float,
+    method: str = "patchcore",
+    workers: int = 1,
+    p99_ms: float = 200.0,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Drive `stations` cameras through a broker and worker processes.
+
+    Args:
+        stations: cameras, in turn.
+        rate: frames a second, of all together; 0 looks for the highest that is kept up with.
+        size_bytes: of a frame, about: parts are drawn as large as that takes.
+        seconds: how long each rate is tried.
+        method: of the models, with goldline-s and its defaults.
+        workers: processes.
+        p99_ms: the bound, from capture to result read.
+        progress: told of every rate.
+
+    Returns:
+        `highest_per_s`, the rate that was kept up with (null where none was), and `tried`: for each rate what was said,
+        p50 and p99 in milliseconds, and `waterfall_ms`, medians of the stages that a frame goes through.
+    """
+    names = [f"bench/c{i:02d}" for i in range(stations)]
+    images = _pictures(size_bytes)
+    inspector = _fit(images, method)
+    tree = {
+        "stations": {name: {"deadline_ms": _DEADLINE_MS} for name in names},
+        "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},
+    }
+    with temporary(tree) as rig:
+        store = open_store(rig.store_url)
+        for name in names:
+            version = store.put(ModelKey(name), inspector.save())
+            store.promote(ModelKey(name), version, expected=None, who="bench")
+        running = [rig.run(f"worker-{i}", "worker", "--config", str(rig.config)) for i in range(workers)]
+        _assigned(rig, stations)
+        cameras = [Camera(rig.settings, name) for name in names]
+        with Reader(rig) as reader:
+            warm = {frame_id for frame_id, _ in play(cameras, images, rate=_FIRST_RATE, count=_WARM_UP)}
+            reader.wait_for(warm)
+            tried: list[dict[str, Any]] = []
+
+            def keeps_up(per_s: float) -> bool:
+                progress("rates", len(tried), len(tried) + 1)
+                tried.append(_try(cameras, images, reader, per_s, seconds, p99_ms))
+                return bool(tried[-1]["kept_up"])
+
+            highest = (rate if keeps_up(rate) else None) if rate else _highest(keeps_up)
+        for camera in cameras:
+            camera.close()
+        for worker in running:
+            worker.check()
+    return {
+        "stations": stations,
+        "workers": workers,
+        "method": method,
+        "frame_bytes": round(statistics.mean(map(len, images))),
+        "seconds": seconds,
+        "p99_bound_ms": p99_ms,
+        "highest_per_s": round(highest, 1) if highest else None,
+        "tried": tried,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """For people: rates, and a waterfall of the highest that was kept up with, or else of the lowest."""
+    lines = [
+        f"{report['stations']} stations, {report['workers']} workers, {report['method']}, "
+        f"{report['frame_bytes']:,} bytes a frame: "
+        + (f"{report['highest_per_s']:g}/s kept up with" if report["highest_per_s"] else "no rate was kept up with"),
+    ]
+    lines += [
+        f"  {row['rate_per_s']:8.1f}/s  p50 {row['p50_ms']:7.1f} ms  p99 {row['p99_ms']:7.1f} ms  "
+        + ", ".join(f"{count} {word}" for word, count in row["said"].items())
+        + ("" if row["kept_up"] else "  (not kept up with)")
+        for row in report["tried"]
+    ]
+    kept = [row for row in report["tried"] if row["kept_up"]]
+    shown = max(kept, key=lambda row: row["rate_per_s"]) if kept else report["tried"][0]
+    lines.append(f"where the time goes at {shown['rate_per_s']:g}/s, medians in ms:")
+    total, begun = max(sum(shown["waterfall_ms"].values()), 1e-9), 0.0
+    for name, spent in shown["waterfall_ms"].items():
+        left, width = round(40 * begun / total), max(1, round(40 * spent / total))
+        lines.append(f"  {name:10} {spent:8.2f}  {' ' * left}{'#' * width}")
+        begun += spent
+    return "\n".join(lines)
+
+
+def _highest(keeps_up: Any) -> float | None:
+    low, rate = None, _FIRST_RATE
+    while keeps_up(rate):
+        low, rate = rate, 2 * rate
+    if low is None:
+        return None
+    high = rate
+    while high / low > _STEP:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if keeps_up(middle) else (low, middle)
+    return low
+
+
+def _try(
+    cameras: Sequence[Camera], images: Sequence[bytes], reader: Reader, rate: float, seconds: float, p99_ms: float
+) -> dict[str, Any]:
+    sent: dict[str, float] = {}
+    began = time.monotonic()
+    for frame_id, _ in play(cameras, images, rate=rate, count=max(20, round(rate * seconds))):
+        sent[frame_id] = time.monotonic()
+    achieved = len(sent) / (time.monotonic() - began)
+    reader.wait_for(set(sent))
+    words = said(reader.results, set(sent))
+    rows = [_stages(reader, frame_id) for frame_id in sent if frame_id in reader.results]
+    totals = sorted(sum(row.values()) for row in rows) or [float("nan")]
+    p99 = totals[min(len(totals) - 1, int(0.99 * len(totals)))]
+    decided = words.keys() <= {"pass", "reject"} and not any(reader.results[each].late for each in sent)
+    return {
+        "rate_per_s": round(rate, 2),
+        "achieved_per_s": round(achieved, 2),
+        "frames": len(sent),
+        "said": words,
+        "p50_ms": round(statistics.median(totals), 2),
+        "p99_ms": round(p99, 2),
+        "kept_up": decided and p99 <= p99_ms and achieved >= rate * 0.97,
+        "waterfall_ms": {name: round(statistics.median(row[name] for row in rows), 2) for name in STAGES}
+        if rows
+        else {},
+    }
+
+
+def _stages(reader: Reader, frame_id: str) -> dict[str, float]:
+    """Milliseconds of each stage of one frame; all of this machine's one clock."""
+    result = reader.results[frame_id]
+    spent = result.timings_ms
+    captured, decided = result.captured_at.timestamp(), result.decided_at.timestamp()
+    read = reader.read_wall[frame_id]
+    received = decided - spent.total / 1000
+    known = spent.queue + spent.decode + spent.embed + spent.score
+    return {
+        "to_worker": max(0.0, (received - captured) * 1000),
+        "queue": spent.queue,
+        "decode": spent.decode,
+        "embed": spent.embed,
+        "score": spent.score,
+        "rest": max(0.0, spent.total - known),
+        "to_reader": max(0.0, (read - decided) * 1000),
+    }
+
+
+def _pictures(size_bytes: int) -> list[bytes]:
+    """Drawn good parts as JPEG, each about as large as asked for."""
+    for side in _SIDES_PX:
+        first = synthetic.encode(synthetic.draw(PART, seed=0, size=(side, side)).image)
+        if len(first) >= size_bytes or side == _SIDES_PX[-1]:
+            break
+    return [synthetic.encode(synthetic.draw(PART, seed=i, size=(side, side)).image) for i in range(_PICTURES)]
+
+
+def _fit(images: Sequence[bytes], method: str) -> Inspector:
+    view = View()
+    goods = [Frame(frame_id=str(i), image=images[i % len(images)]) for i in range(_GOODS)]
+    return commissioning.commission(
+        goods,
+        method=method,
+        config=methods.make_config(method, {}),
+        backbone=choose(Choice(name="goldline-s"), settings.Settings(), view.size),
+        view=view,
+        limits=Limits(),
+        rate=0.05,
+    ).inspector
+
+
+def _assigned(rig: Rig, count: int, within_s: float = 120.0) -> None:
+    """Wait until every station's partition is some worker's."""
+    until = time.monotonic() + within_s
+    while sum(p.log.read_text(encoding="utf-8").count('"event": "assigned"') for p in rig.processes) < count:
+        for process in rig.processes:
+            process.check()
+        if time.monotonic() > until:
+            raise TimeoutError(f"{rig.directory}: not every partition was assigned")
+        time.sleep(0.1)
