@@ -88,7 +88,6 @@ def command(
     _step_back(settings.refit.threads)
     if watch:
         from workers import logs, refit_watch  # noqa: PLC0415 - torch takes seconds to import
-
         from workers.health import Health  # noqa: PLC0415
         from workers.metrics import RefitMetrics  # noqa: PLC0415
 
