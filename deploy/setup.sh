@@ -108,6 +108,20 @@ if ! command -v redis-server >/dev/null && [ -z "${GOLDLINE_REDIS:-}" ] && [ ! -
   touch "$stamp-redis"
 fi
 
+# Only the tests of dashboards and alerts need Prometheus; Debian's package would also run one as a service.
+if ! command -v promtool >/dev/null && [ ! -e "$stamp-prometheus" ]; then
+  if is_root && has_apt; then
+    if apt_install prometheus; then
+      systemctl disable --now prometheus >/dev/null 2>&1 || true
+    else
+      say 'apt-get could not install prometheus: the tests of dashboards and alerts are skipped'
+    fi
+  else
+    say 'no promtool here: the tests of dashboards and alerts are skipped (Debian: apt-get install prometheus)'
+  fi
+  touch "$stamp-prometheus"
+fi
+
 # Apart from the packages' stamp: without Maven today, the next run tries again.
 if [ -z "${GOLDLINE_BROKER:-}" ] && [ "$(cat "$stamp-kafka" 2>/dev/null || true)" != "$key" ]; then
   if fetch_kafka; then

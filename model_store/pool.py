@@ -119,6 +119,10 @@ class DiskPool:
                 return Answer.FLAGGED
         return Answer.LEFT_OUT if place in gone else Answer.ADMITTED
 
+    def seen(self, key: ModelKey) -> int:
+        """How many frames of a key were there when `admit` last looked."""
+        return len(self._seen[key][1]) if key in self._seen else 0
+
     def report(self, said: Sequence[Feedback], *, at: datetime | None = None) -> list[int]:
         """Apply what people or later inspections found. Again, or in another order, it comes to the same.
 

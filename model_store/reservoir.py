@@ -75,6 +75,9 @@ class Sample:
             self._buckets.setdefault(place.bucket, []).append(place)
             self._bytes += place.size_bytes
 
+    def __len__(self) -> int:
+        return len(self._frames)
+
     def refuses(self, place: Place) -> bool:
         """Whether a frame would be among those that are too many, or is there already."""
         if place.frame in self._frames:

@@ -145,6 +145,13 @@ class Drift(Section, frozen=True):
     folder: str = "~/.local/state/goldline/drift"
 
 
+class Metrics(Section, frozen=True):
+    """Where each process answers /metrics and /health."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_000)] = 9790
+
+
 class Defaults(Section, frozen=True):
     """What a station without a value of its own takes."""
 
@@ -178,6 +185,7 @@ class Settings(Section, frozen=True):
     weights: Weights = Weights()
     drift: Drift = Drift()
     refit: Refit = Refit()
+    metrics: Metrics = Metrics()
     backbones: dict[str, Known] = msgspec.field(default_factory=dict)
     defaults: Defaults = Defaults()
     stations: dict[StationName, Station] = msgspec.field(default_factory=dict)

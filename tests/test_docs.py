@@ -35,7 +35,7 @@ each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[str(p.relative_t
 _FENCE = re.compile(r"^```(\w*)(?: run)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_FILE = re.compile(rf"(?:{'|'.join(PACKAGES)}|deploy|docker|tests|\.ci)/[\w./-]+")
+_FILE = re.compile(rf"(?:{'|'.join(PACKAGES)}|deploy|docker|docs|tests|\.ci)/[\w./-]+")
 _SETTING = re.compile(r"#(?=\S)")  # `#key = value` is a setting, `# words` are words
 
 

@@ -91,6 +91,11 @@ def attach(app: faust.App, settings: Settings, lanes: Lanes) -> None:
     app.on_partitions_revoked.connect(revoked, weak=False)
 
 
+def assigned(app: faust.App) -> set[int]:
+    """The partitions of the frames that this worker has now."""
+    return {tp.partition for tp in app.consumer.assignment()}
+
+
 class Sender:
     """Sends through the app's producer: `send` schedules, what it returns is awaited for delivery."""
 

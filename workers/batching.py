@@ -41,6 +41,7 @@ class Batcher(Generic[Work, Done]):
         batch_max: most pieces in a batch.
         wait_s: longest time that the first piece waits for others.
         clock: seconds of wall time, as deadlines are.
+        on_batch: told how many pieces a batch has.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Batcher(Generic[Work, Done]):
         batch_max: int,
         wait_s: float,
         clock: Callable[[], float] = time.time,
+        on_batch: Callable[[int], object] = lambda _: None,
     ) -> None:
+        self._on_batch = on_batch
         self._process = process
         self._executor = executor
         self._batch_max = batch_max
@@ -84,6 +87,7 @@ class Batcher(Generic[Work, Done]):
         """Serve until cancelled."""
         while True:
             batch = await self._gather()
+            self._on_batch(len(batch))
             started = self._clock()
             await self._answer(batch)
             spent = self._clock() - started

@@ -181,6 +181,7 @@ class Camera:
             recipe=self._recipe,
             deadline_ms=self._deadline_ms,
             reference=reference,
+            traceparent=wire.new_traceparent(),
         )
         future = self._producer.send(
             self._topic,

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -22,10 +23,12 @@ class Claims:
 
     Args:
         roots: where references may point.
+        on_silence: told of each time that a root does not answer.
     """
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: Roots, *, on_silence: Callable[[], object] = lambda: None) -> None:
         self._roots = roots
+        self._on_silence = on_silence
         self._threads = [ThreadPoolExecutor(_THREADS, thread_name_prefix="frames") for _ in roots.stores]
 
     async def fetch(self, arrival: Arrival, *, deadline: float) -> Arrival:
@@ -64,6 +67,7 @@ class Claims:
                         return await loop.run_in_executor(threads, store.get, reference)
                     except StoreUnavailable as error:
                         told = error
+                        self._on_silence()
                     if attempt == 0:
                         log.warning("pictures cannot be fetched: asking until the deadline", error=str(told))
                     await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])

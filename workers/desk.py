@@ -76,6 +76,7 @@ class Desk:
         claims: fetches the pictures that messages only refer to.
         on_tried: told, in that thread, of what models on trial said.
         on_decided: told, in that thread, of frames whose verdicts are out; it must not take long.
+        on_batch: told how many frames a batch has.
     """
 
     def __init__(
@@ -87,13 +88,14 @@ class Desk:
         *,
         on_tried: Callable[[list[Tried]], object] = lambda _: None,
         on_decided: Callable[[list[Decided]], object] = lambda _: None,
+        on_batch: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._models = models
         self._claims = claims or Claims(Roots(()))
         self._on_tried = on_tried
         self._on_decided = on_decided
         self.batcher: Batcher[_Ticket, Outcome] = Batcher(
-            self._process, executor, batch_max=settings.batch_max, wait_s=settings.wait_ms / 1000
+            self._process, executor, batch_max=settings.batch_max, wait_s=settings.wait_ms / 1000, on_batch=on_batch
         )
 
     def at_once(self, arrival: Arrival) -> Outcome | None:

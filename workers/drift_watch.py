@@ -24,6 +24,7 @@ from workers import baselines, clients, drift_events, logs, topics
 from workers.baselines import Kept, Window
 from workers.desk import Decided
 from workers.drift_events import BaselineAccepted, DriftAlarm
+from workers.metrics import WorkerMetrics
 
 log = logs.get(__name__)
 
@@ -53,9 +54,13 @@ class DriftWatch:
     Args:
         settings: the delta, the folder, the broker.
         report: told of each alarm, in the watch's thread.
+        metrics: of the worker.
     """
 
-    def __init__(self, settings: Settings, report: Callable[[DriftAlarm], object]) -> None:
+    def __init__(
+        self, settings: Settings, report: Callable[[DriftAlarm], object], metrics: WorkerMetrics | None = None
+    ) -> None:
+        self._metrics = metrics or WorkerMetrics(settings)
         self._settings = settings
         self._report = report
         self._waiting: Queue[Decided | None] = Queue(_WAITING_MAX)
@@ -73,6 +78,7 @@ class DriftWatch:
                 self._waiting.put_nowait(each)
             except Full:
                 self._left_out += 1
+                self._metrics.drift_left_out.inc()
 
     def start(self) -> None:
         """Begin to watch."""
@@ -124,6 +130,7 @@ class DriftWatch:
             frame_id=frame.frame_id,
         )
         watched.changed = True
+        self._metrics.drift((frame.station, frame.recipe), watched.drift)
         for each in raised:
             alarm = drift_events.alarm_of(frame.station, frame.recipe, each, watched.drift.limit)
             log.error(
@@ -136,6 +143,7 @@ class DriftWatch:
                 since=alarm.since.isoformat(),
                 frame_id=alarm.frame_id,
             )
+            self._metrics.drift_alarm(alarm.station, alarm.monitor)
             self._report(alarm)
         if raised:
             self._keep(watched)
@@ -170,6 +178,7 @@ class DriftWatch:
         for key, watched in list(self._watched.items()):
             if baselines.stamp(watched.path) != watched.stamp:
                 del self._watched[key]
+                self._metrics.drift_elsewhere(key)
             elif watched.changed:
                 self._keep(watched)
 
@@ -220,6 +229,7 @@ class DriftWatch:
             watched.windows = baselines.windows(self._kept(watched), datetime.fromtimestamp(at_ms / 1000, UTC))
             watched.drift, watched.accepted_ms = Drift(self._settings.drift.delta), at_ms
             self._keep(watched)
+            self._metrics.drift(key, watched.drift)
             log.info("drift: a new baseline begins", station=key[0], recipe=key[1], by=event.by, why=event.why)
 
     @staticmethod

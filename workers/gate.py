@@ -34,6 +34,7 @@ class Action:
         slack_ms: time left before the deadline; negative when the default was taken after it.
         in_a_row: parts without a verdict of pass up to and with this one, at all of the gate's stations.
         stations: what each station that decides together contributed.
+        traceparent: of the frame that decided, where its message or its result had one.
     """
 
     part_id: str | None
@@ -47,6 +48,7 @@ class Action:
     slack_ms: float
     in_a_row: int
     stations: Mapping[str, Finding] = field(default_factory=dict)
+    traceparent: str | None = None
 
     def body(self) -> dict[str, object]:
         """As JSON."""

@@ -4,7 +4,9 @@ import json
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -16,7 +18,10 @@ from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from workers import clients, logs, messages, pauses, topics, wire
 from workers.gate import Action, Counts, Gate
+from workers.health import Heart
 from workers.hooks import Hooks
+from workers.metrics import GateMetrics
+from workers.wire import Arrival, Record
 
 log = logs.get(__name__)
 
@@ -27,6 +32,7 @@ _LOOK_S = 0.2  # so often `stopped` and the silence are looked at; deadlines and
 # gate a tenth of a core.
 _FETCH_WAIT_MS = 500
 _AT_ONCE = 500
+_TRACES = 20_000
 
 
 def run(
@@ -36,6 +42,8 @@ def run(
     write: Callable[[Action], None],
     stopped: Callable[[], bool],
     trigger: IO[str] | None = None,
+    metrics: GateMetrics | None = None,
+    heart: Heart | None = None,
 ) -> Counts:
     """Stand at the gate until `stopped`.
 
@@ -46,30 +54,38 @@ def run(
         stopped: asked many times a second.
         trigger: instead of the frames' messages, lines of JSON, {"part_id", "station"?}, one for each part as it
             passes the barrier; its deadline runs from the line's arrival.
+        metrics: told of what the gate does.
+        heart: beats while it does.
 
     Raises:
         ConfigError: no broker answers, or `[gate] fuse` does not fit these stations.
     """
-    gate, hooks, events = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate), Events()
+    metrics, heart = metrics or GateMetrics(settings), heart or Heart()
+    gate, hooks = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate, metrics)
+    events, traces = Events(), Traces(stations)
+    metrics.watch(gate)
     results = _tail(settings, "results")
     if trigger:
         _beside(_triggers, settings, gate, stations, trigger, events)
     else:
         frames = _tail(settings, "frames", fetch_max_bytes=2 * topics.frame_max_bytes(settings))
-        _beside(_frames, settings, gate, frames, events, stopped)
-    threading.Thread(target=_results, args=(gate, results, events, stopped), daemon=True).start()
+        _beside(_frames, settings, gate, traces, frames, events, stopped)
+    threading.Thread(target=_results, args=(gate, traces, results, events, stopped), daemon=True).start()
     pauses.settle()
     log.info("gate started", stations=sorted(stations), trigger=trigger is not None)
     heard = time.monotonic()
     try:
         while not stopped():
+            heart.beat()
             actions = []
             for event in _waited_for(events, within_s=gate.until_next_s(_LOOK_S)):
                 heard = time.monotonic()
+                metrics.heard()
                 at_once = event()
                 actions += [at_once] if at_once else []
             actions += gate.expire()
-            for action in actions:
+            for action in map(traces.mark, actions):
+                metrics.acted(action)
                 write(action)
                 hooks.call(action)
             if time.monotonic() - heard > settings.gate.silence_s:
@@ -78,6 +94,29 @@ def run(
     finally:
         hooks.close()
     return gate.counts
+
+
+class Traces:
+    """The trace of each frame that the gate was told of lately, so that its log leads back to camera and worker.
+
+    Args:
+        stations: whose frames count.
+    """
+
+    def __init__(self, stations: frozenset[str]) -> None:
+        self._stations = stations
+        self._of: OrderedDict[str, str] = OrderedDict()
+
+    def note(self, station: str | None, frame_id: str, traceparent: str | None) -> None:
+        """A message of this frame had this trace."""
+        if traceparent is not None and station in self._stations:
+            self._of[frame_id] = traceparent
+            if len(self._of) > _TRACES:
+                self._of.popitem(last=False)
+
+    def mark(self, action: Action) -> Action:
+        """The action with the trace of the frame that decided."""
+        return replace(action, traceparent=self._of.get(action.frame_id))
 
 
 def _tail(settings: Settings, kind: str, *, fetch_max_bytes: int = 1_048_576) -> KafkaConsumer:
@@ -105,31 +144,46 @@ def _beside(target: Callable[..., None], *arguments: object) -> None:
     threading.Thread(target=run_and_tell, daemon=True).start()
 
 
-def _results(gate: Gate, client: KafkaConsumer, events: Events, stopped: Callable[[], bool]) -> None:
+def _results(gate: Gate, traces: Traces, client: KafkaConsumer, events: Events, stopped: Callable[[], bool]) -> None:
     """Results as workers publish them; without them there is no gate, so that an error ends it."""
     try:
         while not stopped():
             for record in clients.records(client, timeout_ms=_FETCH_WAIT_MS):
-                events.put(partial(_see_result, gate, record.value))
+                events.put(partial(_see_result, gate, traces, record))
         client.close()
     except Exception as error:  # noqa: BLE001 - raised where the gate runs
         events.put(partial(_raise, error))
 
 
-def _see_result(gate: Gate, value: bytes | None) -> Action | None:
-    result = messages.decode_result(value)
-    return gate.see_result(result) if result else None
+def _see_result(gate: Gate, traces: Traces, record: Record) -> Action | None:
+    result = messages.decode_result(record.value)
+    if result is None:
+        return None
+    traces.note(result.station, result.frame_id, wire.traceparent_of(wire.header(record.headers, "traceparent")))
+    return gate.see_result(result)
 
 
 def _raise(error: Exception) -> None:
     raise error
 
 
-def _frames(settings: Settings, gate: Gate, client: KafkaConsumer, events: Events, stopped: Callable[[], bool]) -> None:
+def _see_frame(gate: Gate, traces: Traces, arrival: Arrival) -> None:
+    traces.note(arrival.frame.station, arrival.frame.frame_id, arrival.traceparent)
+    gate.see_frame(arrival)
+
+
+def _frames(
+    settings: Settings,
+    gate: Gate,
+    traces: Traces,
+    client: KafkaConsumer,
+    events: Events,
+    stopped: Callable[[], bool],
+) -> None:
     """Parts as the cameras announce them. The pictures come along: Kafka has no way to read headers alone."""
     while not stopped():
         for record in clients.records(client, timeout_ms=_FETCH_WAIT_MS):
-            events.put(partial(gate.see_frame, wire.read_frame(record, settings)))
+            events.put(partial(_see_frame, gate, traces, wire.read_frame(record, settings)))
     client.close()
 
 

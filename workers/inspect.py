@@ -6,14 +6,16 @@ loses nothing: what was not acknowledged comes again, and what was already answe
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.settings import Settings
-from workers import logs, recovery, topics
+from workers import logs, recovery, topics, wire
 from workers.desk import Desk
+from workers.metrics import WorkerMetrics
 from workers.outcomes import Outcome
 from workers.publish import Handed, Publisher
 from workers.wire import Record, read_frame
@@ -21,21 +23,6 @@ from workers.wire import Record, read_frame
 log = logs.get(__name__)
 
 _ASIDE = 1024  # frames of a partition that need no inspection, such as late ones: answered, not acknowledged yet
-
-
-@dataclass(slots=True)
-class Counts:
-    """What passed through this worker; received = published + repeated + in flight, always."""
-
-    received: int = 0
-    published: int = 0
-    repeated: int = 0
-    lost: int = 0
-
-    @property
-    def in_flight(self) -> int:
-        """Frames received that have no acknowledged verdict yet."""
-        return self.received - self.published - self.repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +42,17 @@ class _Passing:
 class Lane:
     """One partition's way through the worker."""
 
-    def __init__(self, partition: int, settings: Settings, desk: Desk, publisher: Publisher, counts: Counts) -> None:
+    def __init__(
+        self, partition: int, settings: Settings, desk: Desk, publisher: Publisher, metrics: WorkerMetrics
+    ) -> None:
         self._partition = partition
         self._settings = settings
         self._desk = desk
         self._publisher = publisher
-        self._counts = counts
+        self._metrics = metrics
         self._room = asyncio.Semaphore(settings.worker.window or 2 * settings.worker.batch_max)
         self._in_flight = 0
+        self._waits_since: float | None = None
         self._aside = asyncio.Semaphore(_ASIDE)
         self._decided: asyncio.Queue[_Passing] = asyncio.Queue()
         self._sent: asyncio.Queue[tuple[_Passing, Handed | None]] = asyncio.Queue()
@@ -85,7 +75,7 @@ class Lane:
                 log.warning("recovery failed, again in 1 s", partition=self._partition, error=str(error))
                 await asyncio.sleep(1.0)
         self._remember(past.answered)
-        self._counts.lost += past.lost
+        self._metrics.lost(self._partition, past.lost)
         if past.lost:
             log.error("frames were lost: retention deleted them unread", partition=self._partition, frames=past.lost)
         log.info("assigned", partition=self._partition, backlog=past.backlog, answered=len(past.answered))
@@ -99,6 +89,8 @@ class Lane:
         """Take one frame in; waits while there is no room for it."""
         await asyncio.shield(self._recovered)
         arrival = read_frame(record_of(event.message), self._settings)
+        if arrival.traceparent is None:
+            arrival = replace(arrival, traceparent=wire.new_traceparent())
         frame_id = arrival.frame.frame_id
         repeated = frame_id in self._answered
         known = None if repeated else self._desk.at_once(arrival)
@@ -108,13 +100,25 @@ class Lane:
         await room.acquire()
         self._in_flight += 1
         self._empty.clear()
-        self._counts.received += 1
         if repeated:
+            self._metrics.repeated(arrival.frame)
             self._decided.put_nowait(_Passing(event, room, None))
             return
+        self._metrics.received(arrival.frame)
         self._remember([frame_id])
         deciding = asyncio.ensure_future(self._desk.decide(arrival)) if known is None else known
         self._decided.put_nowait(_Passing(event, room, deciding))
+
+    @property
+    def recovered(self) -> bool:
+        """Whether it is known what was answered before."""
+        return self._recovered.done()
+
+    @property
+    def undecided_s(self) -> float:
+        """How long the next frame in line has been waited for."""
+        since = self._waits_since
+        return 0.0 if since is None else time.monotonic() - since
 
     async def drained(self) -> None:
         """Wait until nothing is in flight."""
@@ -130,17 +134,16 @@ class Lane:
             passing = await self._decided.get()
             outcome = passing.deciding
             if isinstance(outcome, asyncio.Future):
+                self._waits_since = time.monotonic()
                 outcome = await outcome
+                self._waits_since = None
             self._sent.put_nowait((passing, await self._publisher.hand(outcome) if outcome else None))
 
     async def _acknowledge(self) -> None:
         while True:
             passing, handed = await self._sent.get()
-            if handed is None:
-                self._counts.repeated += 1
-            else:
+            if handed is not None:
                 await self._publisher.confirm(handed)
-                self._counts.published += 1
             passing.event.ack()
             passing.room.release()
             self._in_flight -= 1
@@ -160,11 +163,14 @@ class Lanes:
     def __init__(self, make: Callable[[int], Lane]) -> None:
         self._make = make
         self._lanes: dict[int, Lane] = {}
+        self.joined = False
+        """Whether the group has given this worker its partitions, be they none."""
         self._intake = asyncio.Event()
         self._intake.set()
 
     def assigned(self, partitions: set[int]) -> None:
         """Partitions are ours, for the first time or again."""
+        self.joined = True
         for partition in sorted(partitions):
             if partition in self._lanes:
                 self._lanes[partition].reassigned()
@@ -190,6 +196,14 @@ class Lanes:
             log.error("not everything in flight was published in time: it comes again", within_s=within_s)
             return False
         return True
+
+    def recovering(self) -> list[int]:
+        """Partitions of which it is not known yet what was answered before."""
+        return [partition for partition, lane in list(self._lanes.items()) if not lane.recovered]
+
+    def undecided_s(self) -> float:
+        """How long any partition's next frame has been waited for."""
+        return max((lane.undecided_s for lane in list(self._lanes.values())), default=0.0)
 
     def stop_intake(self) -> None:
         """Take no more frames; what is in flight goes on."""

@@ -10,26 +10,39 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-import numpy as np
-
 from model_store import ModelKey, ModelStore, Version
+from model_store.records import short
 from pipeline.backbone import Backbone
 from pipeline.backbone_spec import BackboneSpec
-from pipeline.data import Artifact, Frame
 from pipeline.decode import Limits
 from pipeline.errors import ModelError, StoreError
-from pipeline.heatmap import encode_picture
-from pipeline.inspection import Inspector
-from workers import logs
+from pipeline.settings import Settings
+from workers import loading, logs
+from workers.metrics import WorkerMetrics
 from workers.outages import Outages
 from workers.shelf import Live, Place, Shelf, Trial
 
 log = logs.get(__name__)
 
-_SHADOW = "shadow"
+_ACTIVE, _SHADOW = "active", "shadow"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How it stands with a station's model; `ok` unless one is wanted here and cannot be had."""
+
+    key: ModelKey
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    version: Version
+    why: str
 
 
 class Models:
@@ -47,7 +60,9 @@ class Models:
         limits: Limits,
         poll_s: float,
         most_bytes: int,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or WorkerMetrics(Settings())
         self._store = store
         self._keys = keys
         self._known = {(key.station, key.recipe): key for key in keys}
@@ -58,7 +73,8 @@ class Models:
         self._shares: dict[Place, float] = {}  # where a model is tried, and the share of the parts that it decides
         self._forgotten: set[Place] = set()
         self._none: set[ModelKey] = set()  # asked for since the last look, and there is none
-        self._refused: dict[Place, Version] = {}
+        self._refused: dict[Place, _Refusal] = {}
+        self._away: dict[Place, str] = {}  # why the store could not be asked at the last look
         self._outages = Outages()
         self._asked: SimpleQueue[ModelKey | None] = SimpleQueue()
         self._loading: dict[ModelKey, Future[None]] = {}
@@ -88,6 +104,18 @@ class Models:
             future = self._loading[key] = Future()
             self._asked.put(key)
         return future
+
+    def states(self) -> list["State"]:
+        """How it stands with the model of each station and recipe."""
+        found = []
+        for key in self._keys:
+            place = (key.station, key.recipe)
+            live, refusal = self._shelf.peek(place), self._refused.get(place)
+            trouble = f"{short(refusal.version)} is refused: {refusal.why}" if refusal else self._away.get(place)
+            none = "loaded when a frame asks for it" if self._shelf.full else "none is promoted"
+            there = f"{live.method} {short(live.version)}" if live else "" if trouble else none
+            found.append(State(key, live is not None or trouble is None, "; ".join(filter(None, (there, trouble)))))
+        return found
 
     def start(self) -> None:
         """Load what is current, as far as memory goes, then keep watching the store."""
@@ -123,17 +151,23 @@ class Models:
             place = (key.station, key.recipe)
             current = self._store.current(key)
             self._put(key, place, current)
+            self._away.pop(place, None)
             self._tell_if_forgotten(key, place, current)
             marks = self._store.marks(key)
             self._outages.works(str(key))
             if marks.shadow in {None, current}:
                 self._shares.pop(place, None)
                 self._shelf.remove((*place, _SHADOW))
+                self._refused.pop((*place, _SHADOW), None)
+                self._tell_refusals(place)
+                self._metrics.model_gone(place, _SHADOW)
                 return
             if (*place, _SHADOW) in self._shelf or not self._shelf.full:
                 self._put(key, (*place, _SHADOW), marks.shadow)
             self._shares[place] = marks.canary_share
         except (StoreError, ModelError) as error:
+            self._metrics.store_failed("models")
+            self._away[(key.station, key.recipe)] = f"{type(error).__name__}: {error}"
             self._outages.fails(str(key), str(error))
             self._recall(key)
 
@@ -152,9 +186,11 @@ class Models:
             log.info("store: it answers again", seconds=round(seconds))
 
     def _put(self, key: ModelKey, place: Place, wanted: Version | None) -> None:
-        if wanted == self._refused.get(place):
+        refusal = self._refused.get(place)
+        if refusal is not None and refusal.version == wanted:
             return
         self._refused.pop(place, None)  # the pointer moved: what it left may be mended by when it comes back
+        self._tell_refusals(place)
         live = self._shelf.peek(place)
         if wanted is not None and wanted != (live.version if live else None):
             self._swap(key, place, wanted)
@@ -186,11 +222,21 @@ class Models:
 
     def _swap(self, key: ModelKey, place: Place, wanted: Version) -> None:
         before = self._shelf.replaced(place)
-        live = before if before is not None and before.version == wanted else self._opened(key, place, wanted)
+        kept = before if before is not None and before.version == wanted else None
+        live = kept or self._opened(key, place, wanted)
         if live is None:
+            self._metrics.model_load(key, "refused")
+            self._tell_refusals(place)
             return
-        for station, recipe, *_ in self._shelf.put(place, live):
+        for station, recipe, *trial in self._shelf.put(place, live):
             log.info("model left memory, which is full", station=station, recipe=recipe)
+            self._metrics.models_evicted.inc()
+            self._metrics.model_gone((station, recipe), _SHADOW if trial else _ACTIVE)
+        self._metrics.model_load(key, "swapped_back" if kept else "loaded")
+        self._metrics.model_in_memory(
+            key, _SHADOW if _SHADOW in place else _ACTIVE, live, loading.created_at(self._store, key, wanted)
+        )
+        self._metrics.resident(len(self._shelf), self._shelf.size_bytes)
         log.info(
             "model tried" if _SHADOW in place else "model in service",
             station=key.station,
@@ -202,13 +248,11 @@ class Models:
     def _opened(self, key: ModelKey, place: Place, wanted: Version) -> Live | None:
         """The model, loaded and warm; None if it cannot be used, whatever is wrong with it."""
         try:
-            artifact = _in_memory(self._store.get(key, wanted))
-            inspector = Inspector.load(artifact, open_backbone=self._open_backbone, limits=self._limits)
-            _warm(inspector)
+            return loading.load(self._store, key, wanted, open_backbone=self._open_backbone, limits=self._limits)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a candidate, the model in place stays
-            self._refused[place] = wanted
+            self._refused[place] = _Refusal(wanted, f"{type(error).__name__}: {error}")
             kept = self._shelf.peek(place)
             log.error(
                 "model refused: keeping the one there is",
@@ -219,8 +263,9 @@ class Models:
                 error=f"{type(error).__name__}: {error}",
             )
             return None
-        size_bytes = sum(tensor.nbytes for tensor in artifact.tensors.values())
-        return Live(inspector, artifact.method, wanted, size_bytes)
+
+    def _tell_refusals(self, place: Place) -> None:
+        self._metrics.model_refused(*place[:2], refused=any(other[:2] == place[:2] for other in self._refused))
 
     def _watch(self) -> None:
         """Until stopped: load what is asked for at once, look at every pointer now and then."""
@@ -249,18 +294,3 @@ class Models:
             act()
         except Exception:  # the models in service stay, whatever a store or an artifact does
             log.exception("refresh failed: keeping the models there are")
-
-
-def _in_memory(artifact: Artifact) -> Artifact:
-    """A copy that does not stand on the store's file: a shared disk that goes away must not take the worker along."""
-    tensors = {name: tensor.clone() for name, tensor in artifact.tensors.items()}
-    return replace(artifact, tensors=tensors)
-
-
-def _warm(inspector: Inspector) -> None:
-    """One grey frame all the way: whatever fails at first use fails here."""
-    height, width = inspector.view.size
-    grey = encode_picture(np.full((height, width, 3), 128, np.uint8))
-    inspected = inspector.inspect([Frame(frame_id="warm-up", image=grey)])
-    if inspected.failures:
-        raise ModelError(f"the model cannot score a grey frame: {inspected.failures[0].detail}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from model_store import Version
 from pipeline.data import Decision, Frame, Verdict
 from pipeline.inspection import Inspected
+from workers.live import State
 from workers.shelf import Live
 
 
@@ -23,6 +24,10 @@ class PassAll:
 
     def load(self, station: str, recipe: str) -> None:
         """Nothing to wait for."""
+
+    def states(self) -> list[State]:
+        """There is nothing that could be wrong."""
+        return []
 
     def start(self) -> None:
         """Nothing to load."""

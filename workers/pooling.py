@@ -4,13 +4,16 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from model_store import ModelKey
 from model_store.pool import DiskPool
 from model_store.pool_records import Answer, Candidate
 from pipeline.data import Verdict
 from pipeline.errors import StoreUnavailable
+from pipeline.settings import Settings
 from workers import logs
+from workers.metrics import WorkerMetrics
 from workers.outcomes import Outcome
 
 log = logs.get(__name__)
@@ -44,10 +47,12 @@ class Pooling:
 
     Args:
         pool: where they go; made if it is not there.
+        metrics: of the worker.
         again_s: how long a disk that is full or away is left alone, in seconds.
     """
 
-    def __init__(self, pool: DiskPool, *, again_s: float = _AGAIN_S) -> None:
+    def __init__(self, pool: DiskPool, *, metrics: WorkerMetrics | None = None, again_s: float = _AGAIN_S) -> None:
+        self._metrics = metrics or WorkerMetrics(Settings())
         self.counts = PoolCounts()
         self._pool = pool
         self._again_s = again_s
@@ -80,7 +85,7 @@ class Pooling:
             self.counts.offered += 1
             size = self._waiting_bytes + len(candidate.image)
             if len(self._waiting) >= _QUEUE_FRAMES or (self._waiting and size > _QUEUE_BYTES):
-                self.counts.dropped += 1
+                self._count(candidate, "dropped")
                 return
             self._waiting.append(candidate)
             self._waiting_bytes = size
@@ -99,7 +104,7 @@ class Pooling:
 
     def _admit(self, candidate: Candidate) -> None:
         if self._away_until is not None and time.monotonic() < self._away_until:
-            self.counts.unstored += 1
+            self._count(candidate, "unstored")
             return
         try:
             if not self._made:  # later a pool that is not there is a disk that is away
@@ -107,22 +112,25 @@ class Pooling:
                 self._made = True
             answer = self._pool.admit(candidate)
         except StoreUnavailable as error:
-            self.counts.unstored += 1
+            self._count(candidate, "unstored")
+            self._metrics.store_failed("pool")
             if self._away_until is None:
                 log.error("pool: accepted frames are not kept, inspection goes on", error=str(error))
             self._away_until = time.monotonic() + self._again_s
             return
         except Exception:  # whatever it is, it must not end the thread
-            self.counts.unstored += 1
+            self._count(candidate, "unstored")
             log.exception("pool: a frame was not kept", frame_id=candidate.frame_id)
             return
         if self._away_until is not None:
             log.info("pool: accepted frames are kept again")
             self._away_until = None
-        if answer is Answer.ADMITTED:
-            self.counts.admitted += 1
-        else:
-            self.counts.refused += 1
+        self._count(candidate, "admitted" if answer is Answer.ADMITTED else "refused")
+        self._metrics.pool_holds(candidate.key.station, candidate.key.recipe, self._pool.seen(candidate.key))
+
+    def _count(self, candidate: Candidate, outcome: Literal["admitted", "refused", "dropped", "unstored"]) -> None:
+        setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
+        self._metrics.pooled(candidate.key.station, outcome)
 
 
 def _candidate(outcome: Outcome) -> Candidate | None:

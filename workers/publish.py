@@ -13,6 +13,7 @@ from pipeline.settings import Settings
 from workers import drift_events, logs, messages, topics, wire
 from workers.desk import Tried
 from workers.drift_events import DriftAlarm
+from workers.metrics import WorkerMetrics
 from workers.outcomes import Outcome
 from workers.wire import Headers
 
@@ -46,6 +47,7 @@ class Publisher:
         settings: of the line.
         source: what messages say of who sent them.
         on_published: told of each outcome that is out; it must neither wait nor raise.
+        metrics: of the worker.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Publisher:
         source: str,
         *,
         on_published: Callable[[Outcome], object] = lambda _: None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._send = send
+        self._metrics = metrics or WorkerMetrics(settings)
         self._on_published = on_published
         self._source = source
         self._wanted = settings.worker.heatmaps
@@ -86,6 +90,7 @@ class Publisher:
             await self._dead_letter(outcome)
         if handed.heatmap is not None and outcome.map is not None:
             self._follow(self._heatmap(outcome, handed.heatmap))
+        self._metrics.published(outcome)
         self._on_published(outcome)
 
     def result(self, outcome: Outcome) -> messages.Result:
@@ -164,7 +169,9 @@ class Publisher:
                 ("goldline_image_size", json.dumps(p.image_size).encode()),
             ]
             await (await self._send(place.topic, place.key.encode(), picture.png, None, headers))
+            self._metrics.heatmap(published=True)
         except Exception as error:  # noqa: BLE001
+            self._metrics.heatmap(published=False)
             log.warning("a heatmap was not published", frame_id=place.key, error=str(error))
 
     def tried(self, tried: list[Tried]) -> None:
@@ -216,6 +223,7 @@ class Publisher:
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - a verdict is kept until the broker takes it
+                self._metrics.publish_failures.inc()
                 pause = _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
                 log.warning(
                     "publish failed", topic=message[0], again_in_s=pause, error=f"{type(error).__name__}: {error}"

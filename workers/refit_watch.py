@@ -2,6 +2,7 @@
 
 import getpass
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -10,6 +11,7 @@ from pipeline.errors import ConfigError, GoldlineError, LeaseTaken, ModelNotFoun
 from pipeline.refit_settings import next_run
 from pipeline.settings import Settings
 from workers import logs, refitting
+from workers.metrics import RefitMetrics
 
 log = logs.get(__name__)
 
@@ -21,7 +23,12 @@ def wall() -> datetime:
     return datetime.now().astimezone().replace(tzinfo=None)
 
 
-def run(settings: Settings, stop: threading.Event, clock: Callable[[], datetime] = wall) -> None:
+def run(
+    settings: Settings,
+    stop: threading.Event,
+    clock: Callable[[], datetime] = wall,
+    metrics: RefitMetrics | None = None,
+) -> None:
     """Refit every station and recipe at each time of the schedule, until `stop` or a signal.
 
     A process that is ended in the middle of a refit leaves the model in service as it is. Times that nobody was there
@@ -31,6 +38,7 @@ def run(settings: Settings, stop: threading.Event, clock: Callable[[], datetime]
         settings: of the line.
         stop: ends it before the next station's turn.
         clock: tells the time of the schedule.
+        metrics: told of each refit.
 
     Raises:
         ConfigError: there is no schedule, or no station.
@@ -49,12 +57,14 @@ def run(settings: Settings, stop: threading.Event, clock: Callable[[], datetime]
                 return
         for key in keys:
             if not stop.is_set():
-                once(settings, key)
+                once(settings, key, metrics)
 
 
-def once(settings: Settings, key: ModelKey) -> None:
+def once(settings: Settings, key: ModelKey, metrics: RefitMetrics | None = None) -> None:
     """One station's refit; whatever comes of it is in the log, and the next one's turn comes."""
+    metrics = metrics or RefitMetrics(settings)
     told = log.bind(station=key.station, recipe=key.recipe)
+    began = time.monotonic()
     try:
         done = refitting.refit(settings, key, who=getpass.getuser(), why="schedule")
     except LeaseTaken as error:
@@ -62,9 +72,13 @@ def once(settings: Settings, key: ModelKey) -> None:
     except ModelNotFound as error:
         told.info("refit: there is no model to refit", error=str(error))
     except GoldlineError as error:
+        metrics.refit(key.station, key.recipe, "failed")
         told.error("refit: it could not be done", error=str(error))
     except Exception:  # noqa: BLE001 - whatever it is, the other stations are still to be refitted
+        metrics.refit(key.station, key.recipe, "failed")
         told.exception("refit: it failed")
     else:
         level = told.warning if done.what == "refused" else told.info
+        if done.what != "dry run":
+            metrics.refit(key.station, key.recipe, done.what.replace(" ", "_"), seconds=time.monotonic() - began)
         level("refit", outcome=done.what, version=done.version, words=done.words)

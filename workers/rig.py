@@ -3,6 +3,7 @@
 Everything it starts it stops, by process id, whatever happens in between.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -135,6 +136,12 @@ class Rig:
             if process.popen.poll() is not None or time.monotonic() > until:
                 raise ConfigError(f"{process.name} did not get as far as {words!r}: {process.last_words()}")
             time.sleep(0.1)
+
+    def metrics_url(self, process: Process, *, within_s: float = 90.0) -> str:
+        """Where a process answers /metrics and /health, without either."""
+        self.wait_for(process, '"metrics served"', within_s=within_s)
+        told = next(line for line in process.log.read_text().splitlines() if '"metrics served"' in line)
+        return str(json.loads(told)["url"]).removesuffix("/metrics")
 
     def start_broker(self) -> str:
         """Start the development broker (again), on the port it had."""

@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 
 import torch
@@ -26,12 +25,15 @@ from workers.claims import Claims
 from workers.desk import Desk, Finds
 from workers.drift_watch import DriftWatch
 from workers.feedback import Follower
-from workers.inspect import Counts, Lane, Lanes
+from workers.health import Health
+from workers.inspect import Lane, Lanes
 from workers.live import Models
+from workers.metrics import WorkerMetrics
 from workers.outcomes import Outcome
 from workers.pass_all import PassAll
 from workers.pooling import Pooling
 from workers.publish import Publisher
+from workers.vitals import Vitals
 
 log = logs.get(__name__)
 
@@ -58,28 +60,33 @@ def check(settings: Settings) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def run(settings: Settings, models: Models | PassAll | None = None) -> int:
+def run(settings: Settings, models: Models | PassAll | None = None, *, metrics_port: int | None = None) -> int:
     """Run a worker until a signal ends it.
 
     Args:
         settings: checked.
         models: in place of the store's, for benchmarks of the walk without a model.
+        metrics_port: where it answers /metrics and /health, instead of the settings'.
 
     Returns:
         The exit status.
     """
     check(settings)
     torch.set_num_threads(settings.worker.threads or max(1, os.cpu_count() or 1))
-    if models is None:
-        models = _models_of(settings)
-        models.start()
+    metrics = WorkerMetrics(settings)
+    models = models or _models_of(settings, metrics)
+    vitals = Vitals(settings, models)
+    health = Health(metrics, settings, port=metrics_port, live=vitals.live, ready=vitals.ready)
+    health.start()
     try:
-        return asyncio.run(_serve(settings, models))
+        models.start()
+        return asyncio.run(_serve(settings, models, metrics, vitals))
     finally:
         models.stop()
+        health.stop()
 
 
-def _models_of(settings: Settings) -> Models:
+def _models_of(settings: Settings, metrics: WorkerMetrics) -> Models:
     keys = [ModelKey(name, recipe) for name, station in settings.stations.items() for recipe in station.recipes]
     return Models(
         open_store(settings.store.url),
@@ -88,31 +95,36 @@ def _models_of(settings: Settings) -> Models:
         limits=limits_of(settings),
         poll_s=settings.store.poll_s,
         most_bytes=settings.worker.models_max_mb * 1_000_000,
+        metrics=metrics,
     )
 
 
-def _pool_threads(settings: Settings) -> tuple[Callable[[Outcome], None], list[Pooling | Follower]]:
+def _pool_threads(
+    settings: Settings, metrics: WorkerMetrics
+) -> tuple[Callable[[Outcome], None], list[Pooling | Follower]]:
     """Who is told of published outcomes, and the threads to run for it: none where there is no pool."""
     if settings.pool.url is None:
         return lambda _: None, []
     pool = open_pool(settings.pool)
-    pooling = Pooling(pool)
+    pooling = Pooling(pool, metrics=metrics)
     return pooling.offer, [pooling, Follower(settings, pool)]
 
 
-async def _serve(settings: Settings, models: Finds) -> int:
+async def _serve(settings: Settings, models: Finds, metrics: WorkerMetrics, vitals: Vitals) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     executor = ThreadPoolExecutor(1, thread_name_prefix="device")
-    counts = Counts()
     app = faust_app.build(settings)
-    on_published, beside = _pool_threads(settings)
+    on_published, beside = _pool_threads(settings, metrics)
     source = f"worker/{os.getpid()}"
-    publisher = Publisher(faust_app.Sender(app).send, settings, source, on_published=on_published)
-    claims = Claims(open_roots(settings.frames.roots, keep_s=settings.frames.keep_s))
-    watch = DriftWatch(settings, lambda alarm: loop.call_soon_threadsafe(publisher.drifted, alarm))
+    publisher = Publisher(faust_app.Sender(app).send, settings, source, on_published=on_published, metrics=metrics)
+    claims = Claims(
+        open_roots(settings.frames.roots, keep_s=settings.frames.keep_s),
+        on_silence=partial(metrics.store_failed, "frames"),
+    )
+    watch = DriftWatch(settings, lambda alarm: loop.call_soon_threadsafe(publisher.drifted, alarm), metrics)
     desk = Desk(
         models,
         settings.worker,
@@ -120,15 +132,22 @@ async def _serve(settings: Settings, models: Finds) -> int:
         claims,
         on_tried=lambda tried: loop.call_soon_threadsafe(partial(publisher.tried, tried)),
         on_decided=watch.take,
+        on_batch=metrics.batch,
     )
-    lanes = Lanes(lambda partition: Lane(partition, settings, desk, publisher, counts))
+    lanes = Lanes(lambda partition: Lane(partition, settings, desk, publisher, metrics))
     faust_app.attach(app, settings, lanes)
-    batching = asyncio.ensure_future(desk.batcher.run())
+    batching, beating = (asyncio.ensure_future(task) for task in (desk.batcher.run(), vitals.heart.run()))
+
+    def assigned() -> set[int]:
+        return faust_app.assigned(app) if lanes.joined else set()
+
+    vitals.watch(lanes, assigned)
+    metrics.partitions.set_function(lambda: len(assigned()))
     await app.start()
     for thread in beside:
         thread.start()
     watch.start()
-    watchdog.start(settings, lambda: {tp.partition for tp in app.consumer.assignment()})
+    watchdog.start(settings, assigned, metrics)
     pauses.settle()
     log.info("worker started", stations=list(settings.stations), group=settings.kafka.group)
     crashed = asyncio.ensure_future(app.wait_until_stopped())
@@ -142,7 +161,7 @@ async def _serve(settings: Settings, models: Finds) -> int:
         await publisher.settle()
         await app.consumer.commit()
     lanes.close()
-    for task in (batching, crashed, stopping):
+    for task in (batching, crashed, stopping, beating):
         task.cancel()
     try:
         await asyncio.wait_for(app.stop(), _STOP_S)
@@ -152,5 +171,5 @@ async def _serve(settings: Settings, models: Finds) -> int:
     claims.close()
     for thread in beside:
         thread.stop()
-    log.info("worker ended", asked=asked, **asdict(counts), in_flight=counts.in_flight)
+    log.info("worker ended", asked=asked, **metrics.flow.totals())
     return 0 if clean else 1

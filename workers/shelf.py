@@ -69,6 +69,9 @@ class Shelf:
     def __contains__(self, place: Place) -> bool:
         return place in self._live
 
+    def __len__(self) -> int:
+        return len(self._live) + len(self._replaced)
+
     @property
     def size_bytes(self) -> int:
         """Of all models in memory."""

@@ -17,6 +17,7 @@ from kafka.errors import KafkaError
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from workers import clients, logs, topics
+from workers.metrics import WorkerMetrics
 
 log = logs.get(__name__)
 
@@ -47,20 +48,21 @@ class Stall:
         return stuck
 
 
-def start(settings: Settings, assigned: Callable[[], set[int]]) -> threading.Thread:
+def start(settings: Settings, assigned: Callable[[], set[int]], metrics: WorkerMetrics) -> threading.Thread:
     """Watch until the process ends.
 
     Args:
         settings: of the worker.
         assigned: the partitions that this worker holds now; with none, all of the topic's count, since a worker that
             lost its place in the group is stuck too when nobody else makes progress.
+        metrics: told of what was seen of this worker's own.
     """
-    thread = threading.Thread(target=_watch, args=(settings, assigned), name="watchdog", daemon=True)
+    thread = threading.Thread(target=_watch, args=(settings, assigned, metrics), name="watchdog", daemon=True)
     thread.start()
     return thread
 
 
-def _watch(settings: Settings, assigned: Callable[[], set[int]]) -> None:
+def _watch(settings: Settings, assigned: Callable[[], set[int]], metrics: WorkerMetrics) -> None:
     stall = Stall(settings.worker.stuck_s)
     topic = topics.name(settings.kafka.prefix, "frames")
     client = None
@@ -68,14 +70,17 @@ def _watch(settings: Settings, assigned: Callable[[], set[int]]) -> None:
         time.sleep(_LOOK_S)
         try:
             client = client or clients.consumer(settings.kafka, group_id=settings.kafka.group)
-            partitions = assigned() or client.partitions_for_topic(topic) or set()
+            own = assigned()
+            partitions = own or client.partitions_for_topic(topic) or set()
             places = [TopicPartition(topic, p) for p in partitions]
             end = {tp.partition: offset for tp, offset in client.end_offsets(places).items()}
             committed = {tp.partition: client.committed(tp) or 0 for tp in places}
         except (KafkaError, ConfigError) as error:
             log.warning("watchdog: the broker does not answer", error=type(error).__name__)
+            metrics.broker_errors.inc()
             stall = Stall(settings.worker.stuck_s)
             continue
+        metrics.looked({partition: committed[partition] for partition in own}, end)
         stuck = stall.look(committed, end)
         if stuck:
             log.critical("stuck: frames wait and nothing is committed; exiting", partitions=stuck)

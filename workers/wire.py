@@ -5,6 +5,7 @@ becomes a `Failure` that travels with the frame.
 """
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,8 @@ DRIFT_TYPE = "goldline.drift.v1"
 ID_MAX = 200
 _RECIPE = re.compile(RECIPE_PATTERN)
 _STATION = re.compile(STATION_PATTERN)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+# W3C Trace Context: ff is no version, and ids of zeros are none.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 _LAST_MS = 253_370_764_800_000  # 9999-01-01: Python's calendar ends soon after
 
@@ -88,10 +90,13 @@ def frame_headers(
     recipe: str = "default",
     deadline_ms: int | None = None,
     reference: Reference | None = None,
+    traceparent: str | None = None,
 ) -> Headers:
     """Headers of a frame, as cameras send them."""
     headers = event_headers(FRAME_TYPE, frame_id, source, captured_at, content_type)
     headers += [("ce_partid", part_id.encode()), ("ce_recipe", recipe.encode())]
+    if traceparent is not None:
+        headers.append(("traceparent", traceparent.encode()))
     if deadline_ms is not None:
         headers.append(("ce_deadlinems", str(deadline_ms).encode()))
     if reference is not None:
@@ -142,11 +147,10 @@ def read_frame(record: Record, settings: Settings) -> Arrival:
         captured_at=captured_at,
         deadline_at=captured_at + timedelta(milliseconds=_deadline_ms(headers, station, settings)),
     )
-    trace = headers.get("traceparent", "")
     arrival = Arrival(
         frame=frame,
         record=record,
-        traceparent=trace if _TRACEPARENT.fullmatch(trace) else None,
+        traceparent=traceparent_of(headers.get("traceparent")),
         reference=reference,
         unreadable=False,
     )
@@ -161,6 +165,16 @@ def read_frame(record: Record, settings: Settings) -> Arrival:
         return arrival
     failure = Failure(frame_id=frame.frame_id, reason=Reason.BAD_FRAME, detail=problem)
     return replace(arrival, problem=failure, unreadable=True)
+
+
+def new_traceparent() -> str:
+    """A trace of its own, sampled: https://www.w3.org/TR/trace-context/."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def traceparent_of(text: str | None) -> str | None:
+    """The same, if it is a `traceparent`."""
+    return text if text and _TRACEPARENT.fullmatch(text) else None
 
 
 def header(headers: Sequence[tuple[str, bytes | None]], name: str) -> str | None:

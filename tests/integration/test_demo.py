@@ -18,6 +18,8 @@ def test_the_demo_on_drawn_parts_loses_nothing_and_finds_defects(tmp_path: Path,
     assert report["frames"] == report["results"] == 200
     assert (report["lost"], report["duplicates"], report["contradictory"]) == (0, 0, 0)
     assert sum(report["verdicts"].values()) == 200
+    counted = {"received": 200, "in_flight": 0, "verdicts": report["verdicts"]}
+    assert report["metrics"] == counted, "the worker's own counters say the same"
     gate = report["gate"]
     assert gate["on_time"] + gate["defaulted"] == gate["parts"] == 200
     assert report["image_auroc"] > 0.65, "clearly better than chance"

@@ -9,7 +9,8 @@ import pytest
 from pipeline import settings as line
 from pipeline.data import Decision, Failure, Reason, Verdict
 from workers import inspect, wire
-from workers.inspect import Counts, Lane
+from workers.inspect import Lane
+from workers.metrics import WorkerMetrics
 from workers.outcomes import Outcome
 from workers.publish import Publisher
 
@@ -80,7 +81,7 @@ def scenario(run, monkeypatch):
 
     async def main():
         desk, broker, acknowledged = Desk(), Broker(), []
-        lane = Lane(0, SETTINGS, desk, Publisher(broker.send, SETTINGS, "worker/1"), Counts())
+        lane = Lane(0, SETTINGS, desk, Publisher(broker.send, SETTINGS, "worker/1"), WorkerMetrics(SETTINGS))
         try:
             await asyncio.wait_for(run(lane, desk, broker, acknowledged), 20)
         finally:

@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from model_store import Marks, ModelKey, open_store, version_of
+from model_store.records import short
 from pipeline import commissioning, methods, synthetic
 from pipeline.backbone import Backbone, resolve
 from pipeline.data import Artifact, Frame
@@ -483,3 +484,42 @@ def test_a_store_that_lost_a_station_is_told_of_once_and_the_model_stays(tmp_pat
     assert "no model here any more" in told
     assert models.find("line-1/top", "default").version == version
     assert refresh(models) == []
+
+
+def told_of(models):
+    return {state.key: (state.ok, state.detail) for state in models.states()}
+
+
+def test_health_is_told_of_models_in_service_and_of_those_that_nobody_promoted(store, watch, fitted):
+    version = promote(store, fitted[0])
+    models = watch()
+    assert told_of(models) == {TOP: (True, f"patchcore {short(version)}"), SIDE: (True, "none is promoted")}
+
+
+def test_health_is_told_of_a_refused_model_until_the_pointer_moves(tmp_path, store, watch, fitted):
+    first = promote(store, fitted[0])
+    models, second = watch(), put(store, fitted[1])
+    damage(blob(tmp_path, second))
+    promoted_by_force(tmp_path, TOP, second)
+    models.refresh()
+    ok, detail = told_of(models)[TOP]
+    assert ok, "the old one serves"
+    assert detail.startswith(f"patchcore {short(first)}; {short(second)} is refused: ArtifactError: ")
+    ok, detail = told_of(watch())[TOP]
+    assert not ok, "a worker that starts now has none"
+    assert detail.startswith(f"{short(second)} is refused: ")
+    promoted_by_force(tmp_path, TOP, first)
+    models.refresh()
+    assert told_of(models)[TOP] == (True, f"patchcore {short(first)}")
+
+
+def test_health_is_told_of_a_store_that_is_away(tmp_path, store, watch, fitted):
+    version = promote(store, fitted[0])
+    models = watch()
+    (tmp_path / "models").rename(tmp_path / "away")
+    models.refresh()
+    assert [told_of(models)[key][0] for key in (TOP, SIDE)] == [True, False]
+    assert "StoreUnavailable" in told_of(models)[TOP][1]
+    (tmp_path / "away").rename(tmp_path / "models")
+    models.refresh()
+    assert told_of(models)[TOP] == (True, f"patchcore {short(version)}")

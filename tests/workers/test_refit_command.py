@@ -31,6 +31,7 @@ from tests.workers.test_models_upkeep import goldline
 from workers import baselines, provenance, refit_watch
 from workers.baselines import Kept
 from workers.commands import refit as command
+from workers.metrics import RefitMetrics
 from workers.rig import to_toml
 
 STATION = "line-1/top"
@@ -368,8 +369,16 @@ def test_a_watch_refits_every_station_when_it_is_due_and_not_before(whole, confi
             stop.set()
         return at
 
+    read = line.read(config, {})
+    metrics = RefitMetrics(read)
     with capture_logs() as logged:
-        refit_watch.run(line.read(config, {}), stop, clock)
+        refit_watch.run(read, stop, clock, metrics)
+    assert (
+        metrics.registry.get_sample_value(
+            "goldline_refits_total", {"station": STATION, "recipe": "default", "outcome": "stored"}
+        )
+        == 1
+    )
     assert seen == [1, 1, 1, 1, 2, 2], "stored once, at three"
     told = [(entry["event"], entry.get("station"), entry.get("outcome")) for entry in logged]
     assert ("refit", STATION, "stored") in told

@@ -35,6 +35,7 @@ from workers.commands import options
 )
 @click.option("--part-prefix", help="Before the number or name, with a dash. For numbers random unless given.")
 @click.option("--manifest", type=click.Path(path_type=Path), help="Append what was sent as which frame, as JSON lines.")
+@options.metrics_port
 @options.as_json
 @click.pass_context
 def command(
@@ -52,6 +53,7 @@ def command(
     part_ids: Literal["number", "filename"],
     part_prefix: str | None,
     manifest: Path | None,
+    metrics_port: int | None,
     as_json: bool,
 ) -> None:
     """Send SOURCE as frames of a station: a folder, a picture, a video file, or /dev/videoN.
@@ -72,12 +74,15 @@ def command(
     """
     logs.set_up("info", process="camera", station=station)
     from workers.camera import Camera, PartIds, shots  # noqa: PLC0415
+    from workers.health import Health  # noqa: PLC0415
+    from workers.metrics import CameraMetrics  # noqa: PLC0415
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     naming = PartIds(by=part_ids, prefix=part_prefix)
     camera = Camera(settings, station, recipe=recipe, deadline_ms=deadline_ms, part_ids=naming)
+    Health(CameraMetrics(settings, station, camera.sent), settings, port=metrics_port).start()
     with manifest.open("a", encoding="utf-8", buffering=1) if manifest else nullcontext() as note:
         camera.play(
             shots(source, loop=loop, shuffle=shuffle, seed=seed),

@@ -27,12 +27,14 @@ from workers.commands import options
     help='Learn of parts from JSON lines {"part_id", "station"} of a light barrier (a file, a FIFO, or - for '
     "standard input) instead of from frames: only this notices a part that no camera saw.",
 )
+@options.metrics_port
 @options.as_json
 def command(
     settings: Settings,
     stations: tuple[str, ...],
     output: Path | None,
     trigger: click.utils.LazyFile | None,
+    metrics_port: int | None,
     as_json: bool,
 ) -> None:
     """Act as the reject gate: one action for each part, by its deadline, `reject` unless a verdict says otherwise.
@@ -62,7 +64,12 @@ def command(
             f"have those of several lines ({', '.join(sorted(lines))}): name this gate's with --station"
         )
     from workers import gate_loop  # noqa: PLC0415
+    from workers.health import Health, Heart  # noqa: PLC0415
+    from workers.metrics import GateMetrics  # noqa: PLC0415
 
+    metrics, heart = GateMetrics(settings), Heart()
+    checks = {"live": lambda: [heart.alive()], "ready": lambda: [heart.started(), heart.alive()]}
+    Health(metrics, settings, port=metrics_port, **checks).start()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -72,5 +79,7 @@ def command(
         write=gate_loop.writer(output, as_json=as_json),
         stopped=stop.is_set,
         trigger=trigger,  # type: ignore[arg-type]
+        metrics=metrics,
+        heart=heart,
     )
     print(json.dumps({"event": "gate ended", **asdict(counts)}), file=sys.stderr)  # noqa: T201

@@ -144,6 +144,15 @@ def recipe(command: F) -> F:
     return click.option("--recipe", default="default", show_default=True, help="The product.")(command)
 
 
+def metrics_port(command: F) -> F:
+    """`--metrics-port N`."""
+    return click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65_535),
+        help="Answer /metrics and /health there; 0 nowhere. Without: the first free one from [metrics] port on.",
+    )(command)
+
+
 def why(command: F) -> F:
     """`--why TEXT`."""
     return click.option("--why", default="", help="For the history.")(command)

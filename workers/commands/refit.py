@@ -37,6 +37,7 @@ TAKEN = 4
 )
 @click.option("--dry-run", is_flag=True, help="Fit and review, and store nothing.")
 @click.option("--watch", is_flag=True, help="Stay, and refit every station at the times of refit.schedule.")
+@options.metrics_port
 @options.why
 @click.option(
     "--config",
@@ -55,6 +56,7 @@ def command(
     approval: Approval | None,
     dry_run: bool,
     watch: bool,
+    metrics_port: int | None,
     why: str,
     config: Path,
     as_json: bool,
@@ -86,9 +88,13 @@ def command(
     _step_back(settings.refit.threads)
     if watch:
         from workers import logs, refit_watch  # noqa: PLC0415 - torch takes seconds to import
+        from workers.health import Health  # noqa: PLC0415
+        from workers.metrics import RefitMetrics  # noqa: PLC0415
 
         logs.set_up("info", process="refit")
-        refit_watch.run(settings, threading.Event())
+        metrics = RefitMetrics(settings)
+        Health(metrics, settings, port=metrics_port).start()
+        refit_watch.run(settings, threading.Event(), metrics=metrics)
         return
     from workers import refitting  # noqa: PLC0415
     from workers.progress_bars import shown  # noqa: PLC0415

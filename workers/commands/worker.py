@@ -12,16 +12,19 @@ from workers.commands import options
 
 @click.command("worker")
 @options.config
+@options.metrics_port
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 @click.option("--without-model", is_flag=True, hidden=True, help="Pass every frame at once: `goldline bench walk`.")
 @click.pass_context
-def command(ctx: click.Context, settings: Settings, log_level: str, without_model: bool) -> None:
+def command(
+    ctx: click.Context, settings: Settings, metrics_port: int | None, log_level: str, without_model: bool
+) -> None:
     """Inspect frames until SIGTERM: then finish what is in flight, publish, commit, and exit 0.
 
     Start as many as you like on as many machines: stations are shared out among the workers of a group. Logs are JSON
-    lines on standard error.
+    lines on standard error. The first lines say where it answers /metrics, /health/live and /health/ready.
 
     \b
     Exit status: 0 ended as asked; 1 ended by itself; 2 refused to start; 70 was stuck (see [worker] stuck_s).
@@ -33,4 +36,4 @@ def command(ctx: click.Context, settings: Settings, log_level: str, without_mode
     from workers import service  # noqa: PLC0415 - torch and Faust take seconds to import
     from workers.pass_all import PassAll  # noqa: PLC0415
 
-    ctx.exit(service.run(settings, PassAll() if without_model else None))
+    ctx.exit(service.run(settings, PassAll() if without_model else None, metrics_port=metrics_port))

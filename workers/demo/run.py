@@ -28,11 +28,13 @@ from workers.demo.parts import Plan
 from workers.demo.show import Show, defects_table, summary_table
 from workers.demo.tally import Tally, read_manifest
 from workers.rig import Process, Rig
+from workers.scrape import scrape
 
 _RATE_OF_FALSE_REJECTS = 0.01
 _GOODS_DRAWN = 400
 _CALIBRATE_SHARE_DRAWN = 0.75  # 300 of 400: enough to prove 1 % at 95 % confidence
 _AFTER_LAST_S = 30.0
+_SETTLED_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +72,9 @@ def run(order: Order, console: Console) -> dict[str, Any]:
     plans = _plans(order, console)
     inspectors = _fit(order, plans, net, rig.store_url, console)
     with rig:
-        tally, gate = _drive(order, rig, plans, console)
+        tally, beside = _drive(order, rig, plans, console)
     report = tally.summary() | {
-        "gate": gate,
+        **beside,
         "model": _models(inspectors, plans, rig.store_url, order.method),
         "backbone": net.spec.to_meta(),
         "rate": order.rate,
@@ -160,7 +162,8 @@ def _drive(order: Order, rig: Rig, plans: tuple[Plan, ...], console: Console) ->
     worker = rig.run("worker", "worker", *config)
     actions = rig.directory / "actions.jsonl"
     gate = rig.run("gate", "gate", *config, "--output", str(actions))
-    console.print(f"broker at {rig.address}; starting worker and gate")
+    url = rig.metrics_url(worker)
+    console.print(f"broker at {rig.address}; starting worker and gate; metrics at {url}/metrics")
     for _ in plans:
         rig.wait_for(worker, "worker started")
     for partition in rig.settings.partitions().values():
@@ -175,13 +178,14 @@ def _drive(order: Order, rig: Rig, plans: tuple[Plan, ...], console: Console) ->
         _watch(client, tally, show, cameras, wanted)
     client.close()
     worker.check()
+    counted = _counted(url)
     worker_status, gate_status = worker.end(), gate.end()
     if worker_status or gate_status:
         raise ConfigError(f"worker ended with {worker_status}, gate with {gate_status}: {worker.last_words()}")
     for plan in plans:
         defects = {str(path): defect for path, defect in plan.frames}
         tally.truth |= read_manifest(_manifest(rig, plan), plan.station, defects)
-    return tally, _gate_counts(gate)
+    return tally, {"gate": _gate_counts(gate), "metrics": counted}
 
 
 def _watch(client: KafkaConsumer, tally: Tally, show: Show, cameras: list[Process], wanted: int) -> None:
@@ -221,6 +225,18 @@ def _gate_counts(gate: Process) -> dict[str, Any]:
             counts = json.loads(line)
             return {k: v for k, v in counts.items() if isinstance(v, int)}
     raise ConfigError(f"the gate did not say what it did: {gate.last_words()}")
+
+
+def _counted(url: str) -> dict[str, Any]:
+    """What the worker counted itself, once nothing is in flight there: it should be what is on the topic."""
+    until = time.monotonic() + _SETTLED_S
+    while (told := scrape(url)).sum("goldline_frames_in_flight") and time.monotonic() < until:
+        time.sleep(0.1)
+    return {
+        "received": int(told.sum("goldline_frames_received_total")),
+        "in_flight": int(told.sum("goldline_frames_in_flight")),
+        "verdicts": {v: int(told.sum("goldline_results_total", verdict=v)) for v in ("pass", "reject", "no_decision")},
+    }
 
 
 def _models(inspectors: dict[str, Inspector], plans: tuple[Plan, ...], store_url: str, method: str) -> dict[str, Any]:
