@@ -78,11 +78,18 @@ def _try_out(store: ModelStore, key: ModelKey, version: Version, wait: str) -> D
 
 
 def on_trial(store: ModelStore, key: ModelKey) -> Version | None:
-    """A refit's candidate that a refit put on trial; trials of people are theirs to end."""
+    """A refit's candidate that a refit put on trial; trials of people are theirs to end.
+
+    What is in service is on trial no more: a promotion that was killed before its last step left the mark, which goes.
+    """
     markings = store.markings(key)
     if not markings or markings[-1].marks.shadow is None:
         return None
     shadow = markings[-1].marks.shadow
+    if shadow == store.current(key):
+        marks = markings[-1].marks
+        store.mark(key, marks.without_shadow(), expected=marks, who=ITSELF, why="promoted")
+        return None
     return shadow if _began(markings, shadow).who == ITSELF else None
 
 

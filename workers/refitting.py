@@ -102,8 +102,8 @@ def refit(
     parent = resolve_version(store, key, "current")
     by = f"{who}@{socket.gethostname()}, process {os.getpid()}"
     with open_leases(settings.store.url).hold(f"refit/{key.station}/{key.recipe}", who=by) as lease:
-        tried = approval.on_trial(store, key)
-        if tried is not None and not dry_run:
+        tried = None if dry_run else approval.on_trial(store, key)
+        if tried is not None:
             decided = approval.decide_trial(settings, store, open_pool(settings.pool), key, tried)
             return Outcome(key=key, what=decided.what, words=decided.words, version=tried, parent=parent)
         made = _Refit(settings, store, open_pool(settings.pool), key, parent, lease)

@@ -529,12 +529,13 @@ def test_a_withdrawn_version_goes_in_service_no_more_and_is_no_shadow(store):
     assert withdrawal(store, KEY, active) == ""
 
 
-def test_what_is_in_service_stays_there_when_it_is_withdrawn_until_another_is_promoted(store):
+def test_what_is_in_service_is_not_withdrawn_before_another_is_promoted(store):
     first, second = put_current(store, 1.0), put_current(store, 2.0)
-    withdraw(store, KEY, second, who="bob", why="a crack was learnt")
-    assert store.current(KEY) == second
-    assert state_of(second, store.history(KEY), store.marks(KEY)) == State.ACTIVE
+    with pytest.raises(ConfigError, match="is in service: `goldline models rollback`"):
+        withdraw(store, KEY, second, who="bob", why="a crack was learnt")
+    assert (store.current(KEY), store.marks(KEY)) == (second, Marks())
     assert rollback(store, KEY, "ana") == first
+    withdraw(store, KEY, second, who="bob", why="a crack was learnt")
     with pytest.raises(ConfigError, match="withdrawn by bob"):
         rollback(store, KEY, "ana")
     assert store.current(KEY) == first

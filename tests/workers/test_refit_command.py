@@ -235,6 +235,17 @@ def test_a_trial_comes_before_service(whole, refit):
     assert (done["outcome"], whole.marks(KEY).shadow, whole.current(KEY)) == ("on trial", done["version"], parent)
 
 
+def test_a_promotion_killed_before_its_last_step_leaves_the_model_in_service(whole, refit):
+    parent = whole.current(KEY)
+    version = refitted(refit, "--approval", "shadow-then-auto")["version"]
+    whole.promote(KEY, version, expected=parent, who=provenance.ITSELF)  # and the shadow's mark was not taken away
+    assert refitted(refit, "--dry-run")["outcome"] == "dry run"
+    assert whole.marks(KEY).shadow == version, "a dry run changes nothing"
+    assert refitted(refit)["parent"] == version
+    assert (whole.current(KEY), state(whole, version)) == (version, "active")
+    assert (whole.marks(KEY).shadow, whole.marks(KEY).withdrawn) == (None, set())
+
+
 def test_without_golden_goods_it_is_refused_and_says_what_is_missing(store, pool, watched, refit):
     done = refitted(refit, status=3)
     assert (done["outcome"], done["version"]) == ("refused", None)
