@@ -37,6 +37,7 @@ class Decided:
 
 
 def after_review(
+    settings: Settings,
     store: ModelStore,
     pool: DiskPool,
     key: ModelKey,
@@ -47,7 +48,8 @@ def after_review(
 ) -> Decided:
     """Do with a candidate that no rule refuses what its approval says.
 
-    Where a rule could not be checked it waits for a person, whatever the approval. What is not stored anew (a refit
+    Where a rule could not be checked it waits for a person, whatever the approval; so it does where the station began
+    to drift while it was fitted. What is not stored anew (a refit
     that comes to the same model as before) and was withdrawn stays so.
 
     Raises:
@@ -62,6 +64,9 @@ def after_review(
     if approval == "manual" or not review.complete:
         unchecked = f" (not checked: {'; '.join(review.unchecked)})" if review.unchecked else ""
         return Decided(what="stored", words=f"no rule speaks against it{unchecked}; {wait} --by NAME")
+    drift = refit_sources.drifting(settings, key).finding
+    if drift.outcome != "passed":
+        return Decided(what="stored", words=f"no rule spoke against it, but since then {drift.words}; {wait} --by NAME")
     if approval == "auto":
         promote(store, key, version, expected=parent, who=ITSELF, why="refit: every rule of its review passed")
         return Decided(what="promoted", words="every rule of its review passed: it is in service")
@@ -107,8 +112,9 @@ def decide_trial(settings: Settings, store: ModelStore, pool: DiskPool, key: Mod
         withdraw(store, key, version, who=ITSELF, why=words)
         return Decided(what="refused", words=words)
     drift = refit_sources.drifting(settings, key).finding
-    if drift.outcome == "failed":
-        return Decided(what="trial goes on", words=f"nothing goes live while the station drifts: {drift.words}")
+    if drift.outcome != "passed":
+        words = f"nothing goes live by itself unless the station is known not to drift: {drift.words}"
+        return Decided(what="trial goes on", words=words)
     parent = Version(provenance.lineage_of(store, key, version).parent)
     rules = settings.refit
     began = _began(store.markings(key), version).at
@@ -130,11 +136,14 @@ def decide_trial(settings: Settings, store: ModelStore, pool: DiskPool, key: Mod
     return Decided(what="promoted", words=f"trial: {words}; it is in service")
 
 
-def approve(store: ModelStore, pool: DiskPool | None, key: ModelKey, version: Version, *, who: str, why: str) -> None:
+def approve(
+    settings: Settings, store: ModelStore, pool: DiskPool | None, key: ModelKey, version: Version, *, who: str, why: str
+) -> None:
     """Put a candidate in service that a person has looked at.
 
     Raises:
-        ConfigError: it is no refit's candidate, or is refused, withdrawn or outdated; the message says so.
+        ConfigError: it is no refit's candidate, is refused, withdrawn or outdated, or its station drifts; the message
+            says so.
         PromotionConflict: another version went in service at that moment.
     """
     lineage = provenance.lineage_of(store, key, version)
@@ -152,6 +161,9 @@ def approve(store: ModelStore, pool: DiskPool | None, key: ModelKey, version: Ve
     refused = _refuse_defective(store, pool, key, version) if pool else None
     if words := refused.words if refused else _outdated(store, key, version):
         raise ConfigError(f"{short(version)} cannot be approved: {words}")
+    drift = refit_sources.drifting(settings, key).finding
+    if drift.outcome == "failed":
+        raise ConfigError(f"{short(version)} cannot be approved while the station drifts: {drift.words}")
     promote(store, key, version, expected=Version(lineage.parent), who=who, why=why or "refit approved")
 
 

@@ -148,7 +148,9 @@ class _Refit:
             reasons = "; ".join(review.reasons)
             withdraw(self._store, self._key, version, who=ITSELF, why=f"review: {reasons}"[:1000])
             return self._told("refused", f"refused: {reasons}", version=version, review=review, made=made)
-        decided = approval.after_review(self._store, self._pool, self._key, version, self._parent, review, approve)
+        decided = approval.after_review(
+            self._settings, self._store, self._pool, self._key, version, self._parent, review, approve
+        )
         return self._told(decided.what, decided.words, version=version, review=review, made=made)
 
     def _fit(self, sources: list[Source], golden: Golden, progress: Progress) -> Refitted:

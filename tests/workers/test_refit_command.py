@@ -20,6 +20,7 @@ from model_store.leases import open_leases
 from model_store.pool import open_pool
 from model_store.pool_records import Candidate, Feedback
 from pipeline import commissioning, methods, synthetic
+from pipeline import review as reviewing
 from pipeline import settings as line
 from pipeline.backbone import resolve
 from pipeline.data import Artifact, Decision, Frame
@@ -28,7 +29,7 @@ from pipeline.drift import Baseline
 from pipeline.martingale import Alarm
 from pipeline.view import View
 from tests.workers.test_models_upkeep import goldline
-from workers import baselines, provenance, refit_watch
+from workers import approval, baselines, provenance, refit_watch
 from workers.baselines import Kept
 from workers.commands import refit as command
 from workers.metrics import RefitMetrics
@@ -38,6 +39,7 @@ STATION = "line-1/top"
 KEY = ModelKey(STATION)
 NOW = datetime.now(UTC)
 POOLED = 24
+ALARM = Alarm(log_martingale=8.0, direction="higher", since=NOW - timedelta(hours=31), at=NOW, frame_id="f", seen=90)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -274,14 +276,42 @@ def test_goods_that_a_threshold_selected_are_no_golden_set(whole, golden, refit)
 
 
 def test_drift_pauses_refits_until_a_person_has_looked(whole, watched, refit):
-    alarm = Alarm(
-        log_martingale=8.0, direction="higher", since=NOW - timedelta(hours=31), at=NOW, frame_id="f", seen=90
-    )
-    watched(alarm=alarm)
+    watched(alarm=ALARM)
     (reason,) = refitted(refit, status=3)["reasons"]
     assert "goldline baseline accept" in reason
     watched()
     assert refitted(refit)["outcome"] == "stored"
+
+
+@pytest.mark.parametrize("approve", ["auto", "shadow-then-auto"])
+def test_drift_that_begins_during_a_fit_keeps_its_candidate_waiting(whole, pool, watched, refit, settings, approve):
+    parent = whole.current(KEY)
+    done = refitted(refit)
+    watched(alarm=ALARM)
+    review = reviewing.read(done["review"])
+    decided = approval.after_review(settings, whole, pool, KEY, done["version"], parent, review, approve)
+    assert decided.what == "stored"
+    assert "goldline baseline accept" in decided.words
+    assert (whole.current(KEY), whole.marks(KEY).shadow) == (parent, None)
+
+
+def test_no_person_approves_while_the_station_drifts(whole, watched, refit):
+    parent, version = whole.current(KEY), refitted(refit)["version"]
+    watched(alarm=ALARM)
+    assert "goldline baseline accept" in refit("approve", STATION, version, "--by", "ana", status=2)
+    assert whole.current(KEY) == parent
+    watched()
+    refit("approve", STATION, version, "--by", "ana")
+    assert whole.current(KEY) == version
+
+
+def test_a_trial_goes_on_while_nobody_knows_whether_the_station_drifts(whole, settings, refit):
+    parent, version = whole.current(KEY), refitted(refit, "--approval", "shadow-then-auto")["version"]
+    baselines.place(settings, STATION, "default").unlink()
+    done = refitted(refit)
+    assert (done["outcome"], done["version"]) == ("trial goes on", version)
+    assert "is that the folder of its worker?" in done["words"]
+    assert (whole.current(KEY), whole.marks(KEY).shadow) == (parent, version)
 
 
 def test_frames_of_a_time_of_drift_are_left_out_for_good(whole, watched, refit):
