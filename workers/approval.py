@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from model_store import (
+    ITSELF,
     Lineage,
     Marking,
     ModelKey,
@@ -25,7 +26,6 @@ from pipeline.refit_settings import Approval
 from pipeline.review import Review
 from pipeline.settings import Settings
 from workers import provenance, refit_sources
-from workers.provenance import ITSELF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

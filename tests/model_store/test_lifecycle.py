@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from model_store import (
+    ITSELF,
     Marks,
     State,
     Version,
@@ -183,6 +184,22 @@ def test_what_keeps_a_version(store, backend, tmp_path, aged):
         store.get(KEY, version)
     assert collected.freed_bytes > 40 * 6 * 4
     assert rollback(store, KEY, "ana") == previous
+
+
+def test_what_a_person_approved_last_is_kept_as_refits_are_held_beside_it(store, backend, tmp_path, aged):
+    older, approved, *refits = (aged(n, 90) for n in range(6))
+    put_current(store, 0)
+    put_current(store, 1)
+    before = approved
+    for version in refits:
+        promote(store, KEY, version, expected=before, who=ITSELF)
+        before = version
+    for version in (older, approved, *refits):
+        backend.age(tmp_path, KEY, version, 90)
+    found = kept(collect(store, unused_since=datetime.now(UTC) + timedelta(days=1)))
+    assert found[approved] == "approved last by a person: refits are held beside it"
+    assert [found[version] for version in (older, *refits[:-2])] == ["", "", ""]
+    assert store.get(KEY, approved)
 
 
 def test_a_canary_is_kept_as_one(store, aged):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from model_store import ModelKey, open_store, promote, state_of, withdrawal
+from model_store import ITSELF, ModelKey, open_store, promote, state_of, withdrawal
 from model_store.leases import open_leases
 from model_store.pool import open_pool
 from model_store.pool_records import Candidate, Feedback
@@ -220,7 +220,19 @@ def test_auto_puts_it_in_service_when_every_rule_was_checked(whole, refit):
     done = refitted(refit, "--approval", "auto")
     assert done["outcome"] == "promoted"
     assert whole.current(KEY) == done["version"]
-    assert whole.history(KEY)[-1].who == provenance.ITSELF
+    assert whole.history(KEY)[-1].who == ITSELF
+
+
+def test_auto_waits_for_a_person_where_the_model_approved_last_is_gone(whole, pool, refit, settings):
+    approved = whole.current(KEY)
+    for n in (1, 2):
+        other = whole.put(KEY, changed(whole.get(KEY, whole.current(KEY)), by=n), lineage={"pictures": ["0" * 12]})
+        promote(whole, KEY, other, expected=whole.current(KEY), who=ITSELF)
+    assert refitted(refit, "--dry-run")["review"]["findings"][-1]["outcome"] == "passed"
+    next(Path(settings.store.url.removeprefix("file://")).rglob(f"versions/{approved}*.json")).unlink()
+    done = refitted(refit, "--approval", "auto")
+    assert done["outcome"] == "stored"
+    assert "lost since approval: the model that a person approved last is stored no more" in done["words"]
 
 
 def test_auto_waits_for_a_person_where_misses_cannot_be_checked(whole, golden, refit):
@@ -240,7 +252,7 @@ def test_a_trial_comes_before_service(whole, refit):
 def test_a_promotion_killed_before_its_last_step_leaves_the_model_in_service(whole, refit):
     parent = whole.current(KEY)
     version = refitted(refit, "--approval", "shadow-then-auto")["version"]
-    whole.promote(KEY, version, expected=parent, who=provenance.ITSELF)  # and the shadow's mark was not taken away
+    whole.promote(KEY, version, expected=parent, who=ITSELF)  # and the shadow's mark was not taken away
     assert refitted(refit, "--dry-run")["outcome"] == "dry run"
     assert whole.marks(KEY).shadow == version, "a dry run changes nothing"
     assert refitted(refit)["parent"] == version
@@ -349,10 +361,10 @@ def test_what_was_held_beside_another_model_is_not_approved(whole, refit):
     assert whole.current(KEY) == other
 
 
-def changed(artifact):
+def changed(artifact, by=1):
     """The same model with another threshold: another version."""
     meta = dict(artifact.meta)
-    meta["threshold"] = {**meta["threshold"], "pixel": meta["threshold"]["pixel"] + 1}
+    meta["threshold"] = {**meta["threshold"], "pixel": meta["threshold"]["pixel"] + by}
     return Artifact(method=artifact.method, tensors=artifact.tensors, meta=meta)
 
 
