@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from model_store import (
     ITSELF,
@@ -22,10 +22,13 @@ from model_store import (
 from model_store.pool import DiskPool
 from pipeline import review as reviewing
 from pipeline.errors import ConfigError
-from pipeline.refit_settings import Approval
+from pipeline.refit_settings import Approval, Refit
 from pipeline.review import Review
 from pipeline.settings import Settings
 from workers import provenance, refit_sources
+
+if TYPE_CHECKING:
+    from workers.comparing import Difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,24 +119,40 @@ def decide_trial(settings: Settings, store: ModelStore, pool: DiskPool, key: Mod
         words = f"nothing goes live by itself unless the station is known not to drift: {drift.words}"
         return Decided(what="trial goes on", words=words)
     parent = Version(provenance.lineage_of(store, key, version).parent)
-    rules = settings.refit
     began = _began(store.markings(key), version).at
-    age = datetime.now(UTC) - began
     found = comparing.compare(comparing.from_trial(settings, key, version, parent), version, parent, examples=0)
-    differ = found.a_rejects_alone + found.b_rejects_alone
-    if age < timedelta(hours=rules.shadow_h) or found.frames < rules.shadow_frames:
-        words = (
-            f"trial since {began:%Y-%m-%d %H:%M} UTC, {found.frames} frames; it takes {rules.shadow_h:g} h and "
-            f"{rules.shadow_frames} frames"
+    what, words = judged(settings.refit, found, datetime.now(UTC) - began)
+    words = f"trial since {began:%Y-%m-%d %H:%M} UTC: {words}"
+    if what == "refused":
+        withdraw(store, key, version, who=ITSELF, why=words)
+    if what == "promoted":
+        promote(store, key, version, expected=parent, who=ITSELF, why=words)
+        words += "; it is in service"
+    return Decided(what=what, words=words)
+
+
+def judged(
+    rules: Refit, found: "Difference", age: timedelta
+) -> tuple[Literal["promoted", "refused", "trial goes on"], str]:
+    """What a trial says, and in words. Its verdicts are of parts that nobody has verified.
+
+    Args:
+        rules: what it takes, and what may differ.
+        found: between the candidate, A, and its parent, B.
+        age: of the trial.
+    """
+    rejects = found.both_reject + found.b_rejects_alone
+    if age < timedelta(hours=rules.shadow_h) or found.frames < rules.shadow_frames or rejects < rules.shadow_rejects:
+        return "trial goes on", (
+            f"{found.frames} frames, of which the model in service rejects {rejects}; it takes {rules.shadow_h:g} h, "
+            f"{rules.shadow_frames} frames and {rules.shadow_rejects} rejects"
         )
-        return Decided(what="trial goes on", words=words)
-    share = differ / found.frames
-    words = f"of {found.frames} frames {differ} had another verdict ({share:.2%}); {rules.differ_max:.2%} may at most"
-    if share > rules.differ_max:
-        withdraw(store, key, version, who=ITSELF, why=f"trial: {words}")
-        return Decided(what="refused", words=f"trial: {words}")
-    promote(store, key, version, expected=parent, who=ITSELF, why=f"trial: {words}")
-    return Decided(what="promoted", words=f"trial: {words}; it is in service")
+    differ, passes = (found.a_rejects_alone + found.b_rejects_alone) / found.frames, found.b_rejects_alone / rejects
+    words = (
+        f"of {found.frames} frames {differ:.2%} had another verdict, {rules.differ_max:.2%} may at most; of {rejects} "
+        f"rejects of the model in service {passes:.2%} would pass, {rules.passes_max:.2%} may at most"
+    )
+    return "promoted" if differ <= rules.differ_max and passes <= rules.passes_max else "refused", words
 
 
 def approve(

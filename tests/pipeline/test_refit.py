@@ -27,7 +27,7 @@ from pipeline.view import View
 from tests.conformance.pictures import bad, config, good
 
 VIEW = View(size=(64, 64))
-RULES = Rules(frames_min=8, goods_min=12, folds=3, frames_max=60)
+RULES = Rules(frames_min=8, goods_min=12, defects_min=8, folds=3, frames_max=60)
 OPEN = {"p_min": 0.0, "folds": 0, "new_share_max": 1.0, "distance_max": 1e5, "outliers_max": 1.0}
 
 

@@ -83,7 +83,14 @@ def settings_tree(tmp_path):
         "drift": {"folder": f"{tmp_path}/drift"},
         "refit": {
             "golden": f"{tmp_path}/golden",
-            "rules": {"frames_min": 10, "goods_min": 15, "folds": 2, "p_min": 0.0, "distance_max": 100.0},
+            "rules": {
+                "frames_min": 10,
+                "goods_min": 15,
+                "defects_min": 6,
+                "folds": 2,
+                "p_min": 0.0,
+                "distance_max": 100.0,
+            },
         },
         "stations": {STATION: {}},
     }
@@ -241,6 +248,14 @@ def test_auto_waits_for_a_person_where_misses_cannot_be_checked(whole, golden, r
     done = refitted(refit, "--approval", "auto")
     assert done["outcome"] == "stored"
     assert "no golden defects" in done["words"]
+
+
+def test_auto_waits_for_a_person_where_golden_defects_are_few(whole, golden, refit):
+    for path in sorted((golden / "defect").iterdir())[1:]:
+        path.unlink()
+    done = refitted(refit, "--approval", "auto")
+    assert done["outcome"] == "stored"
+    assert "lost defects: 1 golden defects that the model in service catches are too few to say" in done["words"]
 
 
 def test_a_trial_comes_before_service(whole, refit):
