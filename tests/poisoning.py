@@ -1,8 +1,8 @@
 """Attacks on a refit by defective parts that passed: some among many good ones, or all a little worse each day.
 
 The pool, the refit and its review are the real ones; each defence can be left out. A refit counts as live where no rule
-of its review failed. Recall is that of the model's own threshold; harm is measured on defects that no rule knows, for the
-golden ones are what a review refuses by. Whatever is random follows from a seed.
+of its review failed. Recall is that of the model's own threshold; harm is measured on defects that no rule knows: by
+the golden ones a review refuses. Whatever is random follows from a seed.
 """
 
 import hashlib
