@@ -12,6 +12,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
@@ -43,8 +44,12 @@ ALARM = Alarm(log_martingale=8.0, direction="higher", since=NOW - timedelta(hour
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def picture(seed, defect=None):
-    return synthetic.encode(synthetic.draw("cap", seed=seed, defect=defect, size=(64, 64)).image)
+def picture(seed, *, spoilt=False):
+    """A drawn cap; a spoilt one so that a backbone without training sees it."""
+    image = synthetic.draw("cap", seed=seed, size=(64, 64)).image
+    if spoilt:
+        image[16:48, 16:48] = np.random.default_rng(seed).integers(0, 256, size=(32, 32, 3), dtype=np.uint8)
+    return synthetic.encode(image)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def drawn():
         "fit": [picture(i) for i in range(40)],
         "pool": [picture(100 + i) for i in range(POOLED)],
         "good": [picture(200 + i) for i in range(20)],
-        "defect": [picture(300 + i, defect="missing") for i in range(6)],
+        "defect": [picture(300 + i, spoilt=True) for i in range(6)],
     }
 
 
