@@ -1,8 +1,9 @@
 """The worker's walk: frames of a partition in, one terminal verdict for each out, acknowledged in order.
 
 Each partition has a lane: up to `window` of its frames are in flight at once, so that one station can fill a batch;
-they are handed to the producer in the order they came and acknowledged in it, once the broker has them. A crash at any moment
-loses nothing: what was not acknowledged comes again, and what was already answered is known from the results' tail.
+they are handed to the producer in the order they came, and acknowledged in it, once the broker has them. A crash at any
+moment loses nothing: what was not acknowledged comes again, and what was already answered is known from the results'
+tail.
 """
 
 import asyncio
