@@ -92,7 +92,7 @@ def _fitting(task: SimpleNamespace) -> Callable[[], object]:
         model.feature_extractor.eval()
         model.embedding_store.clear()
         with torch.no_grad():
-            for part in pictures.split(32):
+            for part in torch.split(pictures, 32):
                 model(part.to(task.device))
             patches = sum(len(each) for each in model.embedding_store)
             model.subsample_embedding(task.bank_rows / patches)

@@ -57,14 +57,17 @@ class Peer:
         self._process = subprocess.Popen(
             [python(), str(_SCRIPT), asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self._read()
+        try:
+            self._read()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._end()
 
     def run(self) -> float:
         """Do the work once; its seconds."""
@@ -72,6 +75,10 @@ class Peer:
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         return float(self._read()["seconds"])
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
     def _read(self) -> Any:
         assert self._process.stdout is not None  # noqa: S101 - it is a pipe

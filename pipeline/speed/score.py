@@ -184,7 +184,7 @@ def _inspector(method: str, net: Backbone, bank: int | None, size: int) -> Inspe
     images = _pictures(_FIT, size).images
     if bank is None:
         config = methods.make_config(method, {})
-        detector: Detector = methods.METHODS[method].fit(images, config, backbone=net, seed=0)
+        detector: Detector = methods.fit(method, images, config, backbone=net, seed=0)
     else:
         detector = PatchCoreDetector(_bank(net, bank, size), PatchCoreConfig(), (size, size), net)
     goods = commissioning.score_all(detector, _pictures(_GOODS, size, first=500).images)

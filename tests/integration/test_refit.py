@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from model_store import ModelKey, open_store, promote
-from model_store.pool import open_pool
+from model_store.pool import MARKER, open_pool
 from pipeline import synthetic
 from pipeline.data import Artifact
 from tests.line import STATIONS, assert_one_verdict_each, results, start_worker
@@ -87,7 +87,7 @@ def test_a_refit_learns_tries_and_goes_live_while_the_line_runs(
     traffic.start()
     try:
         pool = open_pool(rig.settings.pool)
-        until(lambda: pool.root.exists() and len(pool.usable(KEY)) >= 12)
+        until(lambda: (pool.root / MARKER).exists() and len(pool.usable(KEY)) >= 12)
         until(lambda: baselines.place(rig.settings, STATION, "default").exists())
         made = refit(rig)
         assert made["outcome"] == "on trial", made

@@ -80,7 +80,7 @@ def score(
         size=size,
         repeats=repeats,
         peers=peers,
-        **({"engines": _names(engines)} if engines else {}),  # type: ignore[arg-type]
+        **({"engines": _names(engines)} if engines else {}),
     )
     with shown() as progress:
         rows = measured.run(asked, progress=progress)
