@@ -70,6 +70,8 @@ class Prometheus:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
+            if error.code == 503:  # it is starting
+                return None
             pytest.fail(f"{parameters}: {error.read().decode()}")
         except OSError:
             return None
