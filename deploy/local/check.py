@@ -19,7 +19,7 @@ from deploy.local.prometheus import SETUP, Query, queries
 from deploy.local.stack import Line, Order, alive
 from pipeline.errors import GoldlineError
 from workers.rig import Process
-from workers.scrape import Scrape, scrape
+from workers.scrape import scrape
 
 KILLED, LEFT = "worker-1", "worker-2"
 ALERT = "GoldlineProcessDown"
@@ -40,7 +40,7 @@ class Report:
 
     def tell(self, name: str, ok: bool, seen: str) -> None:
         """One finding."""
-        print(f"{'pass' if ok else 'FAIL'}  {name}: {seen}", flush=True)  # noqa: T201
+        click.echo(f"{'pass' if ok else 'FAIL'}  {name}: {seen}")
         if not ok:
             self.failed.append(name)
 
@@ -51,8 +51,8 @@ def main(rate: float) -> None:
     """Run a line for some minutes, and see that its monitoring says what is so."""
     report = Report()
     try:
-        with Line(Order(folder=FOLDER, rate=rate), say=lambda step: print("     ", step, flush=True)) as line:  # noqa: T201
-            print(f"      the line is up; looking at it after {_SETTLE_S:.0f} s", flush=True)  # noqa: T201
+        with Line(Order(folder=FOLDER, rate=rate), say=lambda step: click.echo(f"      {step}")) as line:
+            click.echo(f"      the line is up; looking at it after {_SETTLE_S:.0f} s")
             time.sleep(_SETTLE_S)
             quiet(line, report)
             counts(line, report)
@@ -104,7 +104,7 @@ def dashboards(line: Line, report: Report) -> None:
 def counts(line: Line, report: Report) -> None:
     """What is on the topic lies between two looks at the workers, and so does what Prometheus has stored."""
     began = time.monotonic()
-    before, acted_before = verdicts(line), line_count(line, "gate")
+    before, acted_before = verdicts(line), acted(line)
     topic = on_topic(line)
     actions = len((line.rig.directory / "actions.jsonl").read_text(encoding="utf-8").splitlines())
     time.sleep(max(0.0, began + _STALE_S - time.monotonic()))
@@ -114,35 +114,34 @@ def counts(line: Line, report: Report) -> None:
             for series in line.prometheus.query("sum by (station, verdict) (goldline_results_total) > 0")
         }
     )
-    after, acted_after = verdicts(line), line_count(line, "gate")
+    after, acted_after = verdicts(line), acted(line)
     for name, seen in (("goldline results", Counter(topic.values())), ("Prometheus", stored)):
         wrong = outside(before, seen, after)
         told = ", ".join(f"{'/'.join(k)} {seen[k]} not in {before[k]}..{after[k]}" for k in wrong)
-        report.tell(f"the workers' counts are those of {name}", not wrong, told or f"{seen.total()} verdicts")
-    ok = acted_before <= actions <= acted_after and actions > 0
+        ok = seen.total() > 0 and not wrong
+        report.tell(f"the workers' counts are those of {name}", ok, told or f"{seen.total()} verdicts")
+    ok = 0 < acted_before <= actions <= acted_after
     report.tell("the gate's count is that of its actions", ok, f"{actions}, in {acted_before:.0f}..{acted_after:.0f}")
 
 
 def outside(low: Counter[Any], seen: Counter[Any], high: Counter[Any]) -> list[Any]:
-    """Keys whose count is not within two others; all, where nothing was counted."""
-    keys = low.keys() | seen.keys() | high.keys()
-    return sorted(key for key in keys if not low[key] <= seen[key] <= high[key] or not seen.total())
+    """Keys whose count is not within two others."""
+    return sorted(key for key in low.keys() | seen.keys() | high.keys() if not low[key] <= seen[key] <= high[key])
 
 
 def verdicts(line: Line) -> Counter[tuple[str, str]]:
     """By station and verdict, as the workers tell now."""
     found: Counter[tuple[str, str]] = Counter()
     for name in (KILLED, LEFT):
-        look: Scrape = scrape(line.urls[name])
-        for metric, labels, value in look.samples:
+        for metric, labels, value in scrape(line.urls[name]).samples:
             if metric == "goldline_results_total" and value:
                 found[labels["station"], labels["verdict"]] += int(value)
     return found
 
 
-def line_count(line: Line, name: str) -> float:
+def acted(line: Line) -> float:
     """Parts that the gate acted on, as it tells now."""
-    return scrape(line.urls[name]).sum("goldline_gate_actions_total")
+    return scrape(line.urls["gate"]).sum("goldline_gate_actions_total")
 
 
 def on_topic(line: Line) -> dict[str, tuple[str, str]]:
@@ -163,7 +162,7 @@ def kill(line: Line, report: Report) -> None:
     worker = line.process(KILLED)
     instance = line.urls[KILLED].removeprefix("http://")
     limit_s = firing_within_s(line, ALERT)
-    print(f"      kill -9 {worker.popen.pid} ({KILLED}, {instance})", flush=True)  # noqa: T201
+    click.echo(f"      kill -9 {worker.popen.pid} ({KILLED}, {instance})")
     worker.popen.kill()
     worker.popen.wait()
     took = waited(lambda: instance in firing(line, ALERT), limit_s)
@@ -171,8 +170,8 @@ def kill(line: Line, report: Report) -> None:
         f"{ALERT} fires for {instance}", instance in firing(line, ALERT), f"after {took:.0f} s of {limit_s:.0f}"
     )
     report.tell("it fires for no other", firing(line, ALERT) <= {instance}, ", ".join(sorted(firing(line, ALERT))))
-    share = waited(lambda: scrape(line.urls[LEFT]).sum("goldline_partitions_assigned") == 2, _TAKEN_OVER_S)  # noqa: PLR2004
-    report.tell(f"{LEFT} takes its station over", share < _TAKEN_OVER_S, f"{took + share:.0f} s after the kill at most")
+    share = waited(lambda: scrape(line.urls[LEFT]).sum("goldline_partitions_assigned") == 2, _TAKEN_OVER_S)
+    report.tell(f"{LEFT} takes its station over", share < _TAKEN_OVER_S, f"within {took + share:.0f} s of the kill")
     others = {rule["name"] for rule in active(line.prometheus.alerting())} - {ALERT}
     strange = others - FOLLOWS
     seen = f"beside it: {', '.join(sorted(others)) or 'none'}"

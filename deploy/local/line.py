@@ -19,10 +19,10 @@ def main(rate: float) -> None:
     line = Line(Order(folder=FOLDER, rate=rate))
     try:
         with line:
-            print(summary(line))  # noqa: T201
+            click.echo(summary(line))
             stay(line)
     except KeyboardInterrupt:
-        print("\nit is all down; logs are in", FOLDER)  # noqa: T201
+        click.echo(f"\nit is all down; logs are in {FOLDER}")
     except GoldlineError as error:
         sys.exit(f"line: {error}")
 
@@ -38,7 +38,7 @@ def summary(line: Line) -> str:
         *((name, f"{url}/metrics", FOLDER / f"{name}.log") for name, url in line.urls.items()),
     ]
     pids = line.pids
-    shown = [f"  {name:12} {pids[name]:>8}  {where:46} {log}" for name, where, log in rows]
+    shown = [f"  {name:12} {pids.get(name, '-'):>8}  {where:46} {log}" for name, where, log in rows]
     return "\n".join(
         [
             "",
@@ -66,7 +66,7 @@ def stay(line: Line) -> None:
             status = process.popen.poll()
             if status is not None and process.name not in told:
                 told.add(process.name)
-                print(f"{process.name} ended with status {status}: {process.log}")  # noqa: T201
+                click.echo(f"{process.name} ended with status {status}: {process.log}")
         time.sleep(0.5)
 
 

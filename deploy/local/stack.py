@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
+import click
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -26,7 +27,6 @@ from deploy.local.prometheus import Prometheus, prepare
 from pipeline import synthetic
 from pipeline.errors import ConfigError
 from workers import dev_broker
-from workers.refit_watch import wall
 from workers.rig import Process, Rig
 from workers.scrape import scrape
 
@@ -89,7 +89,7 @@ class Line:
     """
 
     order: Order
-    say: Say = print
+    say: Say = click.echo
     rig: Rig = field(init=False)
     prometheus: Prometheus = field(init=False)
     redis: str = field(init=False)
@@ -143,7 +143,7 @@ class Line:
         self.rig.processes.append(start_redis(folder / "redis", port))
         self._fit()
         self.say("starting Kafka")
-        self.rig.tree = tree(self.order, self.redis, wall())
+        self.rig.tree = tree(self.order, self.redis, datetime.now().astimezone())
         self.rig.__enter__()
         self._start_ours()
         self.say("starting Prometheus")
@@ -262,7 +262,9 @@ def free_port(wanted: int = 0) -> int:
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process."""
+    """Whether there is such a process; a dead child of ours lingers until asked for."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
