@@ -1,7 +1,7 @@
 # Nothing here needs an activated virtual environment. ARGS goes to the command: make test ARGS="-k gate".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format bench bench-peers backbones docs containers clean
+.PHONY: help setup demo line line-check test check lint format bench bench-peers backbones docs containers clean
 BIN := .venv/bin
 TESTS ?= tests
 
@@ -13,6 +13,12 @@ setup: ## make .venv with everything in it, and fetch Kafka for development
 
 demo: setup ## run a line end to end on drawn parts
 	@$(BIN)/goldline demo $(ARGS)
+
+line: setup ## a whole line until Ctrl-C: Kafka, Redis, Prometheus, workers, gate, cameras, refits
+	@$(BIN)/python -m deploy.local.line $(ARGS)
+
+line-check: setup ## minutes: such a line, its alerts, dashboards and counts; then a worker is killed
+	@$(BIN)/python -m deploy.local.check $(ARGS)
 
 test: setup ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
