@@ -66,11 +66,14 @@ def prepare(folder: Path, targets: Mapping[str, str], *, every_s: int | None = N
 
     Args:
         folder: made if needed.
-        targets: `http://HOST:PORT` of each process, by its name.
+        targets: `http://HOST:PORT` of each process, by its name: its kind, and what tells it from others after a dash.
         every_s: scrape and evaluate as often, instead of what the settings say.
     """
     (folder / "targets").mkdir(parents=True, exist_ok=True)
-    found = [{"targets": [url.removeprefix("http://")], "labels": {"process": name}} for name, url in targets.items()]
+    found = [
+        {"targets": [url.removeprefix("http://")], "labels": {"process": name.partition("-")[0]}}
+        for name, url in targets.items()
+    ]
     (folder / "targets" / "line.yaml").write_text(yaml.safe_dump(found), encoding="utf-8")
     shutil.copy(RULES, folder / RULES.name)
     setup = yaml.safe_load(SETUP.read_text(encoding="utf-8"))

@@ -55,7 +55,7 @@ def test_prometheus_gets_the_rules_and_every_target(tmp_path):
     (pattern,) = job["file_sd_configs"][0]["files"]
     (targets,) = tmp_path.glob(pattern)
     assert yaml.safe_load(targets.read_text()) == [
-        {"targets": ["127.0.0.1:9790"], "labels": {"process": "worker-1"}},
+        {"targets": ["127.0.0.1:9790"], "labels": {"process": "worker"}},
         {"targets": ["127.0.0.1:9791"], "labels": {"process": "gate"}},
     ]
     if shutil.which("promtool") is None:
