@@ -36,6 +36,7 @@ _PROGRAMS = {"redis-server": "redis-server", "prometheus": "prometheus"}  # and 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _UP_S = 120.0
 _FIT_S = 600.0
+_REDIS_S = 20.0
 
 Say = Callable[[str], None]
 
@@ -140,7 +141,9 @@ class Line:
         self.rig = Rig(folder, {}, store=f"{self.redis}/0")
         self._ends.callback(self.rig.close)
         self.say("starting Redis")
-        self.rig.processes.append(start_redis(folder / "redis", port))
+        redis = start_redis(folder / "redis", port)
+        self.rig.processes.append(redis)
+        wait_for_redis(redis, port)
         self._fit()
         self.say("starting Kafka")
         self.rig.tree = tree(self.order, self.redis, datetime.now().astimezone())
@@ -227,26 +230,29 @@ def ready(url: str) -> bool:
 
 
 def start_redis(folder: Path, port: int) -> Process:
-    """Redis on loopback, in memory alone.
-
-    Raises:
-        ConfigError: it ended, or does not answer.
-    """
+    """Redis on loopback, in memory alone."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "redis.log"
     argv = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", ""]
     with log.open("w") as out:
         # A session of its own: Ctrl-C in the terminal must not take the store from under the workers.
         popen = subprocess.Popen(argv, stdout=out, stderr=out, text=True, start_new_session=True)
-    process = Process("redis", popen, log)
-    until = time.monotonic() + 20
+    return Process("redis", popen, log)
+
+
+def wait_for_redis(redis: Process, port: int) -> None:
+    """Until it answers.
+
+    Raises:
+        ConfigError: it ended, or does not answer in time.
+    """
+    until = time.monotonic() + _REDIS_S
     while True:
         with suppress(RedisError), Redis(host="127.0.0.1", port=port, socket_timeout=1) as client:
             client.ping()
-            return process
-        if popen.poll() is not None or time.monotonic() > until:
-            process.end()
-            raise ConfigError(f"redis-server did not start: {process.last_words()}")
+            return
+        if redis.popen.poll() is not None or time.monotonic() > until:
+            raise ConfigError(f"redis-server does not answer: {redis.last_words()}")
         time.sleep(0.02)
 
 
