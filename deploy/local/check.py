@@ -4,6 +4,7 @@ Rules and scrape are those of deploy/prometheus, nothing is shortened. Exit stat
 """
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -53,6 +54,7 @@ def main(rate: float) -> None:
     try:
         with Line(Order(folder=FOLDER, rate=rate), say=lambda step: click.echo(f"      {step}")) as line:
             click.echo(f"      the line is up; looking at it after {_SETTLE_S:.0f} s")
+            click.echo(f"      load of this machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
             time.sleep(_SETTLE_S)
             quiet(line, report)
             counts(line, report)

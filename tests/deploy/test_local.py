@@ -16,12 +16,15 @@ import yaml
 
 from deploy.local import check
 from deploy.local.prometheus import RULES, prepare, queries
-from deploy.local.stack import STATIONS, Line, Order, alive, free_port, tree
+from deploy.local.stack import STATIONS, Line, Order, alive, free_port, schedule, tree
 from pipeline import settings
 from pipeline.errors import ConfigError
+from pipeline.guarantee import needed
 from pipeline.refit_settings import next_run
+from pipeline.settings import Settings
 from tests.conftest import missing
-from tests.deployed import ROOT, ran
+from tests.deployed import DEPLOY, ROOT, ran
+from workers.health import PORTS
 from workers.rig import Process, to_toml
 
 REDIS = "redis://127.0.0.1:6379"
@@ -35,17 +38,26 @@ def programs():
 
 
 @pytest.mark.parametrize("minute", range(0, 60, 7))
-def test_its_settings_are_a_line_s_and_the_first_refit_is_soon(tmp_path, minute):
+def test_the_first_refit_is_soon_and_the_next_half_an_hour_later(minute):
     now = datetime(2026, 3, 2, 23, minute, 30, tzinfo=UTC)
+    first = next_run(schedule(now), now)
+    assert timedelta(minutes=2) < first - now <= timedelta(minutes=3)
+    assert next_run(schedule(now), first) - first == timedelta(minutes=30)
+
+
+def test_its_settings_are_a_line_s(tmp_path):
     file = tmp_path / "line.toml"
-    file.write_text(to_toml(tree(Order(folder=tmp_path), REDIS, now)))
+    file.write_text(to_toml(tree(Order(folder=tmp_path), REDIS)))
     read = settings.read(file, {})
     assert read.partitions() == {name: i for i, name in enumerate(STATIONS)}
     assert read.frames.roots == (f"{REDIS}/1",)
-    assert read.refit.schedule
-    first = next_run(read.refit.schedule, now)
-    assert timedelta(minutes=2) < first - now <= timedelta(minutes=3)
-    assert next_run(read.refit.schedule, first) - first == timedelta(minutes=30)
+    assert read.metrics.port not in range(Settings().metrics.port, Settings().metrics.port + PORTS)
+
+
+def test_refits_have_the_verified_goods_that_the_promise_needs(tmp_path):
+    order = Order(folder=tmp_path)
+    assert order.tests >= needed(settings.build(tree(order, REDIS)).defaults.false_reject_rate)
+    assert f"test_goods={order.tests}, defects_each=5, seed=seed + 10" in (DEPLOY / "compose.yaml").read_text()
 
 
 def test_prometheus_gets_the_rules_and_every_target(tmp_path):
