@@ -1,7 +1,7 @@
 # Nothing here needs an activated virtual environment. ARGS goes to the command: make test ARGS="-k gate".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format bench bench-peers backbones docs containers clean
+.PHONY: help setup demo line line-check test check lint format bench bench-peers backbones docs containers clean
 BIN := .venv/bin
 TESTS ?= tests
 
@@ -16,6 +16,12 @@ demo: setup ## run a line end to end on drawn parts
 
 test: setup ## run the tests, all of them in up to four processes, or what ARGS says in one
 	@$(if $(ARGS),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(or $(ARGS),-n auto --maxprocesses 4 --dist loadfile)
+
+line: setup ## a whole line until Ctrl-C: Kafka, Redis, Prometheus, workers, gate, cameras, refits
+	@$(BIN)/python -m deploy.local.line $(ARGS)
+
+line-check: setup ## minutes: such a line, its alerts, dashboards and counts; then a worker is killed
+	@$(BIN)/python -m deploy.local.check $(ARGS)
 
 check: lint ## what CI runs: format, lint, types, tests (TESTS= leaves the tests out)
 ifneq ($(strip $(TESTS)),)

@@ -98,26 +98,26 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$key" ]; then
   printf '%s\n' "$key" >"$stamp"
 fi
 
-# Only the tests of the Redis store need a server; without one they say so.
+# Only `make line` and the tests of the Redis store need a server; without one they say so.
 if ! command -v redis-server >/dev/null && [ -z "${GOLDLINE_REDIS:-}" ] && [ ! -e "$stamp-redis" ]; then
   if is_root && has_apt; then
-    apt_install redis-server || say 'apt-get could not install redis-server: the tests of the Redis store are skipped'
+    apt_install redis-server || say 'apt-get could not install redis-server: no make line, and the tests of the Redis store are skipped'
   else
-    say 'no redis-server here: the tests of the Redis store are skipped (Debian: apt-get install redis-server)'
+    say 'no redis-server here: no make line, and the tests of the Redis store are skipped (Debian: apt-get install redis-server)'
   fi
   touch "$stamp-redis"
 fi
 
-# Only the tests of dashboards and alerts need Prometheus; Debian's package would also run one as a service.
+# Only `make line` and the tests of dashboards and alerts need Prometheus; Debian's package would also run one as a service.
 if ! command -v promtool >/dev/null && [ ! -e "$stamp-prometheus" ]; then
   if is_root && has_apt; then
     if apt_install prometheus; then
       systemctl disable --now prometheus >/dev/null 2>&1 || true
     else
-      say 'apt-get could not install prometheus: the tests of dashboards and alerts are skipped'
+      say 'apt-get could not install prometheus: no make line, and the tests of dashboards and alerts are skipped'
     fi
   else
-    say 'no promtool here: the tests of dashboards and alerts are skipped (Debian: apt-get install prometheus)'
+    say 'no promtool here: no make line, and the tests of dashboards and alerts are skipped (Debian: apt-get install prometheus)'
   fi
   touch "$stamp-prometheus"
 fi

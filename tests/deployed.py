@@ -8,34 +8,25 @@ from pathlib import Path
 from pipeline.settings import Settings
 from pipeline.settings_overrides import overrides
 from tests.test_docs import problem_with
-from workers.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 
 # Variables that are no settings: README.md, Settings.
 OTHERS = {"GOLDLINE_PICTURES", "GOLDLINE_REDIS_PASSWORD"}
-# What other work brings; each line goes when its thing is there.
-_COMING_COMMANDS = {"refit"} - set(COMMANDS)
-_COMING_SECTIONS = {"metrics", "refit"} - set(Settings.__struct_fields__)
 
 
 def wrong_command(arguments: Iterable[str]) -> str | None:
     """What `goldline ARGUMENTS` would be told, or None."""
-    words = [str(word) for word in arguments]
-    return None if words[:1] and words[0] in _COMING_COMMANDS else problem_with(words)
+    return problem_with([str(word) for word in arguments])
 
 
 def wrong_variables(environment: dict[str, str]) -> list[str]:
     """What is wrong with variables of ours: no such setting, or a value that it cannot have."""
     ours = {name: str(value) for name, value in environment.items() if name.startswith("GOLDLINE_")}
-    known = {name: value for name, value in ours.items() if name not in OTHERS and not _coming(name)}
+    known = {name: value for name, value in ours.items() if name not in OTHERS}
     strange = [f"{name} is no setting" for name in known if "__" not in name]
     return strange + list(overrides({}, Settings, known, prefix="GOLDLINE_"))
-
-
-def _coming(name: str) -> bool:
-    return name.removeprefix("GOLDLINE_").lower().partition("__")[0] in _COMING_SECTIONS
 
 
 def split(line: str) -> list[str]:

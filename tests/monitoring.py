@@ -1,39 +1,23 @@
 """What the dashboards and rules ask for, and what there is to be asked."""
 
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from deploy.local.prometheus import DASHBOARDS, RULES, panels, rules
 from pipeline.settings import Settings, build
 from workers.camera import Sent
 from workers.exposition import Exposition
 from workers.gate import Gate
 from workers.metrics import CameraMetrics, GateMetrics, RefitMetrics, WorkerMetrics
 
+__all__ = ["DASHBOARDS", "ROOT", "RULES", "RUNBOOKS", "alerts", "asked", "exported", "panels", "rules", "series_names"]
+
 ROOT = Path(__file__).resolve().parent.parent
-DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
-RULES = ROOT / "deploy/prometheus/rules.yaml"
 RUNBOOKS = ROOT / "docs/alerts"
 _NAME = re.compile(
     r"\b(?:goldline[a-z0-9_:]*|process_[a-z0-9_]+|up)\b(?=\s*[{\[)/*+<>=-]|\s*$|\s+(?:and|or|unless|offset)\b)"
 )
-
-
-def panels() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every panel that is no row, with its dashboard's name."""
-    for path in DASHBOARDS:
-        for panel in json.loads(path.read_text())["panels"]:
-            if panel["type"] != "row":
-                yield path.stem, panel
-
-
-def rules() -> list[dict[str, Any]]:
-    """Every rule."""
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
 def alerts() -> dict[str, dict[str, Any]]:

@@ -145,8 +145,9 @@ class Rig:
 
     def start_broker(self) -> str:
         """Start the development broker (again), on the port it had."""
-        self.address = dev_broker.start(self.directory / "kafka", port=None if self._own_broker else 0).address
-        self._own_broker = True
+        port = None if self._own_broker else 0
+        self._own_broker = True  # from here on: whoever is interrupted while it starts must still stop it
+        self.address = dev_broker.start(self.directory / "kafka", port=port).address
         return self.address
 
     def stop_broker(self) -> None:

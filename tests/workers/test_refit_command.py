@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from workers import approval, baselines, provenance, refit_watch
 from workers.baselines import Kept
 from workers.commands import refit as command
 from workers.metrics import RefitMetrics
-from workers.rig import to_toml
+from workers.rig import Rig, to_toml
 
 STATION = "line-1/top"
 KEY = ModelKey(STATION)
@@ -462,6 +463,22 @@ def test_a_watch_says_who_is_at_it_and_goes_on(whole, settings):
     with open_leases(settings.store.url).hold(f"refit/{STATION}/default", who="bob@server-3"), capture_logs() as logged:
         refit_watch.once(settings, KEY)
     assert [(entry["event"], entry["log_level"]) for entry in logged] == [("refit: another process is at it", "info")]
+
+
+@pytest.mark.parametrize("page", ["/health/live", "/health/ready", "/metrics"])
+def test_a_watch_that_waits_for_its_hour_answers(watching, page):
+    with urllib.request.urlopen(watching + page, timeout=10) as answer:
+        assert answer.status == 200
+
+
+@pytest.fixture(scope="module")
+def watching(tmp_path_factory):
+    """A process that waits for its hour; where it answers. It needs no broker."""
+    rig = Rig(tmp_path_factory.mktemp("watching"), {})
+    rig.config.write_text(to_toml({"stations": {STATION: {}}, "refit": {"schedule": "0 0 29 2 *"}}))
+    process = rig.run("refit", "refit", "--watch", "--config", str(rig.config))
+    yield rig.metrics_url(process)
+    process.end()
 
 
 def argv(config):

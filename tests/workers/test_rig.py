@@ -6,7 +6,8 @@ import pytest
 
 from pipeline import settings as line
 from pipeline.errors import ConfigError
-from workers.rig import to_toml
+from workers import dev_broker
+from workers.rig import Rig, to_toml
 
 TREE = {
     "name": 'a "quoted" \\ name',
@@ -69,3 +70,19 @@ def test_settings_are_read_as_they_were_meant(tmp_path):
     path = tmp_path / "line.toml"
     path.write_text(to_toml(tree), encoding="utf-8")
     assert line.read(path, {}) == line.build(tree)
+
+
+@pytest.mark.kafka
+def test_a_broker_is_stopped_whose_start_was_interrupted(jars, tmp_path, monkeypatch):
+    monkeypatch.delenv("GOLDLINE_BROKER", raising=False)
+    launched = []
+
+    def interrupted(_, pid):
+        launched.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dev_broker, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), Rig(tmp_path, {}):
+        pass
+    (pid,) = launched
+    assert not dev_broker._is_ours(tmp_path / "kafka", pid)
