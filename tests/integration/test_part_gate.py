@@ -170,6 +170,6 @@ def test_without_results_a_gate_ends_instead_of_standing_there_deaf(make_rig: Ca
     client.close()
     gate = Gate(rig.settings, frozenset({TOP, SIDE}))
     events = gate_loop.Events()
-    gate_loop._results(gate, client, events, lambda: False)
+    gate_loop._results(gate, gate_loop.Traces(frozenset({TOP, SIDE})), client, events, lambda: False)
     with pytest.raises(IllegalStateError):
         events.get_nowait()()

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from scipy import stats
 
+from model_store.frames import open_roots
 from pipeline import selection, synthetic
 from pipeline import settings as line
 from workers import wire
@@ -78,6 +79,8 @@ def test_parts_are_marked_on_the_line_with_their_pictures_and_no_verdict(broker,
     large = synthetic.encode(synthetic.draw("cap", seed=1, size=(96, 96)).image, format="PNG")
     assert len(small) < 9_000 < len(large)
     with Rig(tmp_path / "line", tree, address=broker) as rig:
+        for root in open_roots([f"file://{roots}"], keep_s=3600).stores:
+            root.create()
         for station, shots in ((STATION, [small, large] * 15 + [b"no picture"]), ("line-2/top", [small] * 5)):
             camera = Camera(rig.settings, station)
             for i, image in enumerate(shots):
