@@ -14,14 +14,14 @@ setup: ## make .venv with everything in it, and fetch Kafka for development
 demo: setup ## run a line end to end on drawn parts
 	@$(BIN)/goldline demo $(ARGS)
 
+test: setup ## run the tests, all of them in up to four processes, or what ARGS says in one
+	@$(if $(ARGS),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(or $(ARGS),-n auto --maxprocesses 4 --dist loadfile)
+
 line: setup ## a whole line until Ctrl-C: Kafka, Redis, Prometheus, workers, gate, cameras, refits
 	@$(BIN)/python -m deploy.local.line $(ARGS)
 
 line-check: setup ## minutes: such a line, its alerts, dashboards and counts; then a worker is killed
 	@$(BIN)/python -m deploy.local.check $(ARGS)
-
-test: setup ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
 
 check: lint ## what CI runs: format, lint, types, tests (TESTS= leaves the tests out)
 ifneq ($(strip $(TESTS)),)

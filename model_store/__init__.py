@@ -13,7 +13,7 @@ Large pictures of frames, kept for a while, are `frames.py`'s.
 from typing import TYPE_CHECKING, Any
 
 from model_store.base import ModelStore, promote, resolve_version, rollback, withdraw, withdrawal
-from model_store.lifecycle import State, state_of
+from model_store.lifecycle import ITSELF, State, approved_last, state_of
 from model_store.records import Lineage, Marking, Marks, ModelInfo, ModelKey, Promotion, Version, is_version, short
 from model_store.urls import open_store
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from model_store.codec import decode, encode, version_of
 
 __all__ = [
+    "ITSELF",
     "Lineage",
     "Marking",
     "Marks",
@@ -30,6 +31,7 @@ __all__ = [
     "Promotion",
     "State",
     "Version",
+    "approved_last",
     "decode",
     "encode",
     "is_version",

@@ -157,18 +157,20 @@ def promote(
 
 
 def withdraw(store: ModelStore, key: ModelKey, version: Version, *, who: str, why: str) -> None:
-    """Keep a version out of service for good, whether it waits or is tried; what is in service stays there.
+    """Keep a version out of service for good, whether it waits or is tried; what is in service is not withdrawn.
 
     Raises:
         ModelNotFound: no such version under this key.
         MarksConflict: somebody changed the marks, again and again.
-        ConfigError: `who` is empty.
+        ConfigError: it is in service, or `who` is empty.
     """
     for left in reversed(range(_MARK_TRIES)):
         marks = store.marks(key)
         tried = marks.without_shadow() if marks.shadow == version else marks
         # Read after the marks: what is marked and not there was deleted, and need not be carried along.
         withdrawn = marks.withdrawn & set(_stored(store, key)) | {version}
+        if version == store.current(key):
+            raise ConfigError(f"{key}: {short(version)} is in service: `goldline models rollback` takes it out")
         try:
             store.mark(key, replace(tried, withdrawn=withdrawn), expected=marks, who=who, why=why)
             return

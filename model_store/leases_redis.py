@@ -39,8 +39,9 @@ class RedisLeases:
         key = f"{self._prefix}:lease:{name}"
         mine = msgspec.json.encode(Holder(who=who[:200], since=now(), token=secrets.token_hex(16)))
         with answering():
-            if not self._redis.set(key, mine, nx=True, px=self._ttl_ms):
-                raise taken(name, self._redis.get(key))
+            # A client whose answer was lost asks again by itself, and then finds what it has set.
+            if not self._redis.set(key, mine, nx=True, px=self._ttl_ms) and (there := self._redis.get(key)) != mine:
+                raise taken(name, there)
         renewed = _Renewed(name, self._ttl_ms / 1000, lambda: self._if_mine(key, mine, self._renew))
         try:
             yield renewed

@@ -9,6 +9,9 @@ from model_store.base import ModelStore
 from model_store.records import Marks, ModelKey, Promotion, Swept, Version
 from pipeline.errors import ModelNotFound
 
+ITSELF = "goldline refit"
+"""Who promotes and withdraws where no person is asked."""
+
 
 class State(StrEnum):
     """Where a version is in its life under a key."""
@@ -29,6 +32,11 @@ def state_of(version: Version, history: Sequence[Promotion], marks: Marks) -> St
     if version == marks.shadow:
         return State.SHADOW
     return State.RETIRED if any(version == p.version for p in history) else State.CANDIDATE
+
+
+def approved_last(history: Sequence[Promotion]) -> Version | None:
+    """The version that a person promoted last, from the key's promotions (oldest first); None where nobody did."""
+    return next((p.version for p in reversed(history) if p.who != ITSELF), None)
 
 
 def last_used(version: Version, used_at: datetime, history: Sequence[Promotion]) -> datetime:
@@ -52,6 +60,8 @@ def kept_because(
         return "current"
     if history and version == history[-1].previous:
         return "previous: a rollback returns to it"
+    if version == approved_last(history):
+        return "approved last by a person: refits are held beside it"
     if version in marks.pins:
         return "pinned"
     if version == marks.shadow:

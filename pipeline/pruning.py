@@ -120,5 +120,6 @@ class PrunedBank:
         """(V x, r(x)) of each row x: (N, k + 1)."""
         centred = rows - self._mean
         along = centred @ self._basis
-        beside = (squared_norms(centred) - squared_norms(along)).clamp_(min=0).sqrt_()
-        return torch.cat([along, beside.unsqueeze(1)], dim=1)
+        # Not from |x|^2 - |V x|^2: where little is left, rounding would take it, and the bound with it.
+        beside = torch.linalg.vector_norm(centred.addmm_(along, self._basis.T, alpha=-1), dim=1, keepdim=True)
+        return torch.cat([along, beside], dim=1)

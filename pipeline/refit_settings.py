@@ -28,6 +28,8 @@ class Rules(Section, frozen=True):
             lie; 1 is the golden goods' 95 % quantile.
         worse_at: level of the paired tests: a worse candidate is refused at a p-value of this or less.
         recall_lost_max: share of golden defects that may be lost, where there are enough to say.
+        defects_min: fewest golden defects that the model in service catches, to say anything about misses; of fewer a
+            loss refuses, but none is no pass.
         goods_min: fewest verified goods, of which neither model has learnt, to calibrate on.
         bank_max_bytes: largest model.
     """
@@ -42,6 +44,7 @@ class Rules(Section, frozen=True):
     distance_max: Annotated[float, Meta(gt=0.0)] = 1.0
     worse_at: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
     recall_lost_max: Share = 0.01
+    defects_min: Annotated[int, Meta(ge=1)] = 20
     goods_min: Annotated[int, Meta(ge=10)] = 30
     bank_max_bytes: Annotated[int, Meta(ge=1)] = 512_000_000
 
@@ -53,7 +56,9 @@ class Refit(Section, frozen=True):
         golden: folder of golden sets: STATION/RECIPE/good and STATION/RECIPE/defect in it.
         schedule: five fields of cron, in the machine's local time; None for never.
         shadow_frames: that both models must have decided about, in a trial of `shadow_h` hours at least.
-        differ_max: share of these frames whose verdicts may differ.
+        shadow_rejects: of these frames, that the model in service must have rejected.
+        differ_max: share of the frames whose verdicts may differ.
+        passes_max: share of the rejects of the model in service that the candidate may pass.
         threads: that a refit computes with, beside a worker that must not wait.
     """
 
@@ -62,7 +67,9 @@ class Refit(Section, frozen=True):
     schedule: str | None = None
     shadow_frames: Annotated[int, Meta(ge=1)] = 1000
     shadow_h: Annotated[float, Meta(ge=0.0)] = 24.0
+    shadow_rejects: Annotated[int, Meta(ge=1)] = 10
     differ_max: Share = 0.01
+    passes_max: Share = 0.1
     device: str = "cpu"
     threads: Annotated[int, Meta(ge=1)] = 1
     rules: Rules = Rules()

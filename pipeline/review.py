@@ -194,19 +194,20 @@ def goods(before: NDArray[np.bool_], after: NDArray[np.bool_], rules: Rules) -> 
 
 def defects(before: NDArray[np.bool_], after: NDArray[np.bool_], rules: Rules) -> Finding:
     """Whether golden defects are missed more often: the same test."""
-    if not len(before):
-        return not_checked("defects", "no golden defects: nothing can be said about misses")
     worse, better = int((before & ~after).sum()), int((after & ~before).sum())
     p = _sign_test(worse, better)
     words = (
         f"of {len(before)} golden defects {int(after.sum())} are caught, {int(before.sum())} by the model in service: "
         f"p = {p:.3g} (exact sign test), refused at {rules.worse_at:g} or less"
     )
-    return _judged("defects", p > rules.worse_at, seen=p, needed=rules.worse_at, words=words)
+    found = _judged("defects", p > rules.worse_at, seen=p, needed=rules.worse_at, words=words)
+    return _if_enough(found, before, rules, "the model in service")
 
 
 def lost(rule: str, before: NDArray[np.bool_], after: NDArray[np.bool_], rules: Rules, whose: str) -> Finding:
     """Golden defects that were caught and are missed now: none may be, or a small share where there are enough to say.
+
+    Where fewer than `defects_min` were caught it is not checked, unless more than may be are missed of these already.
 
     Args:
         rule: its name.
@@ -216,18 +217,27 @@ def lost(rule: str, before: NDArray[np.bool_], after: NDArray[np.bool_], rules: 
         whose: the other model, in words.
     """
     n, gone = len(before), int((before & ~after).sum())
-    if not n:
-        return not_checked(rule, "no golden defects: nothing can be said about misses")
     enough = n >= POINT_OF_RECALL_NEEDS
     allowed = int(rules.recall_lost_max * n + 1e-9) if enough else 0
     share = f"{gone / n:.1%} of recall" if enough else "how much of recall that is, so few are too few to say"
     words = f"{gone} of {n} golden defects that {whose} catches are missed ({share}); {allowed} may be at most"
-    return _judged(rule, gone <= allowed, seen=gone, needed=allowed, words=words)
+    return _if_enough(_judged(rule, gone <= allowed, seen=gone, needed=allowed, words=words), before, rules, whose)
 
 
 def recall_lost(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> float | None:
     """Share of golden defects that are caught no more; None where they are too few for such a figure."""
     return float((before & ~after).mean()) if len(before) >= POINT_OF_RECALL_NEEDS else None
+
+
+def _if_enough(found: Finding, before: NDArray[np.bool_], rules: Rules, whose: str) -> Finding:
+    """A pass is one where enough golden defects were caught, those alone can be lost; a failure stands in any case."""
+    caught = int(before.sum())
+    if found.outcome == "failed" or caught >= rules.defects_min:
+        return found
+    if not len(before):
+        return not_checked(found.rule, "no golden defects: nothing can be said about misses")
+    words = f"{caught} golden defects that {whose} catches are too few to say: {rules.defects_min} are needed at least"
+    return not_checked(found.rule, words)
 
 
 def not_checked(rule: str, words: str) -> Finding:

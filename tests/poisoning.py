@@ -1,7 +1,8 @@
 """Attacks on a refit by defective parts that passed: some among many good ones, or all a little worse each day.
 
 The pool, the refit and its review are the real ones; each defence can be left out. A refit counts as live where no rule
-of its review failed. Recall is that of the model's own threshold. Whatever is random follows from a seed.
+of its review failed. Recall is that of the model's own threshold; harm is measured on defects that no rule knows: by
+the golden ones a review refuses. Whatever is random follows from a seed.
 """
 
 import hashlib
@@ -39,10 +40,11 @@ from tests.attack_pictures import Pictures, blend
 
 KEY = ModelKey("line-1/top")
 DAYS = 10
+POINT = 0.01
 POINT_NEEDS = 100  # defects, for a point of recall
 RATE = 0.05
 _START = datetime(2025, 3, 3, tzinfo=UTC)
-_SETTINGS = {"coreset": "0.02", "images": "10", "epochs": "5"}
+_SETTINGS = {"coreset": "0.1", "images": "10", "epochs": "5"}
 
 OFF: dict[str, dict[str, Any]] = {  # which defence is left out -> the rules without it
     "nothing": {},
@@ -64,7 +66,7 @@ class Outcome:
     Attributes:
         poison: defective parts that the pool was offered; `pooled`: that it took; `learnt`: that live models learnt.
         tried: refits; `live`: those that went live; `harmful`: of these, those that lost more than a point of recall
-            on the golden defects against the first model, or, of fewer than 100, more than one defect.
+            against the first model, by more than chance; see `Target.harmed`.
         lost: golden defects that the first model catches and the last live one does not; `found`: the other way round;
             likewise `others_lost` and `others_found`.
         alarmed: whether the drift monitors were raised, which stops refits.
@@ -135,10 +137,17 @@ class Target:
         before, after = self.caught[kind], rejects(model, getattr(self.pictures, kind))
         return int((before & ~after).sum()), int((after & ~before).sum())
 
+    def recall_lost(self, model: Inspector) -> tuple[float, float]:
+        """Share of the independent defects that a model catches less than the first one, and its standard error."""
+        lost, found = self.change(model, "others")
+        n = len(self.pictures.others)
+        share = (lost - found) / n
+        return share, float(np.sqrt(((lost + found) / n - share**2) / n))
+
     def harmed(self, model: Inspector) -> bool:
-        """Whether more than a point of recall is lost on the golden defects."""
-        lost, found = self.change(model, "golden")
-        return lost - found > max(1.0, 0.01 * len(self.pictures.golden))
+        """Whether more than a point of recall is lost, with 95 % certainty."""
+        share, error = self.recall_lost(model)
+        return share - 1.645 * error > POINT
 
 
 def missed_defects(target: Target, share: float, off: str, *, reported: float = 0.0) -> Outcome:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from model_store import (
+    ITSELF,
     Lineage,
     Marking,
     ModelKey,
@@ -21,11 +22,13 @@ from model_store import (
 from model_store.pool import DiskPool
 from pipeline import review as reviewing
 from pipeline.errors import ConfigError
-from pipeline.refit_settings import Approval
+from pipeline.refit_settings import Approval, Refit
 from pipeline.review import Review
 from pipeline.settings import Settings
 from workers import provenance, refit_sources
-from workers.provenance import ITSELF
+
+if TYPE_CHECKING:
+    from workers.comparing import Difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,7 @@ class Decided:
 
 
 def after_review(
+    settings: Settings,
     store: ModelStore,
     pool: DiskPool,
     key: ModelKey,
@@ -47,7 +51,8 @@ def after_review(
 ) -> Decided:
     """Do with a candidate that no rule refuses what its approval says.
 
-    Where a rule could not be checked it waits for a person, whatever the approval. What is not stored anew (a refit
+    Where a rule could not be checked it waits for a person, whatever the approval; so it does where the station began
+    to drift while it was fitted. What is not stored anew (a refit
     that comes to the same model as before) and was withdrawn stays so.
 
     Raises:
@@ -62,6 +67,9 @@ def after_review(
     if approval == "manual" or not review.complete:
         unchecked = f" (not checked: {'; '.join(review.unchecked)})" if review.unchecked else ""
         return Decided(what="stored", words=f"no rule speaks against it{unchecked}; {wait} --by NAME")
+    drift = refit_sources.drifting(settings, key).finding
+    if drift.outcome != "passed":
+        return Decided(what="stored", words=f"no rule spoke against it, but since then {drift.words}; {wait} --by NAME")
     if approval == "auto":
         promote(store, key, version, expected=parent, who=ITSELF, why="refit: every rule of its review passed")
         return Decided(what="promoted", words="every rule of its review passed: it is in service")
@@ -78,11 +86,18 @@ def _try_out(store: ModelStore, key: ModelKey, version: Version, wait: str) -> D
 
 
 def on_trial(store: ModelStore, key: ModelKey) -> Version | None:
-    """A refit's candidate that a refit put on trial; trials of people are theirs to end."""
+    """A refit's candidate that a refit put on trial; trials of people are theirs to end.
+
+    What is in service is on trial no more: a promotion that was killed before its last step left the mark, which goes.
+    """
     markings = store.markings(key)
     if not markings or markings[-1].marks.shadow is None:
         return None
     shadow = markings[-1].marks.shadow
+    if shadow == store.current(key):
+        marks = markings[-1].marks
+        store.mark(key, marks.without_shadow(), expected=marks, who=ITSELF, why="promoted")
+        return None
     return shadow if _began(markings, shadow).who == ITSELF else None
 
 
@@ -100,34 +115,54 @@ def decide_trial(settings: Settings, store: ModelStore, pool: DiskPool, key: Mod
         withdraw(store, key, version, who=ITSELF, why=words)
         return Decided(what="refused", words=words)
     drift = refit_sources.drifting(settings, key).finding
-    if drift.outcome == "failed":
-        return Decided(what="trial goes on", words=f"nothing goes live while the station drifts: {drift.words}")
-    parent = Version(provenance.lineage_of(store, key, version).parent)
-    rules = settings.refit
-    began = _began(store.markings(key), version).at
-    age = datetime.now(UTC) - began
-    found = comparing.compare(comparing.from_trial(settings, key, version, parent), version, parent, examples=0)
-    differ = found.a_rejects_alone + found.b_rejects_alone
-    if age < timedelta(hours=rules.shadow_h) or found.frames < rules.shadow_frames:
-        words = (
-            f"trial since {began:%Y-%m-%d %H:%M} UTC, {found.frames} frames; it takes {rules.shadow_h:g} h and "
-            f"{rules.shadow_frames} frames"
-        )
+    if drift.outcome != "passed":
+        words = f"nothing goes live by itself unless the station is known not to drift: {drift.words}"
         return Decided(what="trial goes on", words=words)
-    share = differ / found.frames
-    words = f"of {found.frames} frames {differ} had another verdict ({share:.2%}); {rules.differ_max:.2%} may at most"
-    if share > rules.differ_max:
-        withdraw(store, key, version, who=ITSELF, why=f"trial: {words}")
-        return Decided(what="refused", words=f"trial: {words}")
-    promote(store, key, version, expected=parent, who=ITSELF, why=f"trial: {words}")
-    return Decided(what="promoted", words=f"trial: {words}; it is in service")
+    parent = Version(provenance.lineage_of(store, key, version).parent)
+    began = _began(store.markings(key), version).at
+    found = comparing.compare(comparing.from_trial(settings, key, version, parent), version, parent, examples=0)
+    what, words = judged(settings.refit, found, datetime.now(UTC) - began)
+    words = f"trial since {began:%Y-%m-%d %H:%M} UTC: {words}"
+    if what == "refused":
+        withdraw(store, key, version, who=ITSELF, why=words)
+    if what == "promoted":
+        promote(store, key, version, expected=parent, who=ITSELF, why=words)
+        words += "; it is in service"
+    return Decided(what=what, words=words)
 
 
-def approve(store: ModelStore, pool: DiskPool | None, key: ModelKey, version: Version, *, who: str, why: str) -> None:
+def judged(
+    rules: Refit, found: "Difference", age: timedelta
+) -> tuple[Literal["promoted", "refused", "trial goes on"], str]:
+    """What a trial says, and in words. Its verdicts are of parts that nobody has verified.
+
+    Args:
+        rules: what it takes, and what may differ.
+        found: between the candidate, A, and its parent, B.
+        age: of the trial.
+    """
+    rejects = found.both_reject + found.b_rejects_alone
+    if age < timedelta(hours=rules.shadow_h) or found.frames < rules.shadow_frames or rejects < rules.shadow_rejects:
+        return "trial goes on", (
+            f"{found.frames} frames, of which the model in service rejects {rejects}; it takes {rules.shadow_h:g} h, "
+            f"{rules.shadow_frames} frames and {rules.shadow_rejects} rejects"
+        )
+    differ, passes = (found.a_rejects_alone + found.b_rejects_alone) / found.frames, found.b_rejects_alone / rejects
+    words = (
+        f"of {found.frames} frames {differ:.2%} had another verdict, {rules.differ_max:.2%} may at most; of {rejects} "
+        f"rejects of the model in service {passes:.2%} would pass, {rules.passes_max:.2%} may at most"
+    )
+    return "promoted" if differ <= rules.differ_max and passes <= rules.passes_max else "refused", words
+
+
+def approve(
+    settings: Settings, store: ModelStore, pool: DiskPool | None, key: ModelKey, version: Version, *, who: str, why: str
+) -> None:
     """Put a candidate in service that a person has looked at.
 
     Raises:
-        ConfigError: it is no refit's candidate, or is refused, withdrawn or outdated; the message says so.
+        ConfigError: it is no refit's candidate, is refused, withdrawn or outdated, or its station drifts; the message
+            says so.
         PromotionConflict: another version went in service at that moment.
     """
     lineage = provenance.lineage_of(store, key, version)
@@ -145,6 +180,9 @@ def approve(store: ModelStore, pool: DiskPool | None, key: ModelKey, version: Ve
     refused = _refuse_defective(store, pool, key, version) if pool else None
     if words := refused.words if refused else _outdated(store, key, version):
         raise ConfigError(f"{short(version)} cannot be approved: {words}")
+    drift = refit_sources.drifting(settings, key).finding
+    if drift.outcome == "failed":
+        raise ConfigError(f"{short(version)} cannot be approved while the station drifts: {drift.words}")
     promote(store, key, version, expected=Version(lineage.parent), who=who, why=why or "refit approved")
 
 

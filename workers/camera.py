@@ -106,13 +106,16 @@ class PartIds:
         """The part of a shot.
 
         Raises:
-            ConfigError: the shot has no file of its own.
+            ConfigError: the shot has no file of its own, or one whose name no worker would take for a part's.
         """
         if self.by == "number":
             return f"{self.prefix or run}-{number:06d}"
         if shot.stem is None or not shot.stem.isprintable():
             raise ConfigError(f"{shot.name!r} has no file name for a part: leave out --part-ids filename")
-        return f"{self.prefix}-{shot.stem}" if self.prefix else shot.stem
+        part = f"{self.prefix}-{shot.stem}" if self.prefix else shot.stem
+        if len(part.encode()) > wire.ID_MAX:
+            raise ConfigError(f"a part's id has {wire.ID_MAX} bytes at most, {part[:60]!r}... has {len(part.encode())}")
+        return part
 
 
 class Camera:

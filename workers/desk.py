@@ -99,15 +99,17 @@ class Desk:
         )
 
     def at_once(self, arrival: Arrival) -> Outcome | None:
-        """The outcome of a frame that needs no inspection: it is at fault itself, or late already."""
+        """The outcome of a frame that needs no inspection: it is at fault itself, or late already.
+
+        It holds the picture only where a dead letter needs it: of many such frames they would fill the memory.
+        """
         received = time.time()
-        if arrival.problem:
-            return outcome_of(arrival, arrival.problem, received)
-        if received < deadline_of(arrival, received):
+        if arrival.problem is None and received < deadline_of(arrival, received):
             return None
-        frame, record = arrival.frame, arrival.record  # of many late frames the pictures would fill the memory
-        light = replace(arrival, frame=replace(frame, image=b""), record=replace(record, value=None))
-        return late(light, received)
+        if not arrival.unreadable:
+            frame, record = replace(arrival.frame, image=b""), replace(arrival.record, value=None)
+            arrival = replace(arrival, frame=frame, record=record)
+        return outcome_of(arrival, arrival.problem, received) if arrival.problem else late(arrival, received)
 
     async def decide(self, arrival: Arrival) -> Outcome:
         """One outcome for one frame, whatever happens."""

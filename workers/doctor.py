@@ -5,11 +5,12 @@ Nothing is changed but for empty files that are made and removed, to see whether
 
 import contextlib
 import ctypes
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -233,10 +234,14 @@ def clock(settings: Settings) -> Iterator[Finding]:
 def disk(settings: Settings) -> Iterator[Finding]:
     """Room in every folder that is written."""
     urls = [settings.store.url, settings.pool.url, *settings.frames.roots]
-    folders = [folder_of(url, "disk") for url in urls if url and url.startswith("file:///") and "?" not in url]
-    folders.append(Path(settings.drift.folder).expanduser())
-    for folder in dict.fromkeys(_existing(folder) for folder in folders):
-        usage = shutil.disk_usage(folder)
+    local = [folder_of(url, "disk") for url in urls if url and url.startswith("file:///") and "?" not in url]
+    rooms: dict[Path, Any] = {}
+    for wanted in (*local, Path(settings.drift.folder).expanduser()):
+        try:
+            rooms.update([waiting.at_most(_STORE_S, functools.partial(_room, wanted), what=str(wanted))])
+        except (GoldlineError, OSError) as error:
+            yield _fail("disk", str(error), f"see what {wanted} is mounted from, and whether that answers")
+    for folder, usage in rooms.items():
         seen = f"{folder}: {usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f}"
         if usage.free < _FREE_MIN or usage.free < _FREE_SHARE_MIN * usage.total:
             yield _fail("disk", seen, "make room: goldline models gc, [pool] max_bytes, [frames] keep_s")
@@ -249,22 +254,24 @@ def _folder(name: str, url: str, ask: Callable[[], object], todo: str) -> Findin
     folder = folder_of(url, name)
     try:
         waiting.at_most(_STORE_S, ask, what=str(folder))
+        may_write = waiting.at_most(_STORE_S, lambda: _writable(folder), what=str(folder))
     except GoldlineError as error:
         return _fail(name, str(error), todo)
-    if not _writable(folder):
+    if not may_write:
         return _fail(name, f"{folder} cannot be written by this user", f"give this user the right to write to {folder}")
     return _pass(name, f"{folder} can be written")
+
+
+def _room(wanted: Path) -> tuple[Path, Any]:
+    """The folder, or the nearest above it that is there, where it would be made; and the room on its disk."""
+    folder = next(each for each in (wanted, *wanted.parents) if each.is_dir())
+    return folder, shutil.disk_usage(folder)
 
 
 def _writable(folder: Path) -> bool:
     with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder):
         return True
     return False
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there: there it would be made."""
-    return folder if folder.is_dir() else _existing(folder.parent)
 
 
 def _is_here(settings: Settings) -> bool:

@@ -1,8 +1,9 @@
 """The worker's walk: frames of a partition in, one terminal verdict for each out, acknowledged in order.
 
 Each partition has a lane: up to `window` of its frames are in flight at once, so that one station can fill a batch;
-they are published in the order they came and acknowledged only when the broker has the verdict. A crash at any moment
-loses nothing: what was not acknowledged comes again, and what was already answered is known from the results' tail.
+they are handed to the producer in the order they came, and acknowledged in it, once the broker has them. A crash at any
+moment loses nothing: what was not acknowledged comes again, and what was already answered is known from the results'
+tail.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from workers import logs, recovery, topics, wire
 from workers.desk import Desk
 from workers.metrics import WorkerMetrics
 from workers.outcomes import Outcome
-from workers.publish import Handed, Publisher
+from workers.publish import Publisher
 from workers.wire import Record, read_frame
 
 log = logs.get(__name__)
@@ -55,7 +56,7 @@ class Lane:
         self._waits_since: float | None = None
         self._aside = asyncio.Semaphore(_ASIDE)
         self._decided: asyncio.Queue[_Passing] = asyncio.Queue()
-        self._sent: asyncio.Queue[tuple[_Passing, Handed | None]] = asyncio.Queue()
+        self._sent: asyncio.Queue[tuple[_Passing, asyncio.Future[None] | None]] = asyncio.Queue()
         self._answered: OrderedDict[str, None] = OrderedDict()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -137,13 +138,16 @@ class Lane:
                 self._waits_since = time.monotonic()
                 outcome = await outcome
                 self._waits_since = None
-            self._sent.put_nowait((passing, await self._publisher.hand(outcome) if outcome else None))
+            handed = await self._publisher.hand(outcome) if outcome else None
+            # Each in a task of its own: what fails together is sent again together.
+            confirming = asyncio.ensure_future(self._publisher.confirm(handed)) if handed else None
+            self._sent.put_nowait((passing, confirming))
 
     async def _acknowledge(self) -> None:
         while True:
-            passing, handed = await self._sent.get()
-            if handed is not None:
-                await self._publisher.confirm(handed)
+            passing, confirming = await self._sent.get()
+            if confirming is not None:
+                await confirming
             passing.event.ack()
             passing.room.release()
             self._in_flight -= 1

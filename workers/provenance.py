@@ -10,9 +10,6 @@ from model_store.pool_records import Feedback
 from pipeline.data import Frame
 
 PICTURES_MAX = 2000
-ITSELF = "goldline refit"
-"""Who promotes and withdraws where nobody is asked."""
-
 _ALL_MAX = 20_000  # some forty refits; older ones' are of frames that no pool keeps and nobody reports any more
 _PARTS = "pool_parts"
 
@@ -55,11 +52,6 @@ def parts(lineage: Lineage) -> list[str]:
 def lineage_of(store: ModelStore, key: ModelKey, version: Version) -> Lineage:
     """A version's lineage; an empty one where it is stored no more."""
     return next((info.lineage for info in store.versions(key) if info.version == version), Lineage())
-
-
-def anchor_of(store: ModelStore, key: ModelKey) -> Version | None:
-    """The version that a person put in service last."""
-    return next((p.version for p in reversed(store.history(key)) if p.who != ITSELF), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

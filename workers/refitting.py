@@ -14,7 +14,17 @@ from typing import Any, Literal
 
 import msgspec
 
-from model_store import ModelKey, ModelStore, Version, open_store, resolve_version, short, withdraw
+from model_store import (
+    ITSELF,
+    ModelKey,
+    ModelStore,
+    Version,
+    approved_last,
+    open_store,
+    resolve_version,
+    short,
+    withdraw,
+)
 from model_store.leases import Lease, open_leases
 from model_store.pool import DiskPool, open_pool
 from pipeline import refit as fitting
@@ -30,7 +40,6 @@ from pipeline.review import Review, in_full, not_checked
 from pipeline.settings import Settings
 from workers import approval, provenance, refit_sources
 from workers.backbones import opener
-from workers.provenance import ITSELF
 from workers.refit_sources import Drifting, Source
 
 What = Literal["promoted", "on trial", "stored", "dry run", "refused", "trial goes on"]
@@ -102,8 +111,8 @@ def refit(
     parent = resolve_version(store, key, "current")
     by = f"{who}@{socket.gethostname()}, process {os.getpid()}"
     with open_leases(settings.store.url).hold(f"refit/{key.station}/{key.recipe}", who=by) as lease:
-        tried = approval.on_trial(store, key)
-        if tried is not None and not dry_run:
+        tried = None if dry_run else approval.on_trial(store, key)
+        if tried is not None:
             decided = approval.decide_trial(settings, store, open_pool(settings.pool), key, tried)
             return Outcome(key=key, what=decided.what, words=decided.words, version=tried, parent=parent)
         made = _Refit(settings, store, open_pool(settings.pool), key, parent, lease)
@@ -123,6 +132,8 @@ class _Refit:
         self._parent = parent
         self._lease = lease
         self._lineage = provenance.lineage_of(store, key, parent)
+        approved = approved_last(store.history(key))
+        self._anchor = approved if approved in {info.version for info in store.versions(key)} else None
 
     def run(
         self, who: str, why: str, folder: Path | None, approve: Approval, *, dry_run: bool, progress: Progress
@@ -148,7 +159,9 @@ class _Refit:
             reasons = "; ".join(review.reasons)
             withdraw(self._store, self._key, version, who=ITSELF, why=f"review: {reasons}"[:1000])
             return self._told("refused", f"refused: {reasons}", version=version, review=review, made=made)
-        decided = approval.after_review(self._store, self._pool, self._key, version, self._parent, review, approve)
+        decided = approval.after_review(
+            self._settings, self._store, self._pool, self._key, version, self._parent, review, approve
+        )
         return self._told(decided.what, decided.words, version=version, review=review, made=made)
 
     def _fit(self, sources: list[Source], golden: Golden, progress: Progress) -> Refitted:
@@ -161,15 +174,13 @@ class _Refit:
             return loaded, BackboneSpec.from_meta(artifact.meta["backbone"])
 
         parent, spec = load(self._parent)
-        anchor = provenance.anchor_of(self._store, self._key)
-        stored = {info.version for info in self._store.versions(self._key)}
         return fitting.refit(
             parent,
             [source.frame for source in sources],
             golden,
             backbone=opened(spec),
             rules=self._settings.refit.rules,
-            anchor=load(anchor)[0] if anchor and anchor != self._parent and anchor in stored else None,
+            anchor=load(self._anchor)[0] if self._anchor and self._anchor != self._parent else None,
             progress=progress,
         )
 
@@ -179,6 +190,9 @@ class _Refit:
         if not self._lineage.pictures:
             words = "which pictures the model in service was fitted on is not known: its lineage lists none"
             findings.append(not_checked("provenance", words))
+        if self._anchor is None:
+            words = "the model that a person approved last is stored no more, or none ever was: nothing to compare with"
+            findings.append(not_checked("lost since approval", words))
         return msgspec.structs.replace(made.review, findings=tuple(findings), pool=usable)
 
     def _candidates_lineage(

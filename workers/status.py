@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError
+from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
 from kafka.structs import OffsetAndMetadata
 
 from model_store import ModelKey, ModelStore, open_store
-from pipeline.errors import GoldlineError
+from pipeline.errors import ConfigError, GoldlineError
 from pipeline.settings import Settings
 from workers import clients, drift_events, messages, topics, waiting
 from workers.drift_events import DriftAlarm
@@ -89,6 +89,13 @@ class LineReader:
         Raises:
             ConfigError: the broker went away.
         """
+        try:
+            return self._look()
+        except KafkaError as error:
+            brokers = ", ".join(self._settings.kafka.brokers)
+            raise ConfigError(f"the broker at {brokers} does not answer any more: {error}") from error
+
+    def _look(self) -> LineStatus:
         self._problems = []
         workers, lags = self._group()
         drift = self._drift()

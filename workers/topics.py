@@ -98,8 +98,9 @@ def widen(
 ) -> dict[str, tuple[int, int]]:
     """Adds the partitions that topics lack; none is ever taken away, and what is in the others stays.
 
-    Stations that were there keep their partitions: a station's number comes from settings, never from a hash of its
-    name that the count would change. Frames come last: no worker may be given a partition that results lack.
+    A station's number comes from settings, never from a hash of its name that the count would change; one without a
+    number of its own keeps the one it had as long as new stations are appended to the settings. Frames come last: no
+    worker may be given a partition that results lack.
 
     Returns:
         Name of each topic that was widened: partitions before and after.

@@ -28,6 +28,7 @@ RULES = {
     "frames_min": 8,
     "frames_max": 12,
     "goods_min": 12,
+    "defects_min": 1,
     "folds": 2,
     "p_min": 0.0,
     "distance_max": 1e5,
@@ -64,6 +65,7 @@ def test_a_refit_learns_tries_and_goes_live_while_the_line_runs(
     make_line: Callable[..., Rig], pictures: Path, model: Artifact, tmp_path: Path
 ) -> None:
     trial = {"approval": "shadow-then-auto", "shadow_h": 0.0, "shadow_frames": 10, "differ_max": 1.0}
+    trial |= {"shadow_rejects": 1, "passes_max": 1.0}
     rig = make_line(
         pool={"url": f"file://{tmp_path}/pool", "quarantine_h": 0.0},
         refit={"golden": str(golden(tmp_path / "golden")), "rules": RULES, **trial},

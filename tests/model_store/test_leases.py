@@ -163,6 +163,24 @@ def test_a_lease_in_redis_that_another_took_over_is_lost_and_not_theirs_to_end(r
     assert b"bob" in client.get(key), "it is the other's, and stays"
 
 
+def test_a_set_that_the_client_repeats_as_its_answer_was_lost_is_no_other_holder(redis_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("GOLDLINE_TEST_REDIS", redis_server)
+    client = in_redis(tmp_path)
+    once = client.set
+
+    def repeated(*arguments, **options):
+        once(*arguments, **options)
+        return once(*arguments, **options)
+
+    monkeypatch.setattr(client, "set", repeated)
+    with RedisLeases(client, tmp_path.name, ttl_s=TTL_S).hold(NAME, who="ana") as lease:
+        lease.require()
+        told = pytest.raises(LeaseTaken, match="ana is at it")
+        with told, RedisLeases(in_redis(tmp_path), tmp_path.name, ttl_s=TTL_S).hold(NAME, who="bob"):
+            pass
+    assert client.get(f"{tmp_path.name}:lease:{NAME}") is None, "it was given back"
+
+
 def test_a_redis_that_is_away_is_no_free_lease(server):
     leases = open_leases(f"redis://{server.address}/0")
     server.kill()

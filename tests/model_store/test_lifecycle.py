@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from model_store import (
+    ITSELF,
     Marks,
     State,
     Version,
@@ -183,6 +184,22 @@ def test_what_keeps_a_version(store, backend, tmp_path, aged):
         store.get(KEY, version)
     assert collected.freed_bytes > 40 * 6 * 4
     assert rollback(store, KEY, "ana") == previous
+
+
+def test_what_a_person_approved_last_is_kept_as_refits_are_held_beside_it(store, backend, tmp_path, aged):
+    older, approved, *refits = (aged(n, 90) for n in range(6))
+    put_current(store, 0)
+    put_current(store, 1)
+    before = approved
+    for version in refits:
+        promote(store, KEY, version, expected=before, who=ITSELF)
+        before = version
+    for version in (older, approved, *refits):
+        backend.age(tmp_path, KEY, version, 90)
+    found = kept(collect(store, unused_since=datetime.now(UTC) + timedelta(days=1)))
+    assert found[approved] == "approved last by a person: refits are held beside it"
+    assert [found[version] for version in (older, *refits[:-2])] == ["", "", ""]
+    assert store.get(KEY, approved)
 
 
 def test_a_canary_is_kept_as_one(store, aged):
@@ -529,12 +546,13 @@ def test_a_withdrawn_version_goes_in_service_no_more_and_is_no_shadow(store):
     assert withdrawal(store, KEY, active) == ""
 
 
-def test_what_is_in_service_stays_there_when_it_is_withdrawn_until_another_is_promoted(store):
+def test_what_is_in_service_is_not_withdrawn_before_another_is_promoted(store):
     first, second = put_current(store, 1.0), put_current(store, 2.0)
-    withdraw(store, KEY, second, who="bob", why="a crack was learnt")
-    assert store.current(KEY) == second
-    assert state_of(second, store.history(KEY), store.marks(KEY)) == State.ACTIVE
+    with pytest.raises(ConfigError, match="is in service: `goldline models rollback`"):
+        withdraw(store, KEY, second, who="bob", why="a crack was learnt")
+    assert (store.current(KEY), store.marks(KEY)) == (second, Marks())
     assert rollback(store, KEY, "ana") == first
+    withdraw(store, KEY, second, who="bob", why="a crack was learnt")
     with pytest.raises(ConfigError, match="withdrawn by bob"):
         rollback(store, KEY, "ana")
     assert store.current(KEY) == first

@@ -71,6 +71,21 @@ def test_what_is_unlike_every_row_is_found_too():
     check(torch.cat([features(30, seed=2), strange]), bank)
 
 
+@pytest.mark.parametrize("dim", [256, 1024])
+def test_what_the_axes_leave_of_a_row_is_right_even_where_it_is_little(dim):
+    """Beside the rounding of |x|^2, that is: a bound made of it could rule the nearest row out."""
+    g = torch.Generator().manual_seed(dim)
+    pruned = PrunedBank.of(features(2000, dim=dim))
+    axes, mean = pruned._basis.double(), pruned._mean.double()
+    on = torch.nn.functional.normalize(torch.randn(200, pruned.axes, dtype=torch.float64, generator=g), dim=1) @ axes.T
+    aside = torch.randn(dim, dtype=torch.float64, generator=g)
+    aside = torch.nn.functional.normalize(aside - axes @ (axes.T @ aside), dim=0)
+    rows = (mean + on + 5e-4 * aside).float()
+    centred = rows.double() - mean
+    left = (centred - centred @ axes @ axes.T).norm(dim=1)
+    torch.testing.assert_close(pruned._shortened(rows)[:, -1].double(), left, rtol=0, atol=1e-6)
+
+
 def test_tiles_change_nothing(monkeypatch):
     bank, queries = features(700), features(90, seed=3)
     _, *whole = check(queries, bank)

@@ -27,7 +27,7 @@ from pipeline.view import View
 from tests.conformance.pictures import bad, config, good
 
 VIEW = View(size=(64, 64))
-RULES = Rules(frames_min=8, goods_min=12, folds=3, frames_max=60)
+RULES = Rules(frames_min=8, goods_min=12, defects_min=8, folds=3, frames_max=60)
 OPEN = {"p_min": 0.0, "folds": 0, "new_share_max": 1.0, "distance_max": 1e5, "outliers_max": 1.0}
 
 
@@ -191,7 +191,7 @@ def test_what_a_person_approved_last_is_the_measure_of_many_small_losses(run, pa
     poisoned = run(pooled=frames(bad(20, seed=9), "poison"), rules=OPEN).candidate
     made = run(parent=poisoned, anchor=parents("patchcore"), rules=OPEN)
     assert made.review.finding("lost since approval").outcome == "failed"
-    assert made.review.finding("lost defects").outcome == "passed", "beside its parent nothing is lost"
+    assert made.review.finding("lost defects").outcome != "failed", "beside its parent nothing is lost"
 
 
 def test_golden_pictures_in_the_pool_are_not_learnt(run, pool, golden):

@@ -107,8 +107,23 @@ def test_a_point_of_recall_may_be_lost_where_there_are_enough_to_say(n, gone, ou
 
 
 def test_a_defect_that_neither_catches_is_not_lost_and_gains_make_up_for_no_loss():
-    assert review.lost("x", caught(9, [1]), caught(9, [1]), RULE, "it").seen == 0
+    assert review.lost("x", caught(30, [1]), caught(30, [1]), RULE, "it").seen == 0
     assert review.lost("x", caught(9, [1, 2, 3]), caught(9, [4]), RULE, "it").outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    ("n", "missed", "outcome"),
+    [(1, 0, "not checked"), (19, 0, "not checked"), (20, 0, "passed"), (99, 80, "not checked")],
+)
+def test_defects_say_something_where_the_model_in_service_catches_enough(n, missed, outcome):
+    before = caught(n, range(missed))
+    assert review.defects(before, before, RULE).outcome == outcome
+    assert review.lost("lost defects", before, before, RULE, "it").outcome == outcome
+
+
+def test_a_loss_among_few_defects_refuses_all_the_same():
+    assert review.lost("lost defects", caught(5), caught(5, [0]), RULE, "it").outcome == "failed"
+    assert review.defects(caught(5), caught(5, range(5)), RULE).outcome == "failed"
 
 
 def test_without_golden_defects_nothing_is_claimed():

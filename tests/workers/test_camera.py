@@ -187,3 +187,11 @@ def test_a_picture_without_a_file_of_its_own_names_no_part(make_rig: Callable[..
     with pytest.raises(ConfigError, match="leave out --part-ids filename"):
         camera.send(shot(100))
     camera.close()
+
+
+def test_a_file_name_that_no_worker_takes_for_a_part_is_refused():
+    ids = PartIds(by="filename", prefix="p" * 100)
+    shot = Shot(name="x.png", image=b"", content_type="image/png", stem="s" * 99)
+    assert len(ids.of(shot, 0, "run")) == 200
+    with pytest.raises(ConfigError, match="200 bytes at most"):
+        ids.of(Shot(name="x.png", image=b"", content_type="image/png", stem="s" * 100), 0, "run")

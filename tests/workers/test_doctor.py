@@ -82,6 +82,17 @@ def test_a_disk_without_room_fails(tmp_path, monkeypatch):
     assert {f.state for f in doctor.disk(settings(tmp_path))} == {"fail"}
 
 
+def test_a_disk_that_hangs_is_a_finding_and_not_the_end(tmp_path, monkeypatch):
+    def hangs(_):
+        threading.Event().wait(20)
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", hangs)
+    monkeypatch.setattr(doctor, "_STORE_S", 0.2)
+    found = list(doctor.disk(build({"store": {"url": f"file://{tmp_path}"}, "frames": {"roots": []}})))
+    assert {finding.state for finding in found} == {"fail"}
+    assert "has not answered" in found[0].seen
+
+
 def test_a_redis_that_may_evict_models_fails(redis_server, tmp_path):
     url = f"redis://{redis_server}/0"
     host, _, port = redis_server.partition(":")

@@ -255,7 +255,7 @@ def test_an_action_is_json(gate):
     assert json.loads(json.dumps(action.body()))["part_id"] == "<b>"
     assert set(action.body()) == {
         *("part_id", "frame_id", "station", "action", "why", "reason", "score", "decided_at", "slack_ms", "in_a_row"),
-        "stations",
+        *("stations", "traceparent"),
     }
 
 

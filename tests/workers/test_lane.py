@@ -8,7 +8,8 @@ import pytest
 
 from pipeline import settings as line
 from pipeline.data import Decision, Failure, Reason, Verdict
-from workers import inspect, wire
+from workers import inspect, publish, wire
+from workers.desk import Desk as RealDesk
 from workers.inspect import Lane
 from workers.metrics import WorkerMetrics
 from workers.outcomes import Outcome
@@ -64,11 +65,18 @@ class Broker:
 
     def __init__(self):
         self.handed = []
+        self.fails = 0
         self.open = asyncio.Event()
 
     async def send(self, topic, key, value, partition, headers):
         self.handed.append(wire.header([(n, v) for n, v in headers], "ce_subject"))
-        return self.open.wait()
+        self.fails -= 1
+        return self._delivered(fails=self.fails >= 0)
+
+    async def _delivered(self, *, fails):
+        await self.open.wait()
+        if fails:
+            raise ConnectionError("the request timed out")
 
 
 def scenario(run, monkeypatch):
@@ -102,6 +110,50 @@ def test_late_frames_do_not_wait_for_each_others_acknowledgement(monkeypatch):
         broker.open.set()
         await lane.drained()
         assert acknowledged == [f"late-{i}" for i in range(100)]
+
+    scenario(run, monkeypatch)
+
+
+def test_what_a_broker_that_was_away_failed_together_is_sent_again_together(monkeypatch):
+    monkeypatch.setattr(publish, "_BACKOFF_S", (0.2,))
+
+    async def run(lane, desk, broker, acknowledged):
+        broker.fails = 50  # every first delivery
+        for i in range(50):
+            await lane.accept(Event(f"late-{i}", acknowledged))
+        await asyncio.sleep(0.05)
+        broker.open.set()
+        await asyncio.wait_for(lane.drained(), 5)  # one after the other they would take 10 s
+        assert acknowledged == [f"late-{i}" for i in range(50)]
+
+    scenario(run, monkeypatch)
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "no such station"])
+def test_outcomes_that_wait_for_the_broker_hold_no_picture(late, monkeypatch):
+    """A thousand of them may wait."""
+    handed = []
+    original = Publisher.hand
+
+    async def hand(self, outcome):
+        handed.append(outcome)
+        return await original(self, outcome)
+
+    monkeypatch.setattr(Publisher, "hand", hand)
+
+    async def run(lane, desk, broker, acknowledged):
+        monkeypatch.setattr(desk, "at_once", lambda arrival: RealDesk.at_once(desk, arrival))
+        event = Event("a", acknowledged)
+        if late:
+            event.message.timestamp -= 3600
+        else:
+            event.message.key = b"line-9/new"
+        await lane.accept(event)
+        broker.open.set()
+        await lane.drained()
+        (outcome,) = handed
+        assert outcome.answer.reason is (Reason.LATE if late else Reason.NO_MODEL)
+        assert (outcome.arrival.frame.image, outcome.arrival.record.value) == (b"", None)
 
     scenario(run, monkeypatch)
 

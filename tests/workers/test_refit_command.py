@@ -13,14 +13,16 @@ import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from model_store import ModelKey, open_store, promote, state_of, withdrawal
+from model_store import ITSELF, ModelKey, open_store, promote, state_of, withdrawal
 from model_store.leases import open_leases
 from model_store.pool import open_pool
 from model_store.pool_records import Candidate, Feedback
 from pipeline import commissioning, methods, synthetic
+from pipeline import review as reviewing
 from pipeline import settings as line
 from pipeline.backbone import resolve
 from pipeline.data import Artifact, Decision, Frame
@@ -29,7 +31,7 @@ from pipeline.drift import Baseline
 from pipeline.martingale import Alarm
 from pipeline.view import View
 from tests.workers.test_models_upkeep import goldline
-from workers import baselines, provenance, refit_watch
+from workers import approval, baselines, provenance, refit_watch
 from workers.baselines import Kept
 from workers.commands import refit as command
 from workers.metrics import RefitMetrics
@@ -39,11 +41,16 @@ STATION = "line-1/top"
 KEY = ModelKey(STATION)
 NOW = datetime.now(UTC)
 POOLED = 24
+ALARM = Alarm(log_martingale=8.0, direction="higher", since=NOW - timedelta(hours=31), at=NOW, frame_id="f", seen=90)
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def picture(seed, defect=None):
-    return synthetic.encode(synthetic.draw("cap", seed=seed, defect=defect, size=(64, 64)).image)
+def picture(seed, *, spoilt=False):
+    """A drawn cap; a spoilt one so that a backbone without training sees it."""
+    image = synthetic.draw("cap", seed=seed, size=(64, 64)).image
+    if spoilt:
+        image[16:48, 16:48] = np.random.default_rng(seed).integers(0, 256, size=(32, 32, 3), dtype=np.uint8)
+    return synthetic.encode(image)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,7 @@ def drawn():
         "fit": [picture(i) for i in range(40)],
         "pool": [picture(100 + i) for i in range(POOLED)],
         "good": [picture(200 + i) for i in range(20)],
-        "defect": [picture(300 + i, defect="missing") for i in range(6)],
+        "defect": [picture(300 + i, spoilt=True) for i in range(6)],
     }
 
 
@@ -82,7 +89,14 @@ def settings_tree(tmp_path):
         "drift": {"folder": f"{tmp_path}/drift"},
         "refit": {
             "golden": f"{tmp_path}/golden",
-            "rules": {"frames_min": 10, "goods_min": 15, "folds": 2, "p_min": 0.0, "distance_max": 100.0},
+            "rules": {
+                "frames_min": 10,
+                "goods_min": 15,
+                "defects_min": 6,
+                "folds": 2,
+                "p_min": 0.0,
+                "distance_max": 100.0,
+            },
         },
         "stations": {STATION: {}},
     }
@@ -219,7 +233,19 @@ def test_auto_puts_it_in_service_when_every_rule_was_checked(whole, refit):
     done = refitted(refit, "--approval", "auto")
     assert done["outcome"] == "promoted"
     assert whole.current(KEY) == done["version"]
-    assert whole.history(KEY)[-1].who == provenance.ITSELF
+    assert whole.history(KEY)[-1].who == ITSELF
+
+
+def test_auto_waits_for_a_person_where_the_model_approved_last_is_gone(whole, pool, refit, settings):
+    approved = whole.current(KEY)
+    for n in (1, 2):
+        other = whole.put(KEY, changed(whole.get(KEY, whole.current(KEY)), by=n), lineage={"pictures": ["0" * 12]})
+        promote(whole, KEY, other, expected=whole.current(KEY), who=ITSELF)
+    assert refitted(refit, "--dry-run")["review"]["findings"][-1]["outcome"] == "passed"
+    next(Path(settings.store.url.removeprefix("file://")).rglob(f"versions/{approved}*.json")).unlink()
+    done = refitted(refit, "--approval", "auto")
+    assert done["outcome"] == "stored"
+    assert "lost since approval: the model that a person approved last is stored no more" in done["words"]
 
 
 def test_auto_waits_for_a_person_where_misses_cannot_be_checked(whole, golden, refit):
@@ -230,10 +256,29 @@ def test_auto_waits_for_a_person_where_misses_cannot_be_checked(whole, golden, r
     assert "no golden defects" in done["words"]
 
 
+def test_auto_waits_for_a_person_where_golden_defects_are_few(whole, golden, refit):
+    for path in sorted((golden / "defect").iterdir())[1:]:
+        path.unlink()
+    done = refitted(refit, "--approval", "auto")
+    assert done["outcome"] == "stored"
+    assert "lost defects: 1 golden defects that the model in service catches are too few to say" in done["words"]
+
+
 def test_a_trial_comes_before_service(whole, refit):
     parent = whole.current(KEY)
     done = refitted(refit, "--approval", "shadow-then-auto")
     assert (done["outcome"], whole.marks(KEY).shadow, whole.current(KEY)) == ("on trial", done["version"], parent)
+
+
+def test_a_promotion_killed_before_its_last_step_leaves_the_model_in_service(whole, refit):
+    parent = whole.current(KEY)
+    version = refitted(refit, "--approval", "shadow-then-auto")["version"]
+    whole.promote(KEY, version, expected=parent, who=ITSELF)  # and the shadow's mark was not taken away
+    assert refitted(refit, "--dry-run")["outcome"] == "dry run"
+    assert whole.marks(KEY).shadow == version, "a dry run changes nothing"
+    assert refitted(refit)["parent"] == version
+    assert (whole.current(KEY), state(whole, version)) == (version, "active")
+    assert (whole.marks(KEY).shadow, whole.marks(KEY).withdrawn) == (None, set())
 
 
 def test_without_golden_goods_it_is_refused_and_says_what_is_missing(store, pool, watched, refit):
@@ -264,14 +309,42 @@ def test_goods_that_a_threshold_selected_are_no_golden_set(whole, golden, refit)
 
 
 def test_drift_pauses_refits_until_a_person_has_looked(whole, watched, refit):
-    alarm = Alarm(
-        log_martingale=8.0, direction="higher", since=NOW - timedelta(hours=31), at=NOW, frame_id="f", seen=90
-    )
-    watched(alarm=alarm)
+    watched(alarm=ALARM)
     (reason,) = refitted(refit, status=3)["reasons"]
     assert "goldline baseline accept" in reason
     watched()
     assert refitted(refit)["outcome"] == "stored"
+
+
+@pytest.mark.parametrize("approve", ["auto", "shadow-then-auto"])
+def test_drift_that_begins_during_a_fit_keeps_its_candidate_waiting(whole, pool, watched, refit, settings, approve):
+    parent = whole.current(KEY)
+    done = refitted(refit)
+    watched(alarm=ALARM)
+    review = reviewing.read(done["review"])
+    decided = approval.after_review(settings, whole, pool, KEY, done["version"], parent, review, approve)
+    assert decided.what == "stored"
+    assert "goldline baseline accept" in decided.words
+    assert (whole.current(KEY), whole.marks(KEY).shadow) == (parent, None)
+
+
+def test_no_person_approves_while_the_station_drifts(whole, watched, refit):
+    parent, version = whole.current(KEY), refitted(refit)["version"]
+    watched(alarm=ALARM)
+    assert "goldline baseline accept" in refit("approve", STATION, version, "--by", "ana", status=2)
+    assert whole.current(KEY) == parent
+    watched()
+    refit("approve", STATION, version, "--by", "ana")
+    assert whole.current(KEY) == version
+
+
+def test_a_trial_goes_on_while_nobody_knows_whether_the_station_drifts(whole, settings, refit):
+    parent, version = whole.current(KEY), refitted(refit, "--approval", "shadow-then-auto")["version"]
+    baselines.place(settings, STATION, "default").unlink()
+    done = refitted(refit)
+    assert (done["outcome"], done["version"]) == ("trial goes on", version)
+    assert "is that the folder of its worker?" in done["words"]
+    assert (whole.current(KEY), whole.marks(KEY).shadow) == (parent, version)
 
 
 def test_frames_of_a_time_of_drift_are_left_out_for_good(whole, watched, refit):
@@ -309,10 +382,10 @@ def test_what_was_held_beside_another_model_is_not_approved(whole, refit):
     assert whole.current(KEY) == other
 
 
-def changed(artifact):
+def changed(artifact, by=1):
     """The same model with another threshold: another version."""
     meta = dict(artifact.meta)
-    meta["threshold"] = {**meta["threshold"], "pixel": meta["threshold"]["pixel"] + 1}
+    meta["threshold"] = {**meta["threshold"], "pixel": meta["threshold"]["pixel"] + by}
     return Artifact(method=artifact.method, tensors=artifact.tensors, meta=meta)
 
 

@@ -76,10 +76,12 @@ def test_every_strategy_begins_with_the_same_model_and_sees_the_same_parts(repor
 def test_what_each_strategy_does_at_night(report: dict[str, Any]) -> None:
     nights = {name: [d["strategies"][name]["night"] for d in report["days"]] for name in NAMES}
     assert nights["never refit"] == ["nothing"] * 4
-    assert "live" in nights["naive nightly"]
-    assert nights["goldline"][2] in {"live", "refused", "paused"}
-    assert set(nights["goldline"]) <= {"nothing", "live", "refused", "paused", "recalibrated"}
-    assert report["strategies"]["never refit"]["defective_parts_learnt"] == 0
+    assert nights["naive nightly"] == ["live"] * 4
+    assert [night != "nothing" for night in nights["goldline"]] == [False, False, True, False], "every third night"
+    assert nights["goldline"][2] in {"live", "refused"}, "its review decides, and a seed is not the same on every CPU"
+    learnt = {name: found["defective_parts_learnt"] for name, found in report["strategies"].items()}
+    assert learnt["never refit"] == 0
+    assert learnt["goldline"] <= learnt["naive nightly"]
 
 
 def test_a_rate_needs_a_hundred_parts(report: dict[str, Any]) -> None:

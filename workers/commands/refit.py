@@ -131,13 +131,13 @@ def approve(station: str, version: str, by: str, recipe: str, why: str, settings
     """Put VERSION of STATION, the candidate of a refit, in service.
 
     Not one that its review refused, that was withdrawn, that learnt from a part reported as defective since, or that
-    was held beside another model than the one in service now.
+    was held beside another model than the one in service now; and none while the station drifts.
     """
     from workers import approval  # noqa: PLC0415 - torch takes seconds to import
 
     store, key, found = _candidate(settings, station, recipe, version)
     pool = open_pool(settings.pool) if settings.pool.url else None
-    approval.approve(store, pool, key, found, who=by, why=why)
+    approval.approve(settings, store, pool, key, found, who=by, why=why)
     click.echo(f"{short(found)} is in service at {key}")
 
 

@@ -20,9 +20,9 @@ def command() -> None:
 def create(settings: Settings, replication: int, as_json: bool) -> None:
     """Make the topics that are missing, with settings for the job, and add the partitions that new stations need.
 
-    Nothing else of a topic that is there is changed: what differs is told. Stations that were there keep their
-    partitions, which settings give them, and all that is in them. Cameras, workers and gates read their settings once:
-    restart them, the cameras last.
+    Nothing else of a topic that is there is changed: what differs is told. Append new stations at the end of the
+    settings, or give every station its `partition`: those without one take the lowest that are free, in the order of
+    the file. Cameras, workers and gates read their settings once: restart them, the cameras last.
     """
     from workers import clients, topics  # noqa: PLC0415
 
