@@ -48,11 +48,13 @@ class Report:
 
 @click.command()
 @click.option("--rate", default=3.0, show_default=True, help="Frames a second of each of two stations.")
-def main(rate: float) -> None:
+@click.option("--deadline-ms", default=2000, show_default=True, help="From capture to the gate.")
+def main(rate: float, deadline_ms: int) -> None:
     """Run a line for some minutes, and see that its monitoring says what is so."""
     report = Report()
     try:
-        with Line(Order(folder=FOLDER, rate=rate), say=lambda step: click.echo(f"      {step}")) as line:
+        order = Order(folder=FOLDER, rate=rate, deadline_ms=deadline_ms)
+        with Line(order, say=lambda step: click.echo(f"      {step}")) as line:
             click.echo(f"      the line is up; looking at it after {_SETTLE_S:.0f} s")
             click.echo(f"      load of this machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
             time.sleep(_SETTLE_S)

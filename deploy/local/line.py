@@ -14,9 +14,10 @@ FOLDER = Path(".goldline/line")
 
 @click.command()
 @click.option("--rate", default=3.0, show_default=True, help="Frames a second of each of two stations.")
-def main(rate: float) -> None:
+@click.option("--deadline-ms", default=2000, show_default=True, help="From capture to the gate.")
+def main(rate: float, deadline_ms: int) -> None:
     """Start Kafka, Redis, Prometheus, two workers, a gate, two cameras and refits; Ctrl-C ends all of them."""
-    line = Line(Order(folder=FOLDER, rate=rate))
+    line = Line(Order(folder=FOLDER, rate=rate, deadline_ms=deadline_ms))
     try:
         with line:
             click.echo(summary(line))

@@ -48,6 +48,7 @@ class Order:
     Attributes:
         folder: of everything it writes; what an earlier line left in it goes.
         rate: frames a second of each station.
+        deadline_ms: from capture to the gate.
         goods: drawn for each station's fit.
         tests: good ones for its camera, and as many verified ones that refits are held to.
         defects: likewise, of each kind.
@@ -56,6 +57,7 @@ class Order:
 
     folder: Path
     rate: float = 3.0
+    deadline_ms: int = 2000
     goods: int = 200
     tests: int = 80  # 59 at least: a promise of 5 % false rejects needs so many to be made anew
     defects: int = 5
@@ -78,7 +80,7 @@ def tree(order: Order, redis: str) -> dict[str, Any]:
     folder = order.folder.resolve()
     return {
         "stations": {name: {"partition": i} for i, name in enumerate(STATIONS)},
-        "defaults": {"deadline_ms": 2000, "false_reject_rate": 0.05},
+        "defaults": {"deadline_ms": order.deadline_ms, "false_reject_rate": 0.05},
         "worker": {"threads": 1},
         "frames": {"inline_max_bytes": 65_536, "roots": [f"{redis}/1"], "keep_s": 120},
         "pool": {"url": f"file://{folder}/pool", "quarantine_h": 0.0},
