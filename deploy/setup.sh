@@ -93,7 +93,7 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$key" ]; then
     "${pip[@]}" --no-deps --no-build-isolation -e .
   else
     say 'installing Goldline and its packages into .venv (no requirements.lock: the newest that fit)'
-    "${pip[@]}" -e '.[cpu,video,timm,dev,docs]'
+    "${pip[@]}" -e '.[cpu,video,timm,otel,dev,docs]'
   fi
   printf '%s\n' "$key" >"$stamp"
 fi

@@ -152,6 +152,13 @@ class Metrics(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65_000)] = 9790
 
 
+class Tracing(Section, frozen=True):
+    """Where spans go, and of how many frames."""
+
+    endpoint: Annotated[str, Meta(pattern=r"^https?://.+")] | None = None
+    share: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
+
+
 class Defaults(Section, frozen=True):
     """What a station without a value of its own takes."""
 
@@ -186,6 +193,7 @@ class Settings(Section, frozen=True):
     drift: Drift = Drift()
     refit: Refit = Refit()
     metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()
     backbones: dict[str, Known] = msgspec.field(default_factory=dict)
     defaults: Defaults = Defaults()
     stations: dict[StationName, Station] = msgspec.field(default_factory=dict)

@@ -13,7 +13,7 @@ BELOW = {"pipeline": set(), "model_store": {"pipeline"}, "workers": {"pipeline",
 
 # Where a library may be imported; what is not named here may be imported anywhere.
 ONLY_IN = {
-    "workers": "faust mode kafka aiokafka aiohttp prometheus_client structlog click rich",
+    "workers": "faust mode kafka aiokafka aiohttp prometheus_client structlog click rich opentelemetry",
     "model_store": "redis",
     "pipeline": "torch torchvision faiss scipy",
     "pipeline model_store": "safetensors",

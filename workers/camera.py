@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from pipeline.errors import ConfigError, GoldlineError, StoreUnavailable
 from pipeline.evaluation.dataset import pictures
 from pipeline.settings import Settings
 from workers import clients, logs, topics, wire
+from workers.spans import Spans
 
 log = logs.get(__name__)
 
@@ -127,6 +129,7 @@ class Camera:
         recipe: the product.
         deadline_ms: from capture to gate; the station's by default.
         part_ids: what it calls its parts.
+        spans: told of each frame's way to the broker.
 
     Raises:
         ConfigError: no such station, no broker, or no partition for it.
@@ -140,6 +143,7 @@ class Camera:
         recipe: str = "default",
         deadline_ms: int | None = None,
         part_ids: PartIds = PartIds(),
+        spans: Spans | None = None,
     ):
         if station not in settings.stations:
             known = ", ".join(settings.stations) or "none"
@@ -154,6 +158,7 @@ class Camera:
         self._producer = clients.producer(settings.kafka, request_max_bytes=topics.frame_max_bytes(settings))
         self._roots = open_roots(settings.frames.roots, keep_s=settings.frames.keep_s)
         self._part_ids = part_ids
+        self._spans = spans or Spans(None, process="camera")
         self._run = uuid.uuid4().hex[:8]
         self.sent = Sent()
 
@@ -169,12 +174,12 @@ class Camera:
         captured_at = datetime.now(UTC)
         number = self.sent.sent + self.sent.too_large
         part_id = self._part_ids.of(shot, number, self._run)
-        reference = None
-        if len(shot.image) > self._settings.frames.inline_max_bytes:
-            reference = self._check_in(shot, stopped)
-            if reference is None:
-                return None
+        large = len(shot.image) > self._settings.frames.inline_max_bytes
+        reference = self._check_in(shot, stopped) if large else None
+        if large and reference is None:
+            return None
         frame_id = f"{self._station.replace('/', '-')}-{self._run}-{number:06d}"
+        traceparent = wire.new_traceparent(self._settings.tracing.share)
         headers = wire.frame_headers(
             frame_id=frame_id,
             part_id=part_id,
@@ -184,7 +189,7 @@ class Camera:
             recipe=self._recipe,
             deadline_ms=self._deadline_ms,
             reference=reference,
-            traceparent=wire.new_traceparent(),
+            traceparent=traceparent,
         )
         future = self._producer.send(
             self._topic,
@@ -194,8 +199,10 @@ class Camera:
             partition=self._partition,
         )
         self.sent.sent += 1
-        future.add_callback(self._accepted)
-        future.add_errback(self._failed)
+        about = {"station": self._station, "recipe": self._recipe, "frame_id": frame_id, "part_id": part_id}
+        told = partial(self._spans.sent, traceparent, began=captured_at.timestamp(), about=about)
+        future.add_callback(partial(self._accepted, told))
+        future.add_errback(partial(self._failed, told))
         return frame_id
 
     def play(
@@ -257,11 +264,13 @@ class Camera:
                     return None
             time.sleep(_AGAIN_S)
 
-    def _accepted(self, _: object) -> None:
+    def _accepted(self, told: Callable[..., None], _: object) -> None:
         self.sent.accepted += 1
+        told()
 
-    def _failed(self, error: BaseException) -> None:
+    def _failed(self, told: Callable[..., None], error: BaseException) -> None:
         self.sent.failed += 1
+        told(error=error)
         log.error("the broker did not take a frame", error=f"{type(error).__name__}: {error}")
 
 

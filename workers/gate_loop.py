@@ -21,6 +21,7 @@ from workers.gate import Action, Counts, Gate
 from workers.health import Heart
 from workers.hooks import Hooks
 from workers.metrics import GateMetrics
+from workers.spans import Spans
 from workers.wire import Arrival, Record
 
 log = logs.get(__name__)
@@ -44,6 +45,7 @@ def run(
     trigger: IO[str] | None = None,
     metrics: GateMetrics | None = None,
     heart: Heart | None = None,
+    spans: Spans | None = None,
 ) -> Counts:
     """Stand at the gate until `stopped`.
 
@@ -56,11 +58,12 @@ def run(
             passes the barrier; its deadline runs from the line's arrival.
         metrics: told of what the gate does.
         heart: beats while it does.
+        spans: told of each action too.
 
     Raises:
         ConfigError: no broker answers, or `[gate] fuse` does not fit these stations.
     """
-    metrics, heart = metrics or GateMetrics(settings), heart or Heart()
+    metrics, heart, spans = metrics or GateMetrics(settings), heart or Heart(), spans or Spans(None, process="gate")
     gate, hooks = Gate(settings, stations, by_part=trigger is not None), Hooks(settings.gate, metrics)
     events, traces = Events(), Traces(stations)
     metrics.watch(gate)
@@ -88,6 +91,7 @@ def run(
                 metrics.acted(action)
                 write(action)
                 hooks.call(action)
+                spans.decided(action, heard=traces.heard(action.frame_id))
             if time.monotonic() - heard > settings.gate.silence_s:
                 log.warning("silence: no frame and no result", seconds=settings.gate.silence_s)
                 heard = time.monotonic()
@@ -105,18 +109,22 @@ class Traces:
 
     def __init__(self, stations: frozenset[str]) -> None:
         self._stations = stations
-        self._of: OrderedDict[str, str] = OrderedDict()
+        self._of: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     def note(self, station: str | None, frame_id: str, traceparent: str | None) -> None:
         """A message of this frame had this trace."""
         if traceparent is not None and station in self._stations:
-            self._of[frame_id] = traceparent
+            self._of[frame_id] = traceparent, self.heard(frame_id) or time.time()
             if len(self._of) > _TRACES:
                 self._of.popitem(last=False)
 
     def mark(self, action: Action) -> Action:
         """The action with the trace of the frame that decided."""
-        return replace(action, traceparent=self._of.get(action.frame_id))
+        return replace(action, traceparent=self._of.get(action.frame_id, (None,))[0])
+
+    def heard(self, frame_id: str) -> float | None:
+        """When the gate was first told of this frame, in seconds of the epoch."""
+        return self._of[frame_id][1] if frame_id in self._of else None
 
 
 def _tail(settings: Settings, kind: str, *, fetch_max_bytes: int = 1_048_576) -> KafkaConsumer:

@@ -91,7 +91,7 @@ class Lane:
         await asyncio.shield(self._recovered)
         arrival = read_frame(record_of(event.message), self._settings)
         if arrival.traceparent is None:
-            arrival = replace(arrival, traceparent=wire.new_traceparent())
+            arrival = replace(arrival, traceparent=wire.new_traceparent(self._settings.tracing.share))
         frame_id = arrival.frame.frame_id
         repeated = frame_id in self._answered
         known = None if repeated else self._desk.at_once(arrival)

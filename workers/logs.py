@@ -12,6 +12,8 @@ _LIBRARIES = {
     "faust": logging.WARNING,
     "mode": logging.WARNING,
     "asyncio": logging.ERROR,
+    "opentelemetry": logging.CRITICAL,  # `spans` tells what it has to tell, once a minute
+    "urllib3": logging.ERROR,
 }
 
 

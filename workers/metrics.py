@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from model_store.records import ModelKey, short
 from pipeline.data import Decision, Failure, Frame, Reason, Verdict
 from pipeline.settings import Settings
+from workers import wire
 from workers.exposition import Exposition, Place
 from workers.flow import NONE, Flow
 
@@ -114,7 +115,8 @@ class WorkerMetrics(Exposition):
         station = place[0]
         deadline = (frame.deadline_at or outcome.decided_at).timestamp()
         reason = answer.reason if isinstance(answer, Failure) else None
-        trace = {"trace_id": outcome.arrival.traceparent[3:35]} if outcome.arrival.traceparent else None
+        traceparent = outcome.arrival.traceparent
+        trace = {"trace_id": traceparent[3:35]} if traceparent and wire.is_sampled(traceparent) else None
         self._latency.labels(station).observe(now - (frame.captured_at or outcome.decided_at).timestamp(), trace)
         self._slack.labels(station).observe(deadline - now)
         self._late.labels(station).inc(outcome.decided_at.timestamp() > deadline)

@@ -19,7 +19,7 @@ from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from workers import app as faust_app
-from workers import clients, logs, pauses, topics, watchdog
+from workers import clients, logs, pauses, spans, topics, watchdog
 from workers.backbones import opener
 from workers.claims import Claims
 from workers.desk import Desk, Finds
@@ -33,6 +33,7 @@ from workers.outcomes import Outcome
 from workers.pass_all import PassAll
 from workers.pooling import Pooling
 from workers.publish import Publisher
+from workers.spans import Spans
 from workers.vitals import Vitals
 
 log = logs.get(__name__)
@@ -72,6 +73,7 @@ def run(settings: Settings, models: Models | PassAll | None = None, *, metrics_p
         The exit status.
     """
     check(settings)
+    tracing = spans.opened(settings, "worker")
     torch.set_num_threads(settings.worker.threads or max(1, os.cpu_count() or 1))
     metrics = WorkerMetrics(settings)
     models = models or _models_of(settings, metrics)
@@ -80,10 +82,11 @@ def run(settings: Settings, models: Models | PassAll | None = None, *, metrics_p
     health.start()
     try:
         models.start()
-        return asyncio.run(_serve(settings, models, metrics, vitals))
+        return asyncio.run(_serve(settings, models, metrics, vitals, tracing))
     finally:
         models.stop()
         health.stop()
+        tracing.close()
 
 
 def _models_of(settings: Settings, metrics: WorkerMetrics) -> Models:
@@ -110,14 +113,19 @@ def _pool_threads(
     return pooling.offer, [pooling, Follower(settings, pool)]
 
 
-async def _serve(settings: Settings, models: Finds, metrics: WorkerMetrics, vitals: Vitals) -> int:
+async def _serve(settings: Settings, models: Finds, metrics: WorkerMetrics, vitals: Vitals, tracing: Spans) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     executor = ThreadPoolExecutor(1, thread_name_prefix="device")
     app = faust_app.build(settings)
-    on_published, beside = _pool_threads(settings, metrics)
+    offer, beside = _pool_threads(settings, metrics)
+
+    def on_published(outcome: Outcome) -> None:
+        offer(outcome)
+        tracing.inspected(outcome)
+
     source = f"worker/{os.getpid()}"
     publisher = Publisher(faust_app.Sender(app).send, settings, source, on_published=on_published, metrics=metrics)
     claims = Claims(

@@ -167,9 +167,17 @@ def read_frame(record: Record, settings: Settings) -> Arrival:
     return replace(arrival, problem=failure, unreadable=True)
 
 
-def new_traceparent() -> str:
-    """A trace of its own, sampled: https://www.w3.org/TR/trace-context/."""
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+def new_traceparent(share: float = 1.0) -> str:
+    """A trace of its own, of which this share is sampled: https://www.w3.org/TR/trace-context/."""
+    trace = secrets.token_hex(16)
+    # By the trace's last 56 bits, which are random in every trace that follows the standard.
+    sampled = int(trace[-14:], 16) < share * 2**56
+    return f"00-{trace}-{secrets.token_hex(8)}-{sampled:02x}"
+
+
+def is_sampled(traceparent: str) -> bool:
+    """Whether spans of this trace are wanted."""
+    return bool(int(traceparent[53:55], 16) & 1)
 
 
 def traceparent_of(text: str | None) -> str | None:

@@ -73,6 +73,7 @@ def command(
       goldline camera top/ --station line-1/top --part-ids filename
     """
     logs.set_up("info", process="camera", station=station)
+    from workers import spans  # noqa: PLC0415
     from workers.camera import Camera, PartIds, shots  # noqa: PLC0415
     from workers.health import Health  # noqa: PLC0415
     from workers.metrics import CameraMetrics  # noqa: PLC0415
@@ -80,8 +81,8 @@ def command(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    naming = PartIds(by=part_ids, prefix=part_prefix)
-    camera = Camera(settings, station, recipe=recipe, deadline_ms=deadline_ms, part_ids=naming)
+    naming, tracing = PartIds(by=part_ids, prefix=part_prefix), spans.opened(settings, "camera")
+    camera = Camera(settings, station, recipe=recipe, deadline_ms=deadline_ms, part_ids=naming, spans=tracing)
     Health(CameraMetrics(settings, station, camera.sent), settings, port=metrics_port).start()
     with manifest.open("a", encoding="utf-8", buffering=1) if manifest else nullcontext() as note:
         camera.play(
@@ -94,6 +95,7 @@ def command(
             ),
         )
     sent = camera.close()
+    tracing.close()
     if as_json:
         click.echo(json.dumps(asdict(sent)))
     else:

@@ -63,11 +63,11 @@ def command(
             f"gate: with fuse = {settings.gate.fuse!r} a part must pass every station of its gate, and the settings "
             f"have those of several lines ({', '.join(sorted(lines))}): name this gate's with --station"
         )
-    from workers import gate_loop  # noqa: PLC0415
+    from workers import gate_loop, spans  # noqa: PLC0415
     from workers.health import Health, Heart  # noqa: PLC0415
     from workers.metrics import GateMetrics  # noqa: PLC0415
 
-    metrics, heart = GateMetrics(settings), Heart()
+    metrics, heart, tracing = GateMetrics(settings), Heart(), spans.opened(settings, "gate")
     checks = {"live": lambda: [heart.alive()], "ready": lambda: [heart.started(), heart.alive()]}
     Health(metrics, settings, port=metrics_port, **checks).start()
     stop = threading.Event()
@@ -81,5 +81,7 @@ def command(
         trigger=trigger,  # type: ignore[arg-type]
         metrics=metrics,
         heart=heart,
+        spans=tracing,
     )
+    tracing.close()
     print(json.dumps({"event": "gate ended", **asdict(counts)}), file=sys.stderr)  # noqa: T201
