@@ -75,25 +75,26 @@ class Collector:
 
 
 def _read(body: bytes) -> list[Told]:
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest  # noqa: PLC0415
 
-    told = []
+    told: list[Told] = []
     for group in ExportTraceServiceRequest.FromString(body).resource_spans:
         service = _values(group.resource.attributes)["service.name"]
-        for span in (span for scope in group.scope_spans for span in scope.spans):
-            told.append(
-                Told(
-                    service=str(service),
-                    name=span.name,
-                    trace=span.trace_id.hex(),
-                    span=span.span_id.hex(),
-                    parent=span.parent_span_id.hex(),
-                    start=span.start_time_unix_nano,
-                    end=span.end_time_unix_nano,
-                    failed=span.status.code == span.status.STATUS_CODE_ERROR,
-                    about=_values(span.attributes),
-                )
+        told += [
+            Told(
+                service=str(service),
+                name=span.name,
+                trace=span.trace_id.hex(),
+                span=span.span_id.hex(),
+                parent=span.parent_span_id.hex(),
+                start=span.start_time_unix_nano,
+                end=span.end_time_unix_nano,
+                failed=span.status.code == span.status.STATUS_CODE_ERROR,
+                about=_values(span.attributes),
             )
+            for scope in group.scope_spans
+            for span in scope.spans
+        ]
     return told
 
 

@@ -1,8 +1,8 @@
 """Spans of a frame's way, for OpenTelemetry: the camera's `send`, the worker's `inspect`, the gate's `decide`.
 
 The camera's span is the one that the frame's `traceparent` names, the others are its children. All are made afterwards,
-from times that are known by then, for frames whose `traceparent` is sampled: the way is the same with and without. They go
-out in the background. What a collector does not take in time is lost, and that is told, once a minute.
+from times that are known by then, for frames whose `traceparent` is sampled: the way is the same with and without. They
+go out in the background. What a collector does not take in time is lost, and that is told, once a minute.
 
 Needs the extra `goldline[otel]`, which is imported only where `[tracing] endpoint` asks for it.
 """
