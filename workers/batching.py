@@ -20,7 +20,7 @@ Work = TypeVar("Work")
 Done = TypeVar("Done")
 
 _SMOOTHING = 0.2  # share of the newest batch in the running estimates of what a batch and a piece take
-_SHARE = 0.5  # of the time that the most urgent piece has left, for the batch that it is in
+SHARE = 0.5  # of the time that the most urgent piece has left, for the batch that it is in
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +118,7 @@ class Batcher(Generic[Work, Done]):
         while self._queues and len(batch) < self._batch_max:
             turn, queue = next(iter(self._queues.items()))
             if queue[0].deadline > now:  # what is late already is answered without the device
-                room_s = min(room_s, _SHARE * (queue[0].deadline - now))
+                room_s = min(room_s, SHARE * (queue[0].deadline - now))
             if batch and (len(batch) + 1) * self.piece_s > room_s:
                 break
             batch.append(queue.popleft())

@@ -36,6 +36,7 @@ COMMANDS = {
     "kafka": "run a development broker on this machine",
     "simulate": "a season in minutes: what refits cost and save, on drawn parts",
     "weights": "find, import, export and verify weights of backbones; train the compact one",
+    "sizing": "partitions, workers and brokers for many stations, and how frames then fare",
     "bench": "measure",
     "completion": "make a shell complete commands and options",
 }

@@ -1,0 +1,95 @@
+"""A worker as a queue, held against what queueing theory knows, and against the rules by which workers make batches."""
+
+import numpy as np
+import pytest
+
+from workers.queueing import Service, Way, arrivals, serve
+
+ALONE = {"batch_max": 1, "wait_s": 0.0}
+
+
+def at(*times):
+    return np.array(times, dtype=float)
+
+
+def ms(served):
+    return np.round(served.latency * 1000, 6).tolist()
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_random_arrivals_wait_as_long_as_in_an_m_d_1_queue(load):
+    service_s, frames = 0.004, 150_000
+    rng = np.random.default_rng(0)
+    captured = np.cumsum(rng.exponential(service_s / load, frames))
+    served = serve(captured, Service(per_frame_s=service_s, **ALONE))
+    waited = served.latency.mean() - service_s
+    assert waited == pytest.approx(load * service_s / (2 * (1 - load)), rel=0.05)  # Pollaczek and Khinchine
+    assert served.busy_s / captured[-1] == pytest.approx(load, rel=0.01)
+
+
+def test_regular_arrivals_wait_for_nothing_until_the_worker_is_full():
+    service = Service(per_frame_s=0.009, **ALONE)
+    assert ms(serve(np.arange(1000) * 0.010, service)) == [9.0] * 1000
+    late = ms(serve(np.arange(1000) * 0.008, service))
+    assert late == [pytest.approx(9.0 + i) for i in range(1000)], "a millisecond more with each"
+
+
+def test_what_comes_together_is_a_batch_and_what_does_not_fit_is_the_next():
+    service = Service(per_frame_s=0.004, per_batch_s=0.002, batch_max=3, wait_s=0.005)
+    assert service.capacity == pytest.approx(3 / 0.014)
+    assert ms(serve(np.zeros(3), service)) == [14.0] * 3, "full, and so not waited for"
+    assert ms(serve(np.zeros(5), service)) == [14.0] * 3 + [24.0] * 2
+    assert ms(serve(np.zeros(2), service)) == [15.0] * 2, "5 ms for a third"
+
+
+def test_the_first_of_a_batch_waits_for_others_only_so_long():
+    service = Service(per_frame_s=0.001, batch_max=8, wait_s=0.005)
+    assert ms(serve(at(0.0, 0.003, 0.006), service)) == [7.0, 4.0, 6.0]
+
+
+def test_the_way_there_and_back_is_part_of_the_latency():
+    service, way = Service(per_frame_s=0.004, **ALONE), Way(there_s=0.003, back_s=0.002)
+    assert ms(serve(at(0.0, 1.0), service, way)) == [9.0, 9.0]
+
+
+def test_under_twice_the_load_half_is_decided_and_nobody_waits_beyond_the_deadline():
+    service, way = Service(per_frame_s=0.010, **ALONE), Way(deadline_s=0.1)
+    served = serve(np.arange(4000) * 0.005, service, way)
+    decided = np.isfinite(served.latency)
+    assert decided.mean() == pytest.approx(0.5, abs=0.01)
+    assert served.latency[decided].max() <= 0.1 + 1e-9
+    assert served.busy_s == pytest.approx(decided.sum() * 0.010)
+
+
+def test_a_batch_never_spends_more_than_half_of_what_its_most_urgent_frame_has_left():
+    service, way = Service(per_frame_s=0.010, batch_max=16, wait_s=0.0), Way(deadline_s=0.1)
+    assert ms(serve(np.zeros(16), service, way))[:3] == [pytest.approx(160.0)] * 3, "nothing is known before the first"
+    latency = serve(np.concatenate([at(0.0), np.full(16, 1.0)]), service, way).latency[1:]
+    assert np.round(np.sort(latency) * 1000).tolist()[:5] == [50] * 5
+
+
+def test_frames_whose_partition_nobody_has_are_late_when_somebody_does():
+    service, way = Service(per_frame_s=0.001, **ALONE), Way(deadline_s=0.2)
+    captured = np.arange(100) * 0.1
+    held = np.where(captured < 5.0, 5.0, 0.0)
+    latency = serve(captured, service, way, held=held).latency
+    assert np.isinf(latency[captured < 4.75]).all()
+    assert (latency[captured >= 4.85] < 0.2).all()
+
+
+def test_the_order_of_the_frames_does_not_matter():
+    rng = np.random.default_rng(0)
+    captured = rng.uniform(0, 10, 2000)
+    service, way = Service(per_frame_s=0.004, per_batch_s=0.001), Way(deadline_s=0.1)
+    order = rng.permutation(2000)
+    assert (serve(captured, service, way).latency[order] == serve(captured[order], service, way).latency).all()
+
+
+def test_triggers_keep_their_rate_and_their_phases():
+    rng = np.random.default_rng(0)
+    apart = arrivals(50, 30.0, 10.0, jitter_s=0.0, together=False, rng=rng)
+    assert apart.shape == (50, 300)
+    assert np.diff(apart, axis=1) == pytest.approx(1 / 30)
+    assert apart[:, 0].std() == pytest.approx(1 / 30 / 12**0.5, rel=0.2), "phases are spread over a period"
+    same = arrivals(50, 30.0, 10.0, jitter_s=0.002, together=True, rng=rng)
+    assert (same - np.arange(300) / 30)[:, 1:].std() == pytest.approx(0.002, rel=0.05)
