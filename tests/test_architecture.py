@@ -165,6 +165,7 @@ def test_only_the_walk_knows_the_table_of_methods():
         "pipeline/growth.py",
         "pipeline/refit.py",
         "pipeline/evaluation/trial.py",
+        "pipeline/speed/cost.py",
         "pipeline/speed/fit.py",
         "pipeline/speed/score.py",
     }

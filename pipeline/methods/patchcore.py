@@ -85,6 +85,11 @@ class PatchCoreDetector:
         self._norms = squared_norms(self.bank)
         self._pruned = PrunedBank.of(self.bank)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether a bound rules most rows out, so that few distances are computed in full."""
+        return self._pruned is not None
+
     def embed(self, images: Tensor) -> Features:
         """Locally aware patch features.
 

@@ -92,10 +92,10 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
     device = resolve_device(asked.device)
     here = [each for each in asked.engines if each in engines.candidates(device)]
     for backbone in asked.backbones:
-        nets = {engine: _net(backbone, engine, str(device)) for engine in here}
+        nets = {engine: net_of(backbone, engine, str(device)) for engine in here}
         for method in asked.methods:
             for bank in asked.bank_rows if method == "patchcore" else (None,):
-                made = {engine: _inspector(method, net, bank, asked.size) for engine, net in nets.items()}
+                made = {engine: inspector_of(method, net, bank, asked.size) for engine, net in nets.items()}
                 exact = _exactness(next(iter(made.values())), asked.size) if bank else (None, None)
                 for batch in asked.batches:
                     rows += _measured(asked, method, backbone, bank, batch, made, exact, device, progress)
@@ -118,10 +118,8 @@ def _measured(
     device: torch.device,
     progress: Progress,
 ) -> list[Row]:
-    decoded = _pictures(batch, asked.size, first=1000)
-    variants: dict[str, Callable[[], float]] = {
-        engine: _timed(inspector, decoded) for engine, inspector in made.items()
-    }
+    decoded = pictures(batch, asked.size, first=1000)
+    variants: dict[str, Callable[[], float]] = {engine: timed(inspector, decoded) for engine, inspector in made.items()}
     compared = PEERS if asked.peers and method == "patchcore" else ()
     with ExitStack() as stack:
         for engine in [each for each in compared if each in engines.candidates(device)]:
@@ -159,7 +157,9 @@ def _measured(
     return rows
 
 
-def _timed(inspector: Inspector, decoded: Decoded) -> Callable[[], float]:
+def timed(inspector: Inspector, decoded: Decoded) -> Callable[[], float]:
+    """From decoded pictures to verdicts and maps, once: returns its seconds."""
+
     def once() -> float:
         started = time.perf_counter()
         inspector.judge(decoded)  # maps and verdicts are on the CPU afterwards: nothing is under way any more
@@ -168,7 +168,8 @@ def _timed(inspector: Inspector, decoded: Decoded) -> Callable[[], float]:
     return once
 
 
-def _net(name: str, engine: str, device: str) -> Backbone:
+def net_of(name: str, engine: str, device: str) -> Backbone:
+    """A backbone, with random weights where it ships with none."""
     return resolve(
         name,
         default_layers(name),
@@ -180,14 +181,15 @@ def _net(name: str, engine: str, device: str) -> Backbone:
     )
 
 
-def _inspector(method: str, net: Backbone, bank: int | None, size: int) -> Inspector:
-    images = _pictures(_FIT, size).images
+def inspector_of(method: str, net: Backbone, bank: int | None, size: int) -> Inspector:
+    """An inspector of drawn parts; of PatchCore with so many rows."""
+    images = pictures(_FIT, size).images
     if bank is None:
         config = methods.make_config(method, {})
         detector: Detector = methods.fit(method, images, config, backbone=net, seed=0)
     else:
         detector = PatchCoreDetector(_bank(net, bank, size), PatchCoreConfig(), (size, size), net)
-    goods = commissioning.score_all(detector, _pictures(_GOODS, size, first=500).images)
+    goods = commissioning.score_all(detector, pictures(_GOODS, size, first=500).images)
     return Inspector(detector, calibrate(goods, rate=0.05), View(size=(size, size)), Limits())
 
 
@@ -196,7 +198,7 @@ def _bank(net: Backbone, rows: int, size: int) -> Tensor:
     few = PatchCoreDetector(torch.zeros(9, _dim(net)), PatchCoreConfig(), (size, size), net)
     found, have, first = [], 0, 0
     while have < 2 * rows:  # of more than are needed, so that neighbouring patches are not all there
-        patches = few.embed(_pictures(8, size, first=first).images.pixels).maps["patch"]
+        patches = few.embed(pictures(8, size, first=first).images.pixels).maps["patch"]
         found.append(patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1]))
         have, first = have + len(found[-1]), first + 8
     chosen = torch.randperm(have, generator=torch.Generator().manual_seed(0))[:rows]
@@ -204,11 +206,10 @@ def _bank(net: Backbone, rows: int, size: int) -> Tensor:
 
 
 def _dim(net: Backbone) -> int:
-
     return feature_dim(tuple(net.channels.values()), PatchCoreConfig().dim)
 
 
-def _pictures(count: int, size: int, *, first: int = 0) -> Decoded:
+def pictures(count: int, size: int, *, first: int = 0) -> Decoded:
     """Drawn parts, decoded."""
     drawn = [synthetic.draw(PART, seed=first + i, size=(size, size)).image for i in range(count)]
     frames = [Frame(frame_id=str(i), image=synthetic.encode(image)) for i, image in enumerate(drawn)]
@@ -219,7 +220,7 @@ def _exactness(inspector: Inspector, size: int) -> tuple[float, float]:
     """Of one picture: the share of patches with the right neighbour, and the largest relative error of a distance."""
     detector = inspector.detector
     assert isinstance(detector, PatchCoreDetector)  # noqa: S101 - it has a bank
-    patches = detector.embed(_pictures(1, size, first=2000).images.pixels).maps["patch"]
+    patches = detector.embed(pictures(1, size, first=2000).images.pixels).maps["patch"]
     rows = patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1])
     squares, found = detector.match(rows)
     truth, nearest = _brute(rows.cpu().double(), detector.bank.cpu().double())

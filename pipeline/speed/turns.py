@@ -2,19 +2,43 @@
 
 import os
 import platform
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.progress import Progress, silent
 
 
+@dataclass(frozen=True, slots=True)
+class Took:
+    """What a variant took, in seconds: median and quartiles of its turns."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Took":
+        """Of at least one turn."""
+        low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75))
+        return cls(float(median), float(low), float(high))
+
+
 def medians(
     variants: Mapping[str, Callable[[], float]], *, repeats: int, warm_up: bool = True, progress: Progress = silent
 ) -> dict[str, float]:
-    """The median of what each variant says it took, in turns.
+    """The median of what each variant says it took, in turns: see `measured`."""
+    took = measured(variants, repeats=repeats, warm_up=warm_up, progress=progress)
+    return {name: each.median for name, each in took.items()}
+
+
+def measured(
+    variants: Mapping[str, Callable[[], float]], *, repeats: int, warm_up: bool = True, progress: Progress = silent
+) -> dict[str, Took]:
+    """What each variant says it took, in turns.
 
     Args:
         variants: each does its work once and returns its seconds.
@@ -29,7 +53,7 @@ def medians(
         for name, run in variants.items():
             spent[name].append(run())
         progress("turns", turn + 1, repeats)
-    return {name: statistics.median(each) for name, each in spent.items()}
+    return {name: Took.of(each) for name, each in spent.items()}
 
 
 def machine() -> dict[str, str | int]:

@@ -131,6 +131,56 @@ def fit(
     _write(measured.body(rows), json_file)
 
 
+@command.command("cost")
+@click.option("--sizes", default="128,224,320", show_default=True, help="Sides of the pictures, in pixels.")
+@click.option("--bank", "bank_rows", default="500,1500,4096,16384", show_default=True, help="Rows of the banks.")
+@click.option(
+    "--unseen",
+    default="176x1000,288x8192",
+    show_default=True,
+    help="SIZExROWS, predicted from the others and measured.",
+)
+@click.option("--backbone", default="goldline-s", show_default=True, help="With random weights unless it ships some.")
+@click.option("--engine", default="openvino-fp32", show_default=True, help="What runs the backbone.")
+@click.option("--repeats", default=9, show_default=True, help="Turns; figures are their medians.")
+@_device
+@_as_file
+def cost(
+    sizes: str,
+    bank_rows: str,
+    unseen: str,
+    backbone: str,
+    engine: str,
+    repeats: int,
+    device: str,
+    json_file: Path | None,
+) -> None:
+    """How a picture's cost grows with its pixels and the rows of PatchCore's bank: fitted, and tried on unseen points.
+
+    All sizes with all banks, in turns, give what a pixel, a row and a patch against a row cost here; the unseen points
+    are predicted from that. How it grows with stations and workers: `goldline sizing --ms-per-frame` with these ms.
+    """
+    from pipeline.speed import cost as measured  # noqa: PLC0415 - torch takes seconds to import
+
+    points = [_counts(each.replace("x", ","), "--unseen") for each in _names(unseen)]
+    if any(len(point) != 2 for point in points):
+        raise click.BadParameter(f"SIZExROWS, as in 176x1000, not {unseen!r}", param_hint="--unseen")
+    asked = measured.Asked(
+        sizes=_counts(sizes, "--sizes"),
+        bank_rows=_counts(bank_rows, "--bank"),
+        unseen=[(size, rows) for size, rows in points],
+        backbone=backbone,
+        engine=engine,
+        device=device,
+        repeats=repeats,
+    )
+    with shown() as progress:
+        found = measured.run(asked, progress=progress)
+    _table(found.rows, ("size", "bank_rows", "bounded", "unseen", "ms", "predicted_ms", "relative_error"))
+    click.echo("nanoseconds for one " + ", ".join(f"{name} {value:.3g}" for name, value in found.nanoseconds.items()))
+    _write(measured.body(found), json_file)
+
+
 @command.command("line")
 @click.option("--stations", default=4, show_default=True, help="Cameras.")
 @click.option("--rate", default=0.0, show_default=True, help="Frames a second of all; 0 looks for the highest.")
