@@ -1,7 +1,7 @@
 # Nothing here needs an activated virtual environment. ARGS goes to the command: make test ARGS="-k gate".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo line line-check test check lint format bench bench-peers backbones docs containers clean
+.PHONY: help setup demo line line-check test check lint format bench bench-peers bench-check backbones docs containers clean
 BIN := .venv/bin
 TESTS ?= tests
 
@@ -45,6 +45,9 @@ bench-peers: setup ## measure beside anomalib, in an environment of its own (sev
 	@.venv-peers/bin/python -c 'import anomalib, openvino' 2>/dev/null || \
 	  .venv-peers/bin/pip install --quiet 'anomalib>=2.7,<2.8' 'openvino>=2025.4,<2027'
 	@$(BIN)/goldline bench score --peers $(ARGS)
+
+bench-check: setup ## minutes: whether ratios to the peers are as good as the checked-in ones
+	@$(BIN)/python -m tests.benchmarks.check $(ARGS)
 
 backbones: setup ## the table of backbones, on the pictures that GOLDLINE_DATA names
 	@$(BIN)/python -m tests.benchmarks.backbones $(ARGS)

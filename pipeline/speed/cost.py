@@ -173,8 +173,8 @@ def fit(rows: Sequence[Row]) -> NDArray[np.float64]:
     system = counts[:, there] / largest
     if np.linalg.matrix_rank(system) < there.sum() or not there.any():
         raise ConfigError(
-            f"{len(rows)} points cannot tell {there.sum()} terms apart: name two sizes or more, and two banks or more on "
-            "one side or on each side of 2048 rows, where searches begin to be bounded"
+            f"{len(rows)} points cannot tell {there.sum()} terms apart: name two sizes at least, and two banks on "
+            "one side or each side of 2048 rows, where searches begin to be bounded"
         )
     found = np.zeros(len(TERMS))
     found[there] = nnls(system / measured[:, None], np.ones(len(rows)))[0] / largest

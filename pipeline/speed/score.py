@@ -61,7 +61,10 @@ class Row:
 
     Attributes:
         bank_rows: None of methods without a bank.
+        size: side of the pictures, in pixels.
         precision: what runs the backbone, and in which numbers.
+        ms_low, ms_high: quartiles of the turns, as those of the peer.
+        turns: how many there were.
         peer: what it is compared with, measured in the same turns; None for nothing.
         ratio: how many times as long the peer takes.
         exact_agreement: share of patches whose nearest row is the one that brute force in float64 finds.
@@ -72,11 +75,17 @@ class Row:
     backbone: str
     bank_rows: int | None
     batch: int
+    size: int
     device: str
     precision: str
     ms_per_image: float
+    ms_low: float
+    ms_high: float
+    turns: int
     peer: str | None = None
     peer_ms_per_image: float | None = None
+    peer_ms_low: float | None = None
+    peer_ms_high: float | None = None
     ratio: float | None = None
     exact_agreement: float | None = None
     score_error: float | None = None
@@ -135,8 +144,8 @@ def _measured(
                 device=device.type,
             )
             variants[f"anomalib {engine}"] = stack.enter_context(Peer(task)).run
-        took = turns.medians(variants, repeats=asked.repeats, progress=progress)
-    theirs = {name: seconds for name, seconds in took.items() if name not in made}
+        took = turns.measured(variants, repeats=asked.repeats, progress=progress)
+    theirs = {name: each for name, each in took.items() if name not in made}
     rows = []
     for engine in made:
         row = Row(
@@ -144,15 +153,26 @@ def _measured(
             backbone=backbone,
             bank_rows=bank,
             batch=batch,
+            size=asked.size,
             device=str(device),
             precision=engine,
-            ms_per_image=_ms(took[engine], batch),
+            ms_per_image=_ms(took[engine].median, batch),
+            ms_low=_ms(took[engine].low, batch),
+            ms_high=_ms(took[engine].high, batch),
+            turns=asked.repeats,
             exact_agreement=exact[0],
             score_error=exact[1],
         )
         rows += [
-            replace(row, peer=peer, peer_ms_per_image=_ms(seconds, batch), ratio=round(seconds / took[engine], 2))
-            for peer, seconds in theirs.items()
+            replace(
+                row,
+                peer=peer,
+                peer_ms_per_image=_ms(each.median, batch),
+                peer_ms_low=_ms(each.low, batch),
+                peer_ms_high=_ms(each.high, batch),
+                ratio=round(each.median / took[engine].median, 2),
+            )
+            for peer, each in theirs.items()
         ] or [row]
     return rows
 
@@ -238,4 +258,4 @@ def _brute(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ms(seconds: float, batch: int) -> float:
-    return round(seconds * 1000 / batch, 2)
+    return round(seconds * 1000 / batch, 3)

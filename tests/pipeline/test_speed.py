@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.speed import fit, peers, score, turns
+from pipeline.speed import cost, fit, peers, score, turns
 
 
 def test_variants_take_turns_and_their_medians_count():
@@ -22,6 +22,74 @@ def test_variants_take_turns_and_their_medians_count():
 
     assert turns.medians({name: variant(name) for name in "ab"}, repeats=3) == {"a": 2.0, "b": 5.0}
     assert order == ["a", "b"] * 4
+
+
+def test_turns_have_quartiles():
+    spent = iter([5.0, 1.0, 4.0, 2.0, 3.0])
+    took = turns.measured({"a": lambda: next(spent)}, repeats=5, warm_up=False)["a"]
+    assert (took.low, took.median, took.high) == (2.0, 3.0, 4.0)
+    assert turns.Took.of([7.0]) == turns.Took(7.0, 7.0, 7.0)
+
+
+def point(size, rows, *, unseen=False, bounded_from=2048, ms=None):
+    patches, bounded = (size // 8) ** 2, rows >= bounded_from
+    truth = 2.0 + 1e-4 * size**2 + 2e-4 * rows + patches * (1e-4 + 2e-7 * rows if bounded else 1e-6 * rows)
+    return cost.Row(
+        size=size,
+        pixels=size**2,
+        patches=patches,
+        bank_rows=rows,
+        bounded=bounded,
+        unseen=unseen,
+        ms=ms or truth,
+        ms_low=truth,
+        ms_high=truth,
+    )
+
+
+GRID = [point(size, rows) for size in (128, 224, 320) for rows in (500, 1500, 4096, 16384)]
+UNSEEN = [point(176, 1000, unseen=True), point(288, 8192, unseen=True)]
+
+
+def test_what_grows_as_the_terms_do_is_found_and_predicted():
+    found = cost.grown([*GRID, *UNSEEN], engine="torch", backbone="goldline-s")
+    truth = {"picture": 2e6, "pixel": 100, "row": 200, "patch_row": 1.0, "bounded_patch_row": 0.2, "bounded_patch": 100}
+    assert found.nanoseconds == pytest.approx(truth, rel=1e-4)
+    assert max(abs(row.relative_error) for row in found.rows) < 1e-3
+    assert cost.body(found)["largest_error_unseen"] < 1e-3
+
+
+def test_an_unseen_point_is_not_fitted():
+    wrong = point(288, 8192, unseen=True, ms=2 * UNSEEN[1].ms)
+    found = cost.grown([*GRID, wrong], engine="torch", backbone="goldline-s")
+    assert found.rows[-1].predicted_ms == pytest.approx(UNSEEN[1].ms, rel=1e-3)
+    assert cost.body(found)["largest_error_unseen"] == pytest.approx(0.5, rel=1e-2)
+
+
+def test_nothing_costs_less_than_nothing():
+    faster = [point(size, rows, ms=5.0 - size / 1000) for size in (128, 224, 320) for rows in (500, 1500)]
+    assert min(cost.fit(faster)) >= 0
+    assert cost.fit(faster)[4:].tolist() == [0.0, 0.0], "no point was bounded"
+
+
+@pytest.mark.parametrize("rows", [[], GRID[:4], [GRID[0], GRID[4]], [GRID[0], GRID[2], GRID[4], GRID[6]]])
+def test_points_that_cannot_tell_the_terms_apart_are_refused(rows):
+    with pytest.raises(ConfigError, match="two sizes"):
+        cost.fit(rows)
+
+
+def test_a_cost_is_measured_on_a_grid_and_on_unseen_points():
+    asked = cost.Asked(sizes=[64, 96], bank_rows=[50, 200], unseen=[(80, 100)], engine="torch", repeats=1)
+    found = cost.run(asked)
+    assert [(row.size, row.patches, row.bank_rows, row.unseen) for row in found.rows] == [
+        (64, 64, 50, False),
+        (64, 64, 200, False),
+        (96, 144, 50, False),
+        (96, 144, 200, False),
+        (80, 100, 100, True),
+    ]
+    assert all(row.ms > 0 and row.predicted_ms > 0 and not row.bounded for row in found.rows)
+    assert json.loads(json.dumps(cost.body(found)))["precision"] == "torch"
 
 
 def test_a_row_for_each_engine_bank_and_batch_with_how_exact_it_is():

@@ -1,0 +1,80 @@
+"""What `make bench-check` calls worse, and what noise."""
+
+import random
+
+import numpy as np
+import pytest
+
+from pipeline.speed import turns
+from tests.benchmarks import check
+
+
+def row(ours=10.0, theirs=100.0, *, spread=0.02, turns=16, **more):
+    return {
+        "method": "patchcore",
+        "backbone": "goldline-s",
+        "bank_rows": 1638,
+        "batch": 1,
+        "device": "cpu",
+        "precision": "torch",
+        "size": 224,
+        "peer": "anomalib torch",
+        "ms_per_image": ours,
+        "ms_low": ours * (1 - spread / 2),
+        "ms_high": ours * (1 + spread / 2),
+        "peer_ms_per_image": theirs,
+        "peer_ms_low": theirs * (1 - spread / 2),
+        "peer_ms_high": theirs * (1 + spread / 2),
+        "turns": turns,
+        **more,
+    }
+
+
+def test_a_machine_that_is_slower_for_both_is_no_regression():
+    (found,) = check.compare([row()], [row(20.0, 200.0)])
+    assert (found.before, found.after, found.worse) == (10.0, 10.0, False)
+
+
+def test_a_fall_beyond_the_noise_is_worse_and_a_rise_is_not():
+    # Half of 2 %, twice, over 4 turns' root: 0.66 % a ratio, 0.93 % for two; 3 % is the least that counts.
+    assert check.error_of(row()) == pytest.approx(0.93 * 0.02 * 2**0.5 / 4)
+    assert not check.compare([row()], [row(10.25)])[0].worse
+    assert check.compare([row()], [row(10.5)])[0].worse
+    assert not check.compare([row()], [row(5.0)])[0].worse
+
+
+def test_noisy_turns_excuse_more():
+    noisy = row(10.5, spread=0.3)
+    assert not check.compare([row(spread=0.3)], [noisy])[0].worse
+    assert check.compare([row(spread=0.3, turns=10_000)], [{**noisy, "turns": 10_000}])[0].worse
+
+
+def test_noise_alone_is_rarely_called_worse():
+    draw = random.Random(0)
+
+    def measured():
+        ours, theirs = (turns.Took.of([draw.gauss(at, 0.1 * at) for _ in range(15)]) for at in (10.0, 100.0))
+        return row(ours.median, theirs.median, turns=15) | {
+            "ms_low": ours.low,
+            "ms_high": ours.high,
+            "peer_ms_low": theirs.low,
+            "peer_ms_high": theirs.high,
+        }
+
+    worse = np.mean([check.compare([measured()], [measured()])[0].worse for _ in range(1000)])
+    assert worse < 0.01
+
+
+def test_rows_are_asked_for_again_as_they_were():
+    rows = [row(), row(batch=8), row(precision="openvino-fp32"), row(bank_rows=16385), row(backbone="resnet18")]
+    asked = check.again(rows, repeats=3)
+    assert [(run.backbones, run.bank_rows, run.batches, run.engines) for run in asked] == [
+        (["goldline-s"], [1638], [1, 8], ["torch", "openvino-fp32"]),
+        (["goldline-s"], [16385], [1], ["torch"]),
+        (["resnet18"], [1638], [1], ["torch"]),
+    ]
+    assert all(run.peers and run.size == 224 and run.repeats == 3 for run in asked)
+
+
+def test_what_is_not_measured_again_is_left_out():
+    assert check.compare([row(), row(batch=8)], [row(batch=8)])[0].row.split()[3] == "8"
