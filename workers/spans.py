@@ -66,7 +66,7 @@ def opened(settings: Settings, process: str) -> "Spans":
         max_export_batch_size=_TOGETHER,
         schedule_delay_millis=_EVERY_MS,
     )
-    return Spans(processor, process=process)
+    return Spans(processor, process=process, share=settings.tracing.share)
 
 
 class Spans:
@@ -75,11 +75,13 @@ class Spans:
     Args:
         processor: an SDK's span processor, told of each span once it is over; None for no spans.
         process: as for `opened`.
+        share: of the traces that begin with a span of ours alone.
         outages: when what cannot be made is told.
     """
 
-    def __init__(self, processor: Any, *, process: str, outages: Outages | None = None) -> None:
+    def __init__(self, processor: Any, *, process: str, share: float = 1.0, outages: Outages | None = None) -> None:
         self._processor = processor
+        self._share = share
         self._outages = outages or Outages()
         if processor is None:
             return
@@ -136,7 +138,7 @@ class Spans:
             action: what it did; without a frame it is a trace of its own.
             heard: in seconds of the epoch; None where it heard of none.
         """
-        traceparent = action.traceparent or wire.new_traceparent()
+        traceparent = action.traceparent or wire.new_traceparent(self._share)
         if self._wanted(traceparent):
             with self._harmless():
                 now = time.time()
