@@ -1,0 +1,184 @@
+"""`goldline bench score`, `fit` and `cost`: what pictures cost, without a line."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from workers.progress_bars import shown
+
+as_file = click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
+_device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+_peers = click.option(
+    "--peers", is_flag=True, help="Beside anomalib, from the environment that `make bench-peers` makes."
+)
+
+
+def write(body: dict[str, Any], json_file: Path | None) -> None:
+    """The figures to a file, where one was asked for."""
+    if json_file:
+        json_file.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+
+
+@click.command("score")
+@click.option("--methods", default="patchcore", show_default=True, help="As in patchcore,padim.")
+@click.option("--backbones", default="wide_resnet50_2,goldline-s", show_default=True, help="With random weights.")
+@click.option("--bank", "bank_rows", default="1638,16385", show_default=True, help="Rows of PatchCore's bank.")
+@click.option("--batch", "batches", default="1,8", show_default=True, help="Pictures at once.")
+@click.option("--engines", default="", help="torch, openvino-fp32, openvino-bf16.  [all that are here]")
+@click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
+@click.option("--repeats", default=9, show_default=True, help="Turns; figures are their medians.")
+@_device
+@_peers
+@as_file
+def score(
+    methods: str,
+    backbones: str,
+    bank_rows: str,
+    batches: str,
+    engines: str,
+    size: int,
+    repeats: int,
+    device: str,
+    peers: bool,
+    json_file: Path | None,
+) -> None:
+    """What a picture costs, from decoded pixels to verdict and map, and how exact the answer is.
+
+    Banks are patch features of drawn parts. Variants take turns in one run, ours and the peers', so that ratios hold
+    where times do not.
+    """
+    from pipeline.speed import score as measured  # noqa: PLC0415 - torch takes seconds to import
+
+    asked = measured.Asked(
+        methods=_names(methods),
+        backbones=_names(backbones),
+        bank_rows=_counts(bank_rows, "--bank"),
+        batches=_counts(batches, "--batch"),
+        device=device,
+        size=size,
+        repeats=repeats,
+        peers=peers,
+        **({"engines": _names(engines)} if engines else {}),
+    )
+    with shown() as progress:
+        rows = measured.run(asked, progress=progress)
+    _table(
+        rows,
+        ("method", "backbone", "bank_rows", "batch", "precision", "ms_per_image", "peer", "ratio", "exact_agreement"),
+    )
+    write(measured.body(rows), json_file)
+
+
+@click.command("fit")
+@click.option("--backbone", default="wide_resnet50_2", show_default=True, help="With random weights.")
+@click.option("--images", default=209, show_default=True, help="Good pictures, drawn.")
+@click.option("--coreset", default=0.1, show_default=True, help="Share of the patches kept.")
+@click.option("--engine", default="openvino-fp32", show_default=True, help="What runs the backbone.")
+@click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
+@click.option("--repeats", default=1, show_default=True, help="Turns; figures are their medians.")
+@_device
+@_peers
+@as_file
+def fit(
+    backbone: str,
+    images: int,
+    coreset: float,
+    engine: str,
+    size: int,
+    repeats: int,
+    device: str,
+    peers: bool,
+    json_file: Path | None,
+) -> None:
+    """What a fit of PatchCore costs: features of so many pictures, and the coreset of their patches."""
+    from pipeline.speed import fit as measured  # noqa: PLC0415 - torch takes seconds to import
+
+    asked = measured.Asked(
+        backbone=backbone,
+        images=images,
+        coreset=coreset,
+        engine=engine,
+        device=device,
+        size=size,
+        repeats=repeats,
+        peers=peers,
+    )
+    with shown() as progress:
+        rows = measured.run(asked, progress=progress)
+    _table(rows, ("backbone", "images", "bank_rows", "precision", "fit_s", "features_s", "coreset_s", "peer", "ratio"))
+    write(measured.body(rows), json_file)
+
+
+@click.command("cost")
+@click.option("--sizes", default="128,224,320", show_default=True, help="Sides of the pictures, in pixels.")
+@click.option("--bank", "bank_rows", default="500,1500,4096,16384", show_default=True, help="Rows of the banks.")
+@click.option(
+    "--unseen",
+    default="176x1000,288x8192",
+    show_default=True,
+    help="SIZExROWS, predicted from the others and measured.",
+)
+@click.option("--backbone", default="goldline-s", show_default=True, help="With random weights unless it ships some.")
+@click.option("--engine", default="openvino-fp32", show_default=True, help="What runs the backbone.")
+@click.option("--repeats", default=9, show_default=True, help="Turns; figures are their medians.")
+@_device
+@as_file
+def cost(
+    sizes: str,
+    bank_rows: str,
+    unseen: str,
+    backbone: str,
+    engine: str,
+    repeats: int,
+    device: str,
+    json_file: Path | None,
+) -> None:
+    """How a picture's cost grows with its pixels and the rows of PatchCore's bank: fitted, and tried on unseen points.
+
+    All sizes with all banks, in turns, give what a pixel, a row and a patch against a row cost here; the unseen points
+    are predicted from that. How it grows with stations and workers: `goldline sizing --ms-per-frame` with these ms.
+    """
+    from pipeline.speed import cost as measured  # noqa: PLC0415 - torch takes seconds to import
+
+    points = [_counts(each.replace("x", ","), "--unseen") for each in _names(unseen)]
+    if any(len(point) != 2 for point in points):
+        raise click.BadParameter(f"SIZExROWS, as in 176x1000, not {unseen!r}", param_hint="--unseen")
+    asked = measured.Asked(
+        sizes=_counts(sizes, "--sizes"),
+        bank_rows=_counts(bank_rows, "--bank"),
+        unseen=[(size, rows) for size, rows in points],
+        backbone=backbone,
+        engine=engine,
+        device=device,
+        repeats=repeats,
+    )
+    with shown() as progress:
+        found = measured.run(asked, progress=progress)
+    _table(found.rows, ("size", "bank_rows", "bounded", "unseen", "ms", "predicted_ms", "relative_error"))
+    click.echo("nanoseconds for one " + ", ".join(f"{name} {value:.3g}" for name, value in found.nanoseconds.items()))
+    write(measured.body(found), json_file)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _counts(text: str, option: str) -> tuple[int, ...]:
+    names = _names(text)
+    if not names or not all(name.isdecimal() and int(name) > 0 for name in names):
+        raise click.BadParameter(f"whole numbers from 1, separated by commas, not {text!r}", param_hint=option)
+    return tuple(map(int, names))
+
+
+def _table(rows: Sequence[Any], columns: Sequence[str]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="left" if isinstance(getattr(rows[0], name), str) else "right")
+    for row in rows:
+        table.add_row(*("-" if getattr(row, name) is None else str(getattr(row, name)) for name in columns))
+    Console().print(table)
