@@ -260,16 +260,16 @@ class Exporter:
 
 def _told(outcome: "Outcome") -> dict[str, Value | None]:
     frame, answer, model = outcome.arrival.frame, outcome.answer, outcome.model
-    scored = isinstance(answer, Verdict)
+    verdict = answer if isinstance(answer, Verdict) else None
     return {
         "station": frame.station,
         "recipe": frame.recipe,
         "frame_id": frame.frame_id,
         "part_id": frame.part_id,
-        "verdict": answer.decision.value if isinstance(answer, Verdict) else "no_decision",
+        "verdict": verdict.decision.value if verdict else "no_decision",
         "reason": answer.reason.value if isinstance(answer, Failure) else None,
-        "score": answer.score if scored else None,
-        "threshold": answer.threshold if scored else None,
+        "score": verdict.score if verdict else None,
+        "threshold": verdict.threshold if verdict else None,
         "model.method": model.method if model else None,
         "model.version": model.version if model else None,
         "late": frame.deadline_at is not None and outcome.decided_at > frame.deadline_at,

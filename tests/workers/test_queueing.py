@@ -1,8 +1,13 @@
-"""A worker as a queue, held against what queueing theory knows, and against the rules by which workers make batches."""
+"""A worker as a queue, held against what queueing theory knows, and against the real batcher in a time of its own."""
+
+import asyncio
+import selectors
+from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
 
+from workers.batching import Batcher
 from workers.queueing import Service, Way, arrivals, serve
 
 ALONE = {"batch_max": 1, "wait_s": 0.0}
@@ -93,3 +98,79 @@ def test_triggers_keep_their_rate_and_their_phases():
     assert apart[:, 0].std() == pytest.approx(1 / 30 / 12**0.5, rel=0.2), "phases are spread over a period"
     same = arrivals(50, 30.0, 10.0, jitter_s=0.002, together=True, rng=rng)
     assert (same - np.arange(300) / 30)[:, 1:].std() == pytest.approx(0.002, rel=0.05)
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose time is what it would wait for: it never waits."""
+
+    def __init__(self):
+        self.now = 0.0
+        super().__init__(_Selector(self))
+
+    def time(self):
+        return self.now
+
+
+class _Selector(selectors.SelectSelector):
+    def __init__(self, loop):
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout=None):
+        self._loop.now += timeout or 0.0
+        return super().select(0)
+
+
+class Device(Executor):
+    """Takes as long for a batch, in the loop's time, as the service says."""
+
+    def __init__(self, loop, service):
+        self.frames = 0
+        self._loop, self._service = loop, service
+
+    def submit(self, work):
+        done = Future()
+        spent = self._service.per_batch_s + self._service.per_frame_s * self.frames
+        self._loop.call_later(spent, lambda: done.set_result(work()))
+        return done
+
+
+def batched(captured, service, way):
+    """Latencies (stations, N) by the real batcher."""
+    loop = Loop()
+    device = Device(loop, service)
+    latency = np.full(captured.shape, np.nan)
+
+    async def frame(batcher, station, number):
+        at = captured[station, number]
+        await asyncio.sleep(at + way.there_s - loop.time())
+        await batcher.submit(None, deadline=at + way.deadline_s, turn=station)
+        latency[station, number] = loop.time() - at + way.back_s
+
+    async def run():
+        batcher = Batcher(
+            lambda works: iter([dict.fromkeys(range(len(works)))]),
+            device,
+            batch_max=service.batch_max,
+            wait_s=service.wait_s,
+            clock=loop.time,
+            on_batch=lambda frames: setattr(device, "frames", frames),
+        )
+        serving = asyncio.ensure_future(batcher.run())
+        await asyncio.gather(*(frame(batcher, *each) for each in np.ndindex(captured.shape)))
+        serving.cancel()
+
+    loop.run_until_complete(run())
+    loop.close()
+    return latency
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("stations", [2, 5, 7])
+def test_a_simulated_worker_is_as_fast_as_the_real_batcher(stations, together):
+    service, way = Service(per_frame_s=0.004, per_batch_s=0.001), Way(there_s=0.005, back_s=0.005, deadline_s=0.2)
+    captured = arrivals(stations, 30.0, 20.0, jitter_s=0.002, together=together, rng=np.random.default_rng(stations))
+    truth, simulated = batched(captured, service, way), serve(captured.ravel(), service, way).latency
+    assert np.isfinite(truth).all()
+    assert simulated.mean() == pytest.approx(truth.mean(), rel=0.01)
+    assert np.quantile(simulated, (0.5, 0.99)) == pytest.approx(np.quantile(truth, (0.5, 0.99)), rel=0.03)
