@@ -12,7 +12,7 @@ from workers.queueing import Served, Service, arrivals, serve
 from workers.sizing import Plan, Plant
 
 _LOADS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
-_FRAMES = 40_000  # simulated for each load
+_FRAMES = 20_000  # simulated for each load
 _AFTER_S = 60.0
 _BEFORE_S = 5.0
 _FAILURES = 5
