@@ -16,8 +16,9 @@ from pipeline.inspection import Inspector
 from pipeline.view import View
 from workers import clients, messages, topics
 from workers.backbones import Choice, choose
-from workers.camera import Camera, Shot
+from workers.camera import Camera
 from workers.rig import Rig
+from workers.shots import Shot
 
 VIEW = View(size=(64, 64))
 PART = "cap"

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from workers import clients, messages, pauses, topics
-from workers.camera import Camera, Shot
+from workers.camera import Camera
 from workers.rig import temporary
+from workers.shots import Shot
 
 STATION = "bench/walk"
 # A broker runs for months, and a Java program is slow at first: cold, each message takes a millisecond longer.

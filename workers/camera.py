@@ -1,52 +1,27 @@
-"""The frame producer: pictures of a folder, a video file or a camera, onto the topic of frames."""
+"""The frame producer: shots of a station, onto the topic of frames."""
 
-import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from model_store.frames import Reference, open_roots
 from pipeline.errors import ConfigError, GoldlineError, StoreUnavailable
-from pipeline.evaluation.dataset import pictures
 from pipeline.settings import Settings
 from workers import clients, logs, topics, wire
+from workers.shots import Shot
 from workers.spans import Spans
 
 log = logs.get(__name__)
 
-_CONTENT_TYPES = {
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".png": "image/png",
-    ".bmp": "image/bmp",
-    ".tif": "image/tiff",
-    ".tiff": "image/tiff",
-    ".webp": "image/webp",
-}
 OUTAGE_S = 120.0  # as long as the producer waits for its broker
 _AGAIN_S = 0.5
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shot:
-    """One picture to send.
-
-    Attributes:
-        name: where it comes from.
-        stem: its file's name up to the first dot; None where it has no file of its own.
-    """
-
-    name: str
-    image: bytes
-    content_type: str
-    stem: str | None = None
+_ON_THEIR_WAY_BYTES = 256_000_000  # of pictures that the broker has not confirmed yet; with more, shots wait
 
 
 @dataclass(slots=True)
@@ -57,35 +32,6 @@ class Sent:
     accepted: int = 0
     failed: int = 0
     too_large: int = 0
-
-
-def shots(source: str, *, loop: bool = False, shuffle: bool = False, seed: int = 0) -> Iterator[Shot]:
-    """The pictures of a folder, a single picture, a video file, or a camera device.
-
-    Args:
-        source: folder, picture, video file or `/dev/videoN`.
-        loop: start again at the end.
-        shuffle: a folder's pictures in random order, another in each round.
-        seed: of the order.
-
-    Raises:
-        ConfigError: nothing to read there, or reading it needs an extra that is not installed.
-    """
-    path = Path(source)
-    if source.startswith("/dev/video") or path.suffix.lower() in VIDEO_SUFFIXES:
-        yield from _video(source, loop=loop)
-        return
-    found = [path] if path.is_file() else pictures(path)
-    order = random.Random(seed)  # noqa: S311 - an order of pictures, not a secret
-    while True:
-        if shuffle:
-            order.shuffle(found)
-        for picture in found:
-            kind = _CONTENT_TYPES.get(picture.suffix.lower(), "application/octet-stream")
-            stem = picture.name.partition(".")[0] or None
-            yield Shot(name=str(picture), image=picture.read_bytes(), content_type=kind, stem=stem)
-        if not loop:
-            return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,13 +106,16 @@ class Camera:
         self._part_ids = part_ids
         self._spans = spans or Spans(None, process="camera")
         self._run = uuid.uuid4().hex[:8]
+        self._on_their_way_bytes = 0
+        self._fewer = threading.Condition()
         self.sent = Sent()
 
     def send(self, shot: Shot, *, stopped: Callable[[], bool] = lambda: False) -> str | None:
         """Send one shot; it is confirmed later, see `close`.
 
-        A picture over the inline limit is written to the first root before its message is sent, which takes the time
-        that the root takes; a root that does not answer is tried again for `OUTAGE_S`.
+        While the broker has too much to confirm, this waits. A picture over the inline limit is written to the first
+        root before its message is sent, which takes the time that the root takes; a root that does not answer is tried
+        again for `OUTAGE_S`.
 
         Returns:
             The frame id, or None where the picture was not sent.
@@ -191,9 +140,11 @@ class Camera:
             reference=reference,
             traceparent=traceparent,
         )
+        image = b"" if reference else shot.image
+        self._take_room(len(image), stopped)
         future = self._producer.send(
             self._topic,
-            value=b"" if reference else shot.image,
+            value=image,
             key=self._station.encode(),
             headers=headers,
             partition=self._partition,
@@ -201,8 +152,8 @@ class Camera:
         self.sent.sent += 1
         about = {"station": self._station, "recipe": self._recipe, "frame_id": frame_id, "part_id": part_id}
         told = partial(self._spans.sent, traceparent, began=captured_at.timestamp(), about=about)
-        future.add_callback(partial(self._accepted, told))
-        future.add_errback(partial(self._failed, told))
+        future.add_callback(self._accepted, len(image), told)
+        future.add_errback(self._failed, len(image), told)
         return frame_id
 
     def play(
@@ -264,37 +215,24 @@ class Camera:
                     return None
             time.sleep(_AGAIN_S)
 
-    def _accepted(self, told: Callable[..., None], _: object) -> None:
+    def _take_room(self, size: int, stopped: Callable[[], bool]) -> None:
+        with self._fewer:
+            while self._on_their_way_bytes + size > max(size, _ON_THEIR_WAY_BYTES) and not stopped():
+                self._fewer.wait(_AGAIN_S)
+            self._on_their_way_bytes += size
+
+    def _give_room(self, size: int) -> None:
+        with self._fewer:
+            self._on_their_way_bytes -= size
+            self._fewer.notify()
+
+    def _accepted(self, size: int, told: Callable[..., None], _: object) -> None:
         self.sent.accepted += 1
+        self._give_room(size)
         told()
 
-    def _failed(self, told: Callable[..., None], error: BaseException) -> None:
+    def _failed(self, size: int, told: Callable[..., None], error: BaseException) -> None:
         self.sent.failed += 1
+        self._give_room(size)
         told(error=error)
         log.error("the broker did not take a frame", error=f"{type(error).__name__}: {error}")
-
-
-def _video(source: str, *, loop: bool) -> Iterator[Shot]:
-    try:
-        import cv2  # noqa: PLC0415 - an optional extra
-    except ImportError as error:
-        raise ConfigError(f"reading {source} needs OpenCV: pip install 'goldline[video]'") from error
-    number = 0
-    while True:
-        capture = cv2.VideoCapture(source)
-        if not capture.isOpened():
-            raise ConfigError(f"cannot open {source} as a video or a camera")
-        first = number
-        while True:
-            ok, picture = capture.read()
-            if not ok:
-                break
-            encoded, image = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
-            if encoded:
-                yield Shot(name=f"{source}#{number}", image=image.tobytes(), content_type="image/jpeg")
-            number += 1
-        capture.release()
-        if number == first:
-            raise ConfigError(f"{source} has no pictures")
-        if not loop:
-            return

@@ -20,9 +20,10 @@ from pipeline.settings import Settings
 from tests.line import STATIONS, assert_one_verdict_each, results, start_worker
 from tests.redis_server import RedisServer
 from workers import clients, dead_letter, messages, topics, wire
-from workers.camera import Camera, Shot, shots
+from workers.camera import Camera
 from workers.cli import cli
 from workers.rig import Rig
+from workers.shots import Shot, shots
 
 pytestmark = pytest.mark.kafka
 

@@ -13,10 +13,11 @@ from model_store import ModelKey, open_store, short
 from pipeline.data import Artifact
 from tests.line import STATIONS, results, start_worker
 from workers import clients, drift_events, topics
-from workers.camera import Camera, shots
+from workers.camera import Camera
 from workers.cli import cli
 from workers.drift_events import BaselineAccepted, DriftAlarm
 from workers.rig import Rig
+from workers.shots import shots
 from workers.status import LineReader
 
 pytestmark = pytest.mark.kafka

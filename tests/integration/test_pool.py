@@ -16,8 +16,9 @@ from model_store.pool import MARKER, open_pool
 from model_store.pool_records import Feedback
 from tests.line import STATIONS, results, start_worker
 from workers import clients, feedback, messages, topics, wire
-from workers.camera import Camera, shots
+from workers.camera import Camera
 from workers.rig import Process, Rig
+from workers.shots import shots
 
 pytestmark = pytest.mark.kafka
 

@@ -17,8 +17,9 @@ from pipeline import synthetic
 from pipeline.data import Artifact
 from tests.line import STATIONS, assert_one_verdict_each, results, start_worker
 from workers import baselines
-from workers.camera import Camera, shots
+from workers.camera import Camera
 from workers.rig import Rig
+from workers.shots import shots
 
 pytestmark = pytest.mark.kafka
 

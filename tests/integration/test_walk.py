@@ -14,8 +14,9 @@ from kafka import TopicPartition
 from model_store import ModelKey, open_store
 from tests.line import STATIONS, assert_one_verdict_each, results, start_worker
 from workers import clients, topics
-from workers.camera import Camera, shots
+from workers.camera import Camera
 from workers.rig import Rig
+from workers.shots import shots
 
 pytestmark = pytest.mark.kafka
 

@@ -13,9 +13,10 @@ from pipeline import selection, synthetic
 from pipeline import settings as line
 from workers import wire
 from workers.auditing import draw
-from workers.camera import Camera, Shot
+from workers.camera import Camera
 from workers.rig import Rig
 from workers.shelf import Trial
+from workers.shots import Shot
 from workers.wire import Record, read_frame
 
 STATION = "line-1/top"

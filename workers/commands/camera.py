@@ -74,9 +74,10 @@ def command(
     """
     logs.set_up("info", process="camera", station=station)
     from workers import spans  # noqa: PLC0415
-    from workers.camera import Camera, PartIds, shots  # noqa: PLC0415
+    from workers.camera import Camera, PartIds  # noqa: PLC0415
     from workers.health import Health  # noqa: PLC0415
     from workers.metrics import CameraMetrics  # noqa: PLC0415
+    from workers.shots import shots  # noqa: PLC0415
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
