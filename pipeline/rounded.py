@@ -11,6 +11,7 @@ keeps float16 from overflowing: a query that does all the same is one of the oth
 """
 
 import math
+import time
 import warnings
 from collections.abc import Callable
 from typing import TypeAlias
@@ -18,6 +19,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from pipeline.devices import wait_for
 from pipeline.errors import ShapeError
 from pipeline.neighbours import nearest, squared_norms
 
@@ -27,6 +29,8 @@ of norm - 2 q.b, (N,) float32, summed in float32, and the row that has the least
 
 _LARGEST = 256.0  # of the bank's scaled values; float16 ends at 65,504
 _UNIT_ROUNDOFF = 2.0**-24
+_BLOCK_BYTES = 1 << 30  # of a product
+_TRIAL_QUERIES = 784  # patches of a picture of 224 x 224
 
 
 class RoundedBank:
@@ -50,21 +54,22 @@ class RoundedBank:
 
     @classmethod
     def of(cls, rows: Tensor) -> "RoundedBank | None":
-        """The bank prepared, or None where nothing would propose: not a GPU, or one that Triton does not run on.
+        """The bank prepared, with what proposes fastest there; None on a CPU, and where nothing proposes.
 
         Args:
             rows: (M, D) float32.
         """
         if rows.device.type != "cuda":
             return None
-        try:
-            from pipeline import fused  # noqa: PLC0415 - torch without CUDA comes without Triton
-
-            bank = cls(rows, fused.least_two)
-            bank.nearest(rows[:1])  # compiled now, not when the first frame waits
-        except Exception as error:  # noqa: BLE001 - no compiler, no such GPU: the product in float32 is left
-            warnings.warn(f"the search in the bank runs in float32, Triton does not run here: {error}", stacklevel=2)
+        bank, took = cls(rows, by_product), dict[Propose, float]()
+        for propose in (by_fused_kernel, by_product):
+            try:
+                took[propose] = bank._seconds(propose)
+            except Exception as error:  # noqa: BLE001 - no compiler, no such GPU, no memory: there is another way
+                warnings.warn(f"the bank is not searched {propose.__name__}: {error}", stacklevel=2)
+        if not took:
             return None
+        bank._propose = min(took, key=took.__getitem__)
         return bank
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,3 +103,42 @@ class RoundedBank:
         half = scaled.half()
         kept = half.float()
         return half, torch.linalg.vector_norm(kept, dim=1), torch.linalg.vector_norm(scaled.sub_(kept), dim=1)
+
+    def _seconds(self, propose: Propose) -> float:
+        """How long proposals for a picture's patches take that way, once it is compiled."""
+        took = []
+        for _ in range(4):
+            wait_for(self.rows.device)
+            started = time.perf_counter()
+            propose(self._half[:_TRIAL_QUERIES], self._half, self._norms)
+            wait_for(self.rows.device)
+            took.append(time.perf_counter() - started)
+        return min(took)
+
+
+def by_fused_kernel(queries: Tensor, bank: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Proposals without the product in memory, where Triton runs."""
+    from pipeline import fused  # noqa: PLC0415 - torch without CUDA comes without Triton
+
+    return fused.least_two(queries, bank, norms)
+
+
+def by_product(queries: Tensor, bank: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Proposals from the whole product, some 1 GiB of it at a time."""
+    least, second = (torch.empty(len(queries), device=queries.device) for _ in range(2))
+    rows = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
+    step = max(1, _BLOCK_BYTES // (4 * len(bank)))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        values = _product(queries[part], bank)
+        torch.add(norms, values, alpha=-2, out=values)
+        least[part], rows[part] = values.min(dim=1)
+        second[part] = values.scatter_(1, rows[part].unsqueeze(1), torch.inf).amin(dim=1)
+    return least, second, rows
+
+
+def _product(queries: Tensor, bank: Tensor) -> Tensor:
+    """(N, M), float16 in and float32 out."""
+    if queries.device.type == "cuda":
+        return torch.mm(queries, bank.T, out_dtype=torch.float32)
+    return queries.float() @ bank.T.float()

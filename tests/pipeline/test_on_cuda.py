@@ -1,6 +1,6 @@
 """What only a GPU can show: `pytest -m cuda`. Without one all of it is skipped; what it rests on is tested on the CPU.
 
-Warnings are errors: a graph that is not captured, or a kernel that is not compiled, fails here.
+Warnings are errors: a graph that is not captured fails here. The kernel has a test of its own: Triton needs a C compiler.
 """
 
 import threading
@@ -19,15 +19,16 @@ from pipeline.devices import to_host
 from pipeline.inspection import Inspector
 from pipeline.maps import smooth
 from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector
-from pipeline.rounded import RoundedBank
+from pipeline.rounded import RoundedBank, by_fused_kernel, by_product
 from pipeline.speed import fit, score
 from pipeline.synthetic import draw, encode
 from pipeline.view import View
-from tests.pipeline.test_rounded import by_product, rand
+from tests.pipeline.test_rounded import rand
 
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA"),
+    pytest.mark.filterwarnings("default:the bank is not searched by_fused_kernel"),
 ]
 CUDA = torch.device("cuda")
 
@@ -122,11 +123,9 @@ def test_the_fastest_engine_is_one_of_the_gpus():
 
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 129, 8), (70, 300, 72), (784, 16385, 1536), (3, 1, 64)])
 def test_the_kernel_gives_the_least_two_of_each_row(n, m, d):
-    from pipeline import fused  # noqa: PLC0415 - needs Triton
-
     bank, queries = rand(m, d, 0).half().to(CUDA), rand(n, d, 1).half().to(CUDA)
     norms = bank.float().square().sum(dim=1)
-    least, second, row = fused.least_two(queries, bank, norms)
+    least, second, row = by_fused_kernel(queries, bank, norms)
     truth = by_product(queries.cpu(), bank.cpu(), norms.cpu())
     torch.testing.assert_close(least.cpu(), truth[0], rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(second.cpu(), truth[1], rtol=1e-4, atol=1e-2)
@@ -138,12 +137,11 @@ def test_the_kernel_gives_the_least_two_of_each_row(n, m, d):
 def test_the_search_in_a_bank_is_exact(count):
     bank = rand(3000, 256, 2)
     queries = bank[:count] + 0.3 * rand(count, 256, 3)
-    made = RoundedBank.of(bank.to(CUDA))
-    assert made is not None
-    squares, rows = made.nearest(queries.to(CUDA))
     truth = torch.cdist(queries.double(), bank.double()).square()
-    assert torch.equal(rows.cpu()[:, 0], truth.argmin(dim=1))
-    torch.testing.assert_close(squares.cpu()[:, 0].double(), truth.amin(dim=1), rtol=5e-6, atol=0)
+    for made in (RoundedBank.of(bank.to(CUDA)), RoundedBank(bank.to(CUDA), by_product)):
+        squares, rows = made.nearest(queries.to(CUDA))
+        assert torch.equal(rows.cpu()[:, 0], truth.argmin(dim=1))
+        torch.testing.assert_close(squares.cpu()[:, 0].double(), truth.amin(dim=1), rtol=5e-6, atol=0)
 
 
 def test_a_coreset_is_the_cpus_and_its_loop_never_waits():

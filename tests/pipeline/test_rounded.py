@@ -11,15 +11,7 @@ import torch
 from pipeline import rounded
 from pipeline.errors import ShapeError
 from pipeline.neighbours import nearest
-from pipeline.rounded import RoundedBank
-
-
-def by_product(queries, bank, norms):
-    """What the kernel gives, the plain way."""
-    values = norms - 2 * queries.float() @ bank.float().T
-    two, at = values.topk(min(2, len(bank)), dim=1, largest=False)
-    second = two[:, 1] if len(bank) > 1 else torch.full_like(two[:, 0], torch.inf)
-    return two[:, 0], second, at[:, 0]
+from pipeline.rounded import RoundedBank, by_product
 
 
 def rand(n, d, seed):
@@ -105,6 +97,17 @@ def test_queries_beyond_float16_and_what_is_no_number(whole_way):
 def test_banks_of_equal_rows(bank):
     distances, _ = RoundedBank(bank, by_product).nearest(torch.ones(4, 8))
     assert torch.equal(distances[:, 0], torch.full((4,), 8.0 * float(bank[0, 0] == 0)))
+
+
+@pytest.mark.parametrize("block", [1, 7 * 4 * 30, 1 << 30])
+def test_proposals_do_not_depend_on_blocks(block, monkeypatch):
+    monkeypatch.setattr(rounded, "_BLOCK_BYTES", block)
+    queries, bank = rand(17, 16, 17).half(), rand(30, 16, 18).half()
+    norms = bank.float().square().sum(dim=1)
+    least, second, rows = by_product(queries, bank, norms)
+    two = (norms - 2 * queries.float() @ bank.float().T).topk(2, dim=1, largest=False)
+    torch.testing.assert_close(torch.stack([least, second], dim=1), two.values)
+    assert torch.equal(rows, two.indices[:, 0])
 
 
 def test_no_queries_and_what_does_not_fit():
