@@ -1,6 +1,6 @@
 """What only a GPU can show: `pytest -m cuda`. Without one all of it is skipped; what it rests on is tested on the CPU.
 
-Warnings are errors: a graph that is not captured fails here. The kernel has a test of its own: Triton needs a C compiler.
+Warnings are errors: a graph that is not captured fails here. The kernel has a test of its own, as it needs a compiler.
 """
 
 import threading
