@@ -59,8 +59,8 @@ def run(
         p50 and p99 in milliseconds, and `waterfall_ms`, medians of the stages that a frame goes through.
     """
     names = [f"bench/c{i:02d}" for i in range(stations)]
-    images = _pictures(size_bytes)
-    inspector = _fit(images, method)
+    images = pictures_of(size_bytes)
+    inspector = fitted(images, method)
     tree = {
         "stations": {name: {"deadline_ms": _DEADLINE_MS} for name in names},
         "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},
@@ -71,7 +71,7 @@ def run(
             version = store.put(ModelKey(name), inspector.save())
             store.promote(ModelKey(name), version, expected=None, who="bench")
         running = [rig.run(f"worker-{i}", "worker", "--config", str(rig.config)) for i in range(workers)]
-        _assigned(rig, stations)
+        assigned(rig, stations)
         cameras = [Camera(rig.settings, name) for name in names]
         with Reader(rig) as reader:
             warm = {frame_id for frame_id, _ in play(cameras, images, rate=_FIRST_RATE, count=_WARM_UP)}
@@ -80,7 +80,7 @@ def run(
 
             def keeps_up(per_s: float) -> bool:
                 progress("rates", len(tried), len(tried) + 1)
-                tried.append(_try(cameras, images, reader, per_s, seconds, p99_ms))
+                tried.append(attempt(cameras, images, reader, per_s, seconds, p99_ms))
                 return bool(tried[-1]["kept_up"])
 
             highest = (rate if keeps_up(rate) else None) if rate else _highest(keeps_up)
@@ -137,9 +137,10 @@ def _highest(keeps_up: Any) -> float | None:
     return low
 
 
-def _try(
+def attempt(
     cameras: Sequence[Camera], images: Sequence[bytes], reader: Reader, rate: float, seconds: float, p99_ms: float
 ) -> dict[str, Any]:
+    """Send pictures at a rate for some seconds and wait for their results: what was said, times, and if it kept up."""
     sent: dict[str, float] = {}
     began = time.monotonic()
     for frame_id, _ in play(cameras, images, rate=rate, count=max(20, round(rate * seconds))):
@@ -184,7 +185,7 @@ def _stages(reader: Reader, frame_id: str) -> dict[str, float]:
     }
 
 
-def _pictures(size_bytes: int) -> list[bytes]:
+def pictures_of(size_bytes: int) -> list[bytes]:
     """Drawn good parts as JPEG, each about as large as asked for."""
     for side in _SIDES_PX:
         first = synthetic.encode(synthetic.draw(PART, seed=0, size=(side, side)).image)
@@ -193,7 +194,8 @@ def _pictures(size_bytes: int) -> list[bytes]:
     return [synthetic.encode(synthetic.draw(PART, seed=i, size=(side, side)).image) for i in range(_PICTURES)]
 
 
-def _fit(images: Sequence[bytes], method: str) -> Inspector:
+def fitted(images: Sequence[bytes], method: str) -> Inspector:
+    """A model of these pictures on goldline-s, with its defaults."""
     view = View()
     goods = [Frame(frame_id=str(i), image=images[i % len(images)]) for i in range(_GOODS)]
     return commissioning.commission(
@@ -207,7 +209,7 @@ def _fit(images: Sequence[bytes], method: str) -> Inspector:
     ).inspector
 
 
-def _assigned(rig: Rig, count: int, within_s: float = 120.0) -> None:
+def assigned(rig: Rig, count: int, within_s: float = 120.0) -> None:
     """Wait until every station's partition is some worker's."""
     until = time.monotonic() + within_s
     while sum(p.log.read_text(encoding="utf-8").count('"event": "assigned"') for p in rig.processes) < count:

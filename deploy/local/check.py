@@ -26,6 +26,7 @@ KILLED, LEFT = "worker-1", "worker-2"
 ALERT = "GoldlineProcessDown"
 # What follows from a worker's sudden end, and is right to fire: Kafka takes 15 s to notice, and deadlines are shorter.
 FOLLOWS = {"GoldlineMissesFast", "GoldlineMissesSlow", "GoldlineGateDefaults"}
+REFUSED = "GoldlineRefitRefused"
 _SETTLE_S = 60.0
 _DATA_S = 420.0  # a refit's panels have data after the first one, some minutes after the start
 _TAKEN_OVER_S = 60.0
@@ -77,12 +78,21 @@ def main(rate: float, deadline_ms: int) -> None:
 def quiet(line: Line, report: Report) -> None:
     """No alert fires or is about to, every rule is evaluated, every process is scraped."""
     rules = line.prometheus.alerting()
-    told = [f"{rule['name']} {rule['state']}{[a['labels'] for a in rule['alerts']]}" for rule in active(rules)]
-    report.tell("every alert is quiet", not told, "; ".join(told) or f"{len(rules)} rules, none firing or pending")
+    right = rightly(line)
+    strange = [rule for rule in active(rules) if rule["name"] not in right]
+    told = [f"{rule['name']} {rule['state']}{[a['labels'] for a in rule['alerts']]}" for rule in strange]
+    but = f", but {REFUSED}, as one was" if right else ""
+    report.tell("every alert is quiet", not told, "; ".join(told) or f"{len(rules)} rules, none firing or pending{but}")
     unwell = [f"{rule['name']}: {rule.get('lastError')}" for rule in rules if rule["health"] != "ok"]
     report.tell("every rule is evaluated", not unwell, "; ".join(unwell) or "all are healthy")
     up = sum(float(series["value"][1]) for series in line.prometheus.query('up{job="goldline"}'))
     report.tell("every process is scraped", up == len(line.urls), f"{up:.0f} of {len(line.urls)}")
+
+
+def rightly(line: Line) -> set[str]:
+    """The alert about refused refits, where the refits' own process says that one was: drawn parts are judged, too."""
+    refused = scrape(line.urls["refit"]).sum("goldline_refits_total", outcome="refused")
+    return {REFUSED} if refused else set()
 
 
 def active(rules: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -177,7 +187,7 @@ def kill(line: Line, report: Report) -> None:
     share = waited(lambda: scrape(line.urls[LEFT]).sum("goldline_partitions_assigned") == 2, _TAKEN_OVER_S)
     report.tell(f"{LEFT} takes its station over", share < _TAKEN_OVER_S, f"within {took + share:.0f} s of the kill")
     others = {rule["name"] for rule in active(line.prometheus.alerting())} - {ALERT}
-    strange = others - FOLLOWS
+    strange = others - FOLLOWS - rightly(line)
     seen = f"beside it: {', '.join(sorted(others)) or 'none'}"
     report.tell("what else fires follows from it", not strange, seen)
     port = instance.rpartition(":")[2]

@@ -216,6 +216,24 @@ def overload(factor: float, seconds: float, size: int, json_file: Path | None) -
     _tell(bench_line.overload(factor=factor, seconds=seconds, size=size), json_file)
 
 
+@command.command("refit")
+@click.option("--rate", default=5.0, show_default=True, help="Frames a second.")
+@click.option("--size", default=200_000, show_default=True, help="Bytes of a frame, about.")
+@click.option("--seconds", default=30.0, show_default=True, help="How long a turn is.")
+@click.option("--turns", default=3, show_default=True, help="Without a refit, and as many with one.")
+@_as_file
+def refit(rate: float, size: int, seconds: float, turns: int, json_file: Path | None) -> None:
+    """What a refit that runs beside a line does to its p99.
+
+    Turn by turn without and with `goldline refit --dry-run`, which does all the work and stores nothing.
+    """
+    from workers import bench_refit  # noqa: PLC0415
+
+    with shown() as progress:
+        report = bench_refit.run(rate=rate, size_bytes=size, seconds=seconds, turns=turns, progress=progress)
+    _tell(report, json_file)
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
