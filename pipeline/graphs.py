@@ -18,7 +18,7 @@ from pipeline.data import Size
 Network: TypeAlias = Callable[[Tensor], list[Tensor]]
 """(B, 3, H, W) uint8 on its device to maps (B, C, h, w), each picture by itself."""
 Recording: TypeAlias = tuple[Callable[[], None], list[Tensor]]
-"""What runs a network again on the very same pictures, and the list of its maps, new ones each time it has run."""
+"""What runs a network again on the very same pictures, and the list with its maps, which the next run may overwrite."""
 Record: TypeAlias = Callable[[Network, Tensor], Recording]
 
 BATCH_MAX = 64

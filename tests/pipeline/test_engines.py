@@ -110,6 +110,17 @@ def test_the_fastest_wins_unless_its_features_are_wrong():
     assert engines.fastest(opened, run, (8, 8)) == opened["fast"]
 
 
+def test_an_engine_that_fails_is_not_chosen():
+    def run(engine, picture):
+        if engine == "fails":
+            raise RuntimeError("mat1 and mat2 must have the same dtype")
+        return [picture.float()]
+
+    assert engines.fastest({"torch": "runs", "torch-bf16": "fails"}, run, (8, 8)) == "runs"
+    with pytest.raises(RuntimeError, match="same dtype"):
+        engines.fastest({"torch": "fails"}, run, (8, 8))
+
+
 def test_an_engine_that_cannot_be_is_refused(backbone):
     with pytest.raises(ConfigError, match="there are torch, torch-bf16, openvino"):
         backbone.on("tensorrt")
