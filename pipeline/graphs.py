@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -125,7 +126,7 @@ def captured(network: Network, images: Tensor) -> Recording:
     device = images.device
     here = torch.cuda.current_stream(device)
     with torch.cuda.device(device), torch.cuda.stream(here):  # it is current again, whatever a failed capture leaves
-        side = torch.cuda.Stream(device)
+        side = _side(device)
         side.wait_stream(here)
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):  # libraries choose and allocate what they need, which a capture does not permit
@@ -139,3 +140,9 @@ def captured(network: Network, images: Tensor) -> Recording:
             warnings.warn(f"no CUDA graph for {tuple(images.shape)}, slower without: {error}", stacklevel=2)
             return called(network, images)
     return graph.replay, maps
+
+
+@cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    """Where captures are made, one at a time: of a device's 32 streams, which all who ask share, no more than one."""
+    return torch.cuda.Stream(device)
