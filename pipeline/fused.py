@@ -30,7 +30,7 @@ def least_two(queries: Tensor, bank: Tensor, norms: Tensor) -> tuple[Tensor, Ten
     least = torch.empty(parts, n, dtype=torch.float32, device=queries.device)
     second, row = torch.empty_like(least), torch.zeros_like(least, dtype=torch.int32)
     if n:
-        with torch.cuda.device_of(queries):
+        with torch.cuda.device(queries.get_device()):  # of a CPU that is -1, which changes nothing
             _least_two[blocks, parts](
                 queries.contiguous(), bank.contiguous(), norms.contiguous(), least, second, row, n, m, each,
                 dim=queries.shape[1], queries_in=_QUERIES, rows_in=_ROWS, step=_STEP,
