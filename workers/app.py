@@ -4,7 +4,9 @@ Only the worker imports this: `import faust` reads the process's own command lin
 """
 
 import tempfile
-from collections.abc import Awaitable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import faust
@@ -12,7 +14,7 @@ from faust.transport.drivers import aiokafka as driver
 
 from pipeline.settings import Kafka, Settings
 from workers import clients, fetched, topics
-from workers.inspect import Lanes
+from workers.inspect import Acknowledged, Lanes
 from workers.wire import Headers
 
 _PRODUCED_TOGETHER_BYTES = 256 * 1024  # results in a request: with 16 kB, the default, late frames wait for it
@@ -27,16 +29,52 @@ class _Producer(driver.Producer):
         return {"acks": "all", "enable_idempotence": True}
 
 
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message that no stream was given."""
+
+    consumer: "_Consumer"
+    message: Any
+
+    def ack(self) -> None:
+        """Its offset may be committed, once all before it may."""
+        self.consumer.ack(self.message)
+
+
+class _Consumer(driver.Consumer):
+    """Offers messages to the lanes before Faust takes each through its streams, in tasks and queues of its own."""
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
+        """As Faust's, without what the lanes have answered."""
+        answer = self.app.answer
+        async for tp, message in super().getmany(timeout):
+            if await answer(message, _Message(self, message)):
+                self._read_offset[tp] = message.offset  # or Faust takes the next one for the end of a gap
+                self.app.monitor.stream_inbound_time[tp] = time.monotonic()  # or it warns of a stream that stands
+            else:
+                yield tp, message
+
+
 class _Transport(driver.Transport):
+    Consumer = _Consumer
     Producer = _Producer
 
 
+async def _unanswered(_: Any, __: Acknowledged) -> bool:
+    return False
+
+
 class _App(faust.App):
+    answer: Callable[[Any, Acknowledged], Awaitable[bool]] = staticmethod(_unanswered)
+
+    def _new_transport(self) -> _Transport:
+        return _Transport(self.conf.broker_consumer, self)
+
     def _new_producer_transport(self) -> _Transport:
         return _Transport(self.conf.broker_producer, self)
 
 
-def build(settings: Settings) -> faust.App:
+def build(settings: Settings) -> _App:
     """The app without its agent: see `attach`."""
     kafka = settings.kafka
     window = settings.worker.window or 2 * settings.worker.batch_max
@@ -65,7 +103,7 @@ def build(settings: Settings) -> faust.App:
     )
 
 
-def attach(app: faust.App, settings: Settings, lanes: Lanes) -> None:
+def attach(app: _App, settings: Settings, lanes: Lanes) -> None:
     """Let the lanes inspect the topic of frames: one actor for each partition."""
     frames = app.topic(
         topics.name(settings.kafka.prefix, "frames"),
@@ -80,6 +118,7 @@ def attach(app: faust.App, settings: Settings, lanes: Lanes) -> None:
         await lanes.inspect(stream)
 
     app.agent(frames, name="inspect", isolated_partitions=True)(inspect)
+    app.answer = lanes.answer
 
     async def assigned(_: Any, partitions: Any, **__: Any) -> None:
         lanes.assigned({tp.partition for tp in partitions if tp.topic == frames.get_topic_name()})

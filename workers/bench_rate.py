@@ -4,6 +4,7 @@ A rate is kept up with when every frame is decided, none is shed or late, and p9
 the bound. The search doubles a rate until it is not kept up with, then halves the interval.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def run(
         size_bytes: of a frame, about: parts are drawn as large as that takes.
         seconds: how long each rate is tried.
         method: of the models, with goldline-s and its defaults.
-        workers: processes.
+        workers: processes, which share the cores.
         p99_ms: the bound, from capture to result read.
         progress: told of every rate.
 
@@ -64,6 +65,7 @@ def run(
     tree = {
         "stations": {name: {"deadline_ms": _DEADLINE_MS} for name in names},
         "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},
+        "worker": {"threads": max(1, (os.cpu_count() or 1) // workers)},
     }
     with temporary(tree) as rig:
         store = open_store(rig.store_url)

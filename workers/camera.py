@@ -2,6 +2,7 @@
 
 import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ _CONTENT_TYPES = {
 }
 OUTAGE_S = 120.0  # as long as the producer waits for its broker
 _AGAIN_S = 0.5
+_ON_THEIR_WAY_BYTES = 256_000_000  # of pictures that the broker has not confirmed yet; with more, shots wait
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".m4v"})
 
 
@@ -155,13 +157,16 @@ class Camera:
         self._roots = open_roots(settings.frames.roots, keep_s=settings.frames.keep_s)
         self._part_ids = part_ids
         self._run = uuid.uuid4().hex[:8]
+        self._on_their_way_bytes = 0
+        self._fewer = threading.Condition()
         self.sent = Sent()
 
     def send(self, shot: Shot, *, stopped: Callable[[], bool] = lambda: False) -> str | None:
         """Send one shot; it is confirmed later, see `close`.
 
-        A picture over the inline limit is written to the first root before its message is sent, which takes the time
-        that the root takes; a root that does not answer is tried again for `OUTAGE_S`.
+        While the broker has too much to confirm, this waits. A picture over the inline limit is written to the first
+        root before its message is sent, which takes the time that the root takes; a root that does not answer is tried
+        again for `OUTAGE_S`.
 
         Returns:
             The frame id, or None where the picture was not sent.
@@ -186,16 +191,18 @@ class Camera:
             reference=reference,
             traceparent=wire.new_traceparent(),
         )
+        image = b"" if reference else shot.image
+        self._take_room(len(image), stopped)
         future = self._producer.send(
             self._topic,
-            value=b"" if reference else shot.image,
+            value=image,
             key=self._station.encode(),
             headers=headers,
             partition=self._partition,
         )
         self.sent.sent += 1
-        future.add_callback(self._accepted)
-        future.add_errback(self._failed)
+        future.add_callback(self._accepted, len(image))
+        future.add_errback(self._failed, len(image))
         return frame_id
 
     def play(
@@ -257,11 +264,24 @@ class Camera:
                     return None
             time.sleep(_AGAIN_S)
 
-    def _accepted(self, _: object) -> None:
-        self.sent.accepted += 1
+    def _take_room(self, size: int, stopped: Callable[[], bool]) -> None:
+        with self._fewer:
+            while self._on_their_way_bytes + size > max(size, _ON_THEIR_WAY_BYTES) and not stopped():
+                self._fewer.wait(_AGAIN_S)
+            self._on_their_way_bytes += size
 
-    def _failed(self, error: BaseException) -> None:
+    def _give_room(self, size: int) -> None:
+        with self._fewer:
+            self._on_their_way_bytes -= size
+            self._fewer.notify()
+
+    def _accepted(self, size: int, _: object) -> None:
+        self.sent.accepted += 1
+        self._give_room(size)
+
+    def _failed(self, size: int, error: BaseException) -> None:
         self.sent.failed += 1
+        self._give_room(size)
         log.error("the broker did not take a frame", error=f"{type(error).__name__}: {error}")
 
 

@@ -19,7 +19,7 @@ from workers.wire import Record
 forgive_edges()
 
 ANSWER_S = 5.0  # so long a broker may take to answer at the start; later, clients wait for as long as it takes
-
+_TOGETHER_BYTES = 512 * 1024
 _RECONNECT_MS = 1000  # a line waits for its broker: the default's 30 s would outlast the outage
 _ATTEMPT_S = 2.0
 
@@ -84,6 +84,8 @@ def producer(kafka: Kafka, *, request_max_bytes: int = 1_048_576, outage_s: floa
             acks="all",
             enable_idempotence=True,
             linger_ms=0,
+            # One request at a time is under way to a partition: what waits behind it goes together.
+            batch_size=min(_TOGETHER_BYTES, request_max_bytes // 2),
             delivery_timeout_ms=round(outage_s * 1000),
             request_timeout_ms=min(30_000, round(outage_s * 1000)),
             bootstrap_timeout_ms=round(ANSWER_S * 1000),

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner
+from kafka.future import Future
 
 from model_store.frames import open_roots
 from pipeline.errors import ConfigError, StoreUnavailable
@@ -108,6 +110,32 @@ def test_without_a_root_a_large_picture_is_not_sent_and_it_is_said_why(
     assert (counted.accepted, counted.too_large) == (1, 1)
     assert len(arrivals) == 1
     assert "[frames] roots is empty" in logged()
+
+
+def test_what_waits_for_a_broker_is_bounded(make_rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cameras, "_ON_THEIR_WAY_BYTES", 5000)
+    camera = Camera(make_rig(roots=[]).settings, STATION)
+    handed: list[Future] = []
+
+    def send(*_: Any, **__: Any) -> Future:
+        handed.append(Future())
+        return handed[-1]
+
+    monkeypatch.setattr(camera._producer, "send", send)  # a broker that takes its time
+    camera.send(shot(3000))
+    second = threading.Thread(target=camera.send, args=(shot(3000),))
+    second.start()
+    second.join(0.3)
+    assert len(handed) == 1, "there is no room for a second"
+    handed[0].success(None)
+    second.join(10)
+    assert len(handed) == 2
+    handed[1].failure(ConnectionError("gone"))
+    camera.send(shot(4000), stopped=lambda: False)
+    assert len(handed) == 3, "what failed makes room, too"
+    camera.send(shot(4000), stopped=lambda: True)
+    assert len(handed) == 4, "whoever stops is not held"
+    assert (camera.sent.accepted, camera.sent.failed) == (1, 1)
 
 
 def test_above_max_bytes_a_picture_is_not_sent(

@@ -1,6 +1,7 @@
 """One partition's frames: how many are in flight at once, and in which order they are acknowledged."""
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -20,16 +21,16 @@ SETTINGS = line.build({"stations": {"line-1/top": {}}, "worker": {"window": 2}})
 
 
 class Event:
-    """A frame as Faust hands it over."""
+    """A frame as Faust hands it over, which came to the broker an hour ago unless it is fresh."""
 
-    def __init__(self, frame_id, acknowledged):
+    def __init__(self, frame_id, acknowledged, offset=0, *, fresh=False):
         headers = [("ce_id", frame_id.encode())]
         self.value = b"a picture"
         self.message = SimpleNamespace(
             topic="goldline.frames",
             partition=0,
-            offset=0,
-            timestamp=NOW.timestamp(),
+            offset=offset,
+            timestamp=time.time() if fresh else NOW.timestamp() - 3600,
             key=b"line-1/top",
             value=self.value,
             headers=headers,
@@ -144,9 +145,7 @@ def test_outcomes_that_wait_for_the_broker_hold_no_picture(late, monkeypatch):
     async def run(lane, desk, broker, acknowledged):
         monkeypatch.setattr(desk, "at_once", lambda arrival: RealDesk.at_once(desk, arrival))
         event = Event("a", acknowledged)
-        if late:
-            event.message.timestamp -= 3600
-        else:
+        if not late:
             event.message.key = b"line-9/new"
         await lane.accept(event)
         broker.open.set()
@@ -203,5 +202,74 @@ def test_frames_that_are_not_worth_inspecting_are_bounded_too(monkeypatch):
         await fourth
         await lane.drained()
         assert len(acknowledged) == 4
+
+    scenario(run, monkeypatch)
+
+
+def test_late_frames_are_answered_before_faust_takes_them(monkeypatch):
+    async def run(lane, desk, broker, acknowledged):
+        broker.open.set()
+        events = [Event(f"late-{i}", acknowledged, offset=i) for i in range(50)]
+        again = Event("late-7", acknowledged, offset=50)
+        for event in [*events, again]:
+            assert await lane.answer(event.message, event)
+        await lane.drained()
+        assert broker.handed == [f"late-{i}" for i in range(50)]
+        assert acknowledged == [*broker.handed, "late-7"]
+        assert all(event.message.value is None for event in events)
+
+    scenario(run, monkeypatch)
+
+
+def test_no_late_frame_overtakes_one_that_faust_has(monkeypatch):
+    async def run(lane, desk, broker, acknowledged):
+        broker.open.set()
+        first, second, third = (
+            Event("a", acknowledged, 1),
+            Event("late-1", acknowledged, 2),
+            Event("late-2", acknowledged, 3),
+        )
+        assert not await lane.answer(first.message, first)
+        assert not await lane.answer(second.message, second), "the first is on its way through Faust"
+        await lane.accept(first)
+        assert not await lane.answer(third.message, third), "so is the second"
+        await lane.accept(second)
+        await lane.accept(third)
+        fourth = Event("late-3", acknowledged, 4)
+        assert await lane.answer(fourth.message, fourth)
+        desk.inspected.set()
+        await lane.drained()
+        assert broker.handed == ["a", "late-1", "late-2", "late-3"]
+        assert acknowledged == broker.handed
+
+    scenario(run, monkeypatch)
+
+
+def test_what_faust_has_dropped_is_not_waited_for(monkeypatch):
+    async def run(lane, desk, broker, acknowledged):
+        broker.open.set()
+        dropped, late = Event("a", acknowledged, 5), Event("late-1", acknowledged, 3)
+        assert not await lane.answer(dropped.message, dropped)
+        assert not await lane.answer(late.message, late)  # Faust has begun again from an earlier offset
+        await lane.accept(late)
+        after = Event("late-2", acknowledged, 4)
+        assert await lane.answer(after.message, after)
+
+    scenario(run, monkeypatch)
+
+
+@pytest.mark.parametrize("why", ["fresh", "unreadable", "to be inspected", "no place", "not recovered"])
+def test_the_others_come_through_faust(why, monkeypatch):
+    monkeypatch.setattr(inspect, "_ASIDE", 0 if why == "no place" else 10)
+
+    async def run(lane, desk, broker, acknowledged):
+        event = Event("a" if why == "to be inspected" else "late-1", acknowledged, fresh=why == "fresh")
+        if why == "unreadable":
+            event.message.key = b"no station"
+        if why == "not recovered":
+            lane._recovered = asyncio.get_running_loop().create_future()
+        assert not await lane.answer(event.message, event)
+        assert not acknowledged
+        assert event.message.value is not None, "its picture is needed yet"
 
     scenario(run, monkeypatch)
