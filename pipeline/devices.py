@@ -3,6 +3,7 @@
 import re
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import ConfigError
 
@@ -31,3 +32,16 @@ def describe_device(device: str) -> str:
     found = resolve_device(device)
     name = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
     return f"{found}, {name}"
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when nothing is under way there any more: a GPU works on while Python goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def to_host(values: Tensor) -> Tensor:
+    """The same on the CPU: from a GPU into memory that it writes by itself, without a copy in between."""
+    if values.device.type != "cuda":
+        return values.cpu()
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values)

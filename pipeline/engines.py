@@ -5,6 +5,7 @@ when it is loaded. OpenVINO sees one picture at a time: on a CPU a batch gains n
 features are then the same alone as in any company.
 """
 
+import copy
 import statistics
 import sys
 import threading
@@ -19,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.devices import wait_for
 from pipeline.errors import ConfigError
+from pipeline.graphs import Replayed
 
-ENGINES = ("torch", "openvino-fp32", "openvino-bf16")
+ENGINES = ("torch", "torch-bf16", "openvino-fp32", "openvino-bf16")
 AUTO = "auto"
 _AGREE = 0.02  # relative error of features that an engine may have against torch in float32
 _TRIALS = 7
@@ -58,7 +61,7 @@ class Preprocessed(nn.Module):
 
 
 class TorchEngine:
-    """Runs on any device of torch, in float32."""
+    """Runs on any device of torch, in float32; a GPU's convolutions are TF32, as is torch's default."""
 
     def __init__(self, net: Preprocessed, device: torch.device) -> None:
         self._device = device
@@ -68,6 +71,24 @@ class TorchEngine:
     def __call__(self, images: Tensor) -> list[Tensor]:
         """As `Engine` says."""
         return [each.float() for each in self._net(images.to(self._device, non_blocking=True))]
+
+
+class Bf16Engine:
+    """Runs on any device of torch, in bfloat16 between float32 pixels and float32 maps; on CUDA as graphs."""
+
+    def __init__(self, net: Preprocessed, device: torch.device) -> None:
+        self._whole = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._half = copy.deepcopy(net.net).to(torch.bfloat16)
+        self._run = Replayed(self._maps, device)
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """As `Engine` says."""
+        return self._run(images)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        with torch.autocast(images.device.type, enabled=False):  # a graph would keep what the first caller had set
+            maps = self._half(self._whole.prepare(images).to(torch.bfloat16))
+        return [maps[layer] for layer in self._whole.layers]
 
 
 class OpenVinoEngine:
@@ -124,6 +145,8 @@ def make(net: Preprocessed, engine: str, device: torch.device) -> Engine:
     """
     if engine == "torch":
         return TorchEngine(net, device)
+    if engine == "torch-bf16":
+        return Bf16Engine(net, device)
     if engine not in ENGINES:
         raise ConfigError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
     if device.type != "cpu":
@@ -133,14 +156,21 @@ def make(net: Preprocessed, engine: str, device: torch.device) -> Engine:
 
 def candidates(device: torch.device) -> list[str]:
     """Engines worth a trial on this device, torch first."""
-    if device.type != "cpu" or not _has_openvino():
+    if device.type == "cuda":
+        return ["torch", "torch-bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["torch"]
+    if not _has_openvino():
         return ["torch"]
     able = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return [name for name in ENGINES if name != "openvino-bf16" or "BF16" in able]
+    return ["torch", "openvino-fp32", *(["openvino-bf16"] if "BF16" in able else [])]
+
+
+def cpu_only(engine: str) -> bool:
+    """Whether this engine runs on nothing else."""
+    return engine.startswith("openvino")
 
 
 def fastest(opened: dict[str, T], run: Callable[[T, Tensor], list[Tensor]], size: tuple[int, int]) -> T:
-    """The one that takes least time for a picture of (H, W), among those that agree with torch.
+    """The one that takes least time for a picture of (H, W), among those that run it and agree with torch.
 
     Args:
         opened: by engine's name, torch first.
@@ -153,16 +183,19 @@ def fastest(opened: dict[str, T], run: Callable[[T, Tensor], list[Tensor]], size
     truth = run(opened["torch"], picture)
     took: dict[str, float] = {}
     for name, each in opened.items():
-        made = run(each, picture)
+        try:
+            made = run(each, picture)
+        except RuntimeError:  # a network of one's own may know float32 alone
+            continue
         wrong = max(float((a - b).norm() / b.norm().clamp_(min=1e-9)) for a, b in zip(made, truth, strict=True))
         if wrong <= _AGREE:
             took[name] = statistics.median(_seconds(partial(run, each, picture)) for _ in range(_TRIALS))
     return opened[min(took, key=lambda name: took[name])]
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], list[Tensor]]) -> float:
     started = time.perf_counter()
-    work()
+    wait_for(work()[0].device)
     return time.perf_counter() - started
 
 

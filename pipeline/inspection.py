@@ -17,9 +17,10 @@ from torch import Tensor
 from pipeline import tiling
 from pipeline.backbone import Backbone
 from pipeline.backbone_spec import BackboneSpec
-from pipeline.data import Artifact, Failure, Frame, Size, Verdict
+from pipeline.data import Artifact, Failure, Frame, Scores, Size, Verdict
 from pipeline.decide import Threshold, decide
 from pipeline.decode import Decoded, Limits, Placement, decode
+from pipeline.devices import to_host
 from pipeline.errors import ArtifactError, ConfigError, FrameError
 from pipeline.methods import METHODS
 from pipeline.methods.base import Detector
@@ -38,7 +39,8 @@ class Inspected:
         maps: frame id -> (H, W) float32 map on the CPU, of every frame that was scored.
         placements: frame id -> where its map lies in the picture.
         pixels: frame id -> (3, H, W) uint8 as the model saw it, of every frame that was decoded.
-        seconds: wall time of decode, embed and score, for the batch as a whole.
+        seconds: wall time of decode, embed and score, for the batch as a whole. A GPU is not waited for before scores
+            are there: what it took to embed is in score.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -78,14 +80,15 @@ class Inspector:
         started = time.perf_counter()
         features = self.detector.embed(decoded.images.pixels)
         at_embedded = time.perf_counter()
-        scores = self.detector.score(features)
+        scored = self.detector.score(features)
+        scores = Scores(image=to_host(scored.image), map=to_host(scored.map))
         verdicts, failures = decide(decoded, scores, self.threshold)
         seconds = {
             "decode": decode_s,
             "embed": at_embedded - started,
             "score": time.perf_counter() - at_embedded,
         }
-        return _inspected(decoded, verdicts, failures, scores.map.cpu(), seconds)
+        return _inspected(decoded, verdicts, failures, scores.map, seconds)
 
     def save(self) -> Artifact:
         """The whole inspector as one artifact."""

@@ -26,7 +26,7 @@ def smooth(score_map: Tensor, sigma: float) -> Tensor:
     """
     if sigma <= 0:
         return score_map
-    taps = torch.tensor(_gaussian(sigma), dtype=score_map.dtype, device=score_map.device)
+    taps = _gaussian(sigma, score_map.dtype, score_map.device)
     radius = taps.numel() // 2
     x = score_map.unsqueeze(1)
     x = functional.conv2d(_reflect(x, 2, radius), taps.view(1, 1, -1, 1))
@@ -41,10 +41,12 @@ def _reflect(x: Tensor, dim: int, radius: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _gaussian(sigma: float) -> tuple[float, ...]:
+@torch.inference_mode(mode=False)
+def _gaussian(sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights from -4 sigma to 4 sigma, kept where they are used: a GPU is waited for at each copy to it."""
     offsets = torch.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    return tuple((weights / weights.sum()).tolist())
+    return (weights / weights.sum()).to(device, dtype)
 
 
 def opened(score_map: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import ShapeError
 
 _SPARE = 3  # candidates beyond k: near ties are settled directly, without the float64 pass
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = (64 << 20, 1 << 30)  # on a CPU, on a GPU
 _UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
@@ -27,7 +27,8 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k rows of the bank nearest to each query, nearest first.
 
-    Memory beyond inputs and outputs: `block` times (M + 2 (k + 3) D) numbers; by default about 64 MiB.
+    Memory beyond inputs and outputs: `block` times (M + 2 (k + 3) D) numbers; by default about 64 MiB, 1 GiB on a
+    GPU.
 
     Args:
         queries: (N, D) float32.
@@ -47,21 +48,24 @@ def nearest(
     if not 1 <= k <= bank.shape[0]:
         raise ShapeError(f"{k} neighbours asked of a bank of {bank.shape[0]} rows")
     norms = squared_norms(bank) if bank_norms is None else bank_norms
-    rows = block or max(1, _BLOCK_BYTES // (4 * (bank.shape[0] + 2 * (k + _SPARE) * bank.shape[1])))
+    most_bytes = _BLOCK_BYTES[queries.device.type == "cuda"]
+    rows = block or max(1, most_bytes // (4 * (bank.shape[0] + 2 * (k + _SPARE) * bank.shape[1])))
     distances = torch.empty(queries.shape[0], k, dtype=torch.float32, device=queries.device)
     indices = torch.empty(queries.shape[0], k, dtype=torch.int64, device=queries.device)
+    safe = torch.empty(queries.shape[0], dtype=torch.bool, device=queries.device)
     largest = norms.max()
     for start in range(0, queries.shape[0], rows):
-        part = queries[start : start + rows]
-        one = k == 1
-        found, safe = _search_one(part, bank, norms, largest) if one else _search(part, bank, norms, largest, k)
-        unsafe = (~safe).nonzero().squeeze(1)
-        if one and len(unsafe):  # near ties: a shortlist settles most of them
-            (found[0][unsafe], found[1][unsafe]), safe = _search(part[unsafe], bank, norms, largest, k)
-            unsafe = unsafe[~safe]
-        for few in torch.split(unsafe, max(1, rows // 4)) if len(unsafe) else ():
-            found[0][few], found[1][few] = _search_in_double(part[few], bank, k)
-        distances[start : start + rows], indices[start : start + rows] = found
+        part = slice(start, start + rows)
+        few = queries[part]
+        found = _search_one(few, bank, norms, largest) if k == 1 else _search(few, bank, norms, largest, k)
+        (distances[part], indices[part]), safe[part] = found
+    unsafe = (~safe).nonzero().squeeze(1)  # a GPU is waited for here, and again only where there are any
+    if k == 1 and len(unsafe):  # near ties: a shortlist settles most of them
+        for at in torch.split(unsafe, rows):
+            (distances[at], indices[at]), safe[at] = _search(queries[at], bank, norms, largest, k)
+        unsafe = unsafe[~safe[unsafe]]
+    for at in torch.split(unsafe, max(1, rows // 4)) if len(unsafe) else ():
+        distances[at], indices[at] = _search_in_double(queries[at], bank, k)
     return distances, indices
 
 
@@ -116,7 +120,7 @@ def _search_in_double(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Te
     wanted = queries.double()
     best = torch.empty(queries.shape[0], 0, dtype=torch.float64, device=queries.device)
     rows = torch.empty(queries.shape[0], 0, dtype=torch.int64, device=queries.device)
-    step = max(k, _BLOCK_BYTES // (16 * (bank.shape[1] + queries.shape[0])))
+    step = max(k, _BLOCK_BYTES[0] // (16 * (bank.shape[1] + queries.shape[0])))
     for start in range(0, bank.shape[0], step):
         piece = bank[start : start + step].double()
         partial = torch.addmm(piece.square().sum(dim=1).unsqueeze(0), wanted, piece.T, alpha=-2)

@@ -36,6 +36,7 @@ from pipeline.neighbours import nearest, squared_norms
 from pipeline.patches import Pooling, feature_dim
 from pipeline.progress import Progress, silent
 from pipeline.pruning import PrunedBank
+from pipeline.rounded import RoundedBank
 
 NAME = "patchcore"
 _FIT_BATCH = 8
@@ -83,7 +84,7 @@ class PatchCoreDetector:
         self.backbone = backbone
         self._pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
         self._norms = squared_norms(self.bank)
-        self._pruned = PrunedBank.of(self.bank)
+        self._prepared = PrunedBank.of(self.bank) or RoundedBank.of(self.bank)
 
     @property
     def bounded(self) -> bool:
@@ -144,7 +145,9 @@ class PatchCoreDetector:
         Returns:
             Squared distances (N, 1) float32 and rows of the bank (N, 1) int64.
         """
-        return self._pruned.nearest(rows) if self._pruned else nearest(rows, self.bank, bank_norms=self._norms)
+        if self._prepared:
+            return self._prepared.nearest(rows)
+        return nearest(rows, self.bank, bank_norms=self._norms)
 
     def save(self) -> Artifact:
         """The bank, the settings and the backbone's description."""

@@ -12,7 +12,7 @@ import torch
 from pipeline import engines, synthetic
 from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve
 from pipeline.data import Images
-from pipeline.devices import resolve_device
+from pipeline.devices import resolve_device, wait_for
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
 from pipeline.progress import Progress, silent
 from pipeline.speed import turns
@@ -67,7 +67,8 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
         ConfigError: a name is unknown, the device is not there, or there are no peers.
     """
     device = resolve_device(asked.device)
-    engine = asked.engine if asked.engine in engines.candidates(device) else "torch"
+    candidates = engines.candidates(device)
+    engine = asked.engine if asked.engine in candidates else candidates[-1]
     net = resolve(
         asked.backbone,
         default_layers(asked.backbone),
@@ -94,7 +95,7 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
                 images=asked.images,
                 bank_rows=rows,
                 threads=torch.get_num_threads(),
-                device=device.type,
+                device=str(device),
             )
             variants["anomalib torch"] = stack.enter_context(Peer(task)).run
         took = turns.medians(variants, repeats=asked.repeats, warm_up=False)
@@ -130,10 +131,12 @@ def _once(net: Backbone, images: Images, coreset: float, embedding: list[float],
     def told(stage: str, done: int, total: int) -> None:
         nonlocal seen
         if stage == "features":
+            wait_for(net.device)
             seen = time.perf_counter()
         progress(stage, done, total)
 
     PatchCore().fit(images, PatchCoreConfig(coreset=coreset), backbone=net, seed=0, progress=told)
+    wait_for(net.device)
     embedding.append(seen - started)
     return time.perf_counter() - started
 

@@ -39,7 +39,8 @@ class Asked:
     """What to measure: every method on every backbone, with every batch and, for PatchCore, every bank.
 
     Attributes:
-        engines: what runs the backbones; those that this device does not have are left out.
+        batches: pictures at once; where there are none, 1 and 8, on a GPU 64, too.
+        engines: what runs the backbones; where there are none, all that are worth it on this device.
         size: side of the pictures, in pixels.
         peers: whether anomalib's PatchCore is measured beside ours.
     """
@@ -47,8 +48,8 @@ class Asked:
     methods: Sequence[str] = ("patchcore",)
     backbones: Sequence[str] = ("wide_resnet50_2", "goldline-s")
     bank_rows: Sequence[int] = (1638, 16385)
-    batches: Sequence[int] = (1, 8)
-    engines: Sequence[str] = engines.ENGINES
+    batches: Sequence[int] = ()
+    engines: Sequence[str] = ()
     device: str = "cpu"
     size: int = 224
     repeats: int = 9
@@ -99,14 +100,15 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
     """
     rows = []
     device = resolve_device(asked.device)
-    here = [each for each in asked.engines if each in engines.candidates(device)]
+    here = asked.engines or engines.candidates(device)
+    batches = asked.batches or ((1, 8, 64) if device.type == "cuda" else (1, 8))
     for backbone in asked.backbones:
         nets = {engine: net_of(backbone, engine, str(device)) for engine in here}
         for method in asked.methods:
             for bank in asked.bank_rows if method == "patchcore" else (None,):
                 made = {engine: inspector_of(method, net, bank, asked.size) for engine, net in nets.items()}
                 exact = _exactness(next(iter(made.values())), asked.size) if bank else (None, None)
-                for batch in asked.batches:
+                for batch in batches:
                     rows += _measured(asked, method, backbone, bank, batch, made, exact, device, progress)
     return rows
 
@@ -141,7 +143,7 @@ def _measured(
                 images=batch,
                 bank_rows=bank or 0,
                 threads=torch.get_num_threads(),
-                device=device.type,
+                device=str(device),
             )
             variants[f"anomalib {engine}"] = stack.enter_context(Peer(task)).run
         took = turns.measured(variants, repeats=asked.repeats, progress=progress)

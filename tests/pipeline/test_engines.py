@@ -9,11 +9,13 @@ import torch
 
 from pipeline import engines
 from pipeline.backbone import on_fastest_engine, resolve
+from pipeline.backbone_spec import BackboneSpec
 from pipeline.errors import ConfigError
 
 CPU = torch.device("cpu")
 OTHERS = [name for name in engines.candidates(CPU) if name != "torch"]
-TOLERANCE = {"openvino-fp32": 1e-5, "openvino-bf16": engines._AGREE}
+BY_NAME = [*OTHERS, "torch-bf16"]
+TOLERANCE = {"openvino-fp32": 1e-5, "openvino-bf16": engines._AGREE, "torch-bf16": engines._AGREE}
 
 
 def pictures(b=3, h=64, w=96):
@@ -30,7 +32,7 @@ def test_openvino_is_there_where_the_tests_run():
     assert "openvino-fp32" in OTHERS, "the development environment has the extra `cpu`"
 
 
-@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("engine", BY_NAME)
 def test_features_agree_with_torch(backbone, engine):
     images = pictures()
     copy = images.clone()
@@ -53,7 +55,7 @@ def test_a_picture_has_the_same_features_alone_and_in_company(backbone, engine):
         assert all(torch.equal(alone[layer][0], together[layer][place]) for layer in together)
 
 
-@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("engine", BY_NAME)
 def test_pictures_of_another_size_and_no_pictures_at_all(backbone, engine):
     net = backbone.on(engine)
     assert [tuple(m.shape) for m in net(pictures(1, 32, 64)).values()] == [(1, 128, 4, 8), (1, 256, 2, 4)]
@@ -68,13 +70,28 @@ def test_what_later_pictures_do_leaves_earlier_features_alone(backbone):
     assert all(torch.equal(first[layer], kept[layer]) for layer in kept)
 
 
-@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize("engine", BY_NAME)
 def test_autocast_around_a_caller_changes_nothing(backbone, engine):
     net, images = backbone.on(engine), pictures()
     with torch.autocast("cpu", torch.bfloat16):
         inside = net(images)
     truth = backbone(images)
     assert all((inside[k] - truth[k]).norm() <= TOLERANCE[engine] * truth[k].norm() for k in truth)
+
+
+def test_bfloat16_leaves_the_float32_network_as_it_is(backbone):
+    net = backbone.on("torch-bf16")
+    prepared = net.prepare(pictures().float())
+    half, truth = net.differentiable(prepared), backbone.differentiable(prepared)
+    assert all(torch.equal(half[layer], truth[layer]) for layer in truth)
+    assert BackboneSpec.from_meta(net.spec.to_meta()).engine == "torch-bf16"
+
+
+def test_bfloat16_by_torch_is_worth_a_trial_on_a_gpu_that_has_it(monkeypatch):
+    assert "torch-bf16" not in engines.candidates(CPU)
+    for able, names in ((True, ["torch", "torch-bf16"]), (False, ["torch"])):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation, able=able: able)
+        assert engines.candidates(torch.device("cuda")) == names
 
 
 def test_the_chosen_engine_belongs_to_the_spec(backbone):
@@ -93,8 +110,19 @@ def test_the_fastest_wins_unless_its_features_are_wrong():
     assert engines.fastest(opened, run, (8, 8)) == opened["fast"]
 
 
+def test_an_engine_that_fails_is_not_chosen():
+    def run(engine, picture):
+        if engine == "fails":
+            raise RuntimeError("mat1 and mat2 must have the same dtype")
+        return [picture.float()]
+
+    assert engines.fastest({"torch": "runs", "torch-bf16": "fails"}, run, (8, 8)) == "runs"
+    with pytest.raises(RuntimeError, match="same dtype"):
+        engines.fastest({"torch": "fails"}, run, (8, 8))
+
+
 def test_an_engine_that_cannot_be_is_refused(backbone):
-    with pytest.raises(ConfigError, match="there are torch, openvino"):
+    with pytest.raises(ConfigError, match="there are torch, torch-bf16, openvino"):
         backbone.on("tensorrt")
     net = engines.Preprocessed(torch.nn.Identity(), ("x",), torch.ones(3), torch.zeros(3), bgr=False)
     with pytest.raises(ConfigError, match="runs on the CPU"):

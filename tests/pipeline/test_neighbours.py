@@ -42,12 +42,13 @@ def test_near_neighbours_keep_their_digits(k):
     check(queries, bank, k)
 
 
+@pytest.mark.parametrize("block", [None, 64])
 @pytest.mark.parametrize("k", [1, 9])
-def test_a_row_of_the_bank_is_at_zero_from_itself(k):
+def test_a_row_of_the_bank_is_at_zero_from_itself(k, block):
     g = torch.Generator().manual_seed(1)
     bank = 30 * torch.rand(500, 128, generator=g)
     bank[100:130] = bank[100] + torch.randn(30, 128, generator=g) * 1e-5  # more near ties than the shortlist holds
-    distances, indices = nearest(bank, bank, k)
+    distances, indices = nearest(bank, bank, k, block=block)
     assert torch.equal(distances[:, 0], torch.zeros(500))
     assert torch.equal(indices[:, 0], torch.arange(500))
 
@@ -97,6 +98,7 @@ def test_refuses_what_does_not_fit():
         nearest(torch.zeros(4, 3), torch.zeros(5, 3), 9)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("k", [1, 9])
 def test_on_cuda(k):

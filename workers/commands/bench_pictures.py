@@ -19,17 +19,20 @@ _peers = click.option(
 
 
 def write(body: dict[str, Any], json_file: Path | None) -> None:
-    """The figures to a file, where one was asked for."""
+    """The figures to a file, where one was asked for, and the machine with them."""
+    from pipeline.speed import turns  # noqa: PLC0415 - torch takes seconds to import
+
     if json_file:
-        json_file.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        told = body if "machine" in body else {"machine": turns.machine(), **body}
+        json_file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 @click.command("score")
 @click.option("--methods", default="patchcore", show_default=True, help="As in patchcore,padim.")
 @click.option("--backbones", default="wide_resnet50_2,goldline-s", show_default=True, help="With random weights.")
 @click.option("--bank", "bank_rows", default="1638,16385", show_default=True, help="Rows of PatchCore's bank.")
-@click.option("--batch", "batches", default="1,8", show_default=True, help="Pictures at once.")
-@click.option("--engines", default="", help="torch, openvino-fp32, openvino-bf16.  [all that are here]")
+@click.option("--batch", "batches", default="", help="Pictures at once.  [1,8; on a GPU 1,8,64]")
+@click.option("--engines", default="", help="As in torch,torch-bf16.  [all that are worth it on the device]")
 @click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
 @click.option("--repeats", default=9, show_default=True, help="Turns; figures are their medians.")
 @_device
@@ -58,12 +61,12 @@ def score(
         methods=_names(methods),
         backbones=_names(backbones),
         bank_rows=_counts(bank_rows, "--bank"),
-        batches=_counts(batches, "--batch"),
+        batches=_counts(batches, "--batch") if batches else (),
         device=device,
         size=size,
         repeats=repeats,
         peers=peers,
-        **({"engines": _names(engines)} if engines else {}),
+        engines=_names(engines),
     )
     with shown() as progress:
         rows = measured.run(asked, progress=progress)
@@ -78,7 +81,12 @@ def score(
 @click.option("--backbone", default="wide_resnet50_2", show_default=True, help="With random weights.")
 @click.option("--images", default=209, show_default=True, help="Good pictures, drawn.")
 @click.option("--coreset", default=0.1, show_default=True, help="Share of the patches kept.")
-@click.option("--engine", default="openvino-fp32", show_default=True, help="What runs the backbone.")
+@click.option(
+    "--engine",
+    default="openvino-fp32",
+    show_default=True,
+    help="What runs the backbone; another where the device has not this.",
+)
 @click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
 @click.option("--repeats", default=1, show_default=True, help="Turns; figures are their medians.")
 @_device

@@ -1,0 +1,212 @@
+"""What only a GPU can show: `pytest -m cuda`. Without one all of it is skipped; what it rests on is tested on the CPU.
+
+Warnings are errors: a graph that is not captured fails here. The kernel has a test of its own, as it needs a compiler.
+"""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import engines, graphs, methods
+from pipeline.backbone import on_fastest_engine, resolve
+from pipeline.commissioning import commission
+from pipeline.coreset import _greedy, select
+from pipeline.data import Frame
+from pipeline.decode import Limits
+from pipeline.devices import to_host
+from pipeline.inspection import Inspector
+from pipeline.maps import smooth
+from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector
+from pipeline.rounded import RoundedBank, by_fused_kernel, by_product
+from pipeline.speed import fit, score
+from pipeline.synthetic import draw, encode
+from pipeline.view import View
+from tests.pipeline.test_rounded import rand
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA"),
+    pytest.mark.filterwarnings("default:the bank is not searched by_fused_kernel"),
+]
+CUDA = torch.device("cuda")
+
+
+def pictures(b, side=64, seed=1):
+    return torch.randint(0, 256, (b, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def backbone(engine="torch", device="cuda", name="goldline-s"):
+    return resolve(name, ("layer2", "layer3"), weights=None, factories=(), engine=engine, device=device)
+
+
+def apart(ours, truth):
+    return float((ours.cpu() - truth.cpu()).norm() / truth.cpu().norm())
+
+
+@pytest.mark.parametrize("engine", ["torch", "torch-bf16"])
+def test_features_agree_with_the_cpus_for_any_number_of_pictures(engine):
+    here, there = backbone(engine), backbone(device="cpu")
+    for count in (0, 1, 3, 8, 65):
+        images = pictures(count)
+        made, truth = here(images), there(images)
+        for layer, expected in truth.items():
+            assert made[layer].shape == expected.shape
+            assert made[layer].device.type == "cuda"
+            assert count == 0 or apart(made[layer], expected) <= engines._AGREE
+
+
+def test_graphs_give_what_the_same_calls_give_without():
+    engine = backbone("torch-bf16")._engine
+    plain = graphs.Replayed(engine._maps, CUDA, graphs.called)
+    for count in (1, 5, 64):
+        for ours, truth in zip(engine(pictures(count)), plain(pictures(count)), strict=True):
+            assert apart(ours, truth) <= 1e-3
+
+
+def test_a_picture_has_the_same_features_alone_and_in_company():
+    net, images = backbone("torch-bf16"), pictures(5)
+    together = net(images)
+    alone = net(images[3:4])
+    assert all(apart(alone[layer][0], together[layer][3]) <= 5e-3 for layer in together)
+
+
+def test_threads_on_streams_of_their_own_do_not_mix_their_pictures():
+    net, wrong = backbone("torch-bf16"), []
+    truths = [{k: m.clone() for k, m in net(pictures(3, seed=seed)).items()} for seed in range(4)]
+    torch.cuda.synchronize()
+
+    def work(seed):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(30):
+                made = net(pictures(3, seed=seed))
+                wrong.extend(layer for layer in made if apart(made[layer], truths[seed][layer]) > 1e-3)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong
+
+
+def test_graphs_are_captured_while_another_thread_computes():
+    first, stop, done = backbone("torch-bf16"), threading.Event(), []
+    first(pictures(1))
+
+    def work():
+        while not stop.is_set():
+            first(pictures(2))
+            done.append(float(torch.rand(1000, 1000, device=CUDA).sum()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        second = backbone("torch-bf16")
+        made = second(pictures(2))
+    finally:
+        stop.set()
+        thread.join()
+    assert done
+    assert all(apart(made[layer], truth) <= engines._AGREE for layer, truth in backbone()(pictures(2)).items())
+
+
+def test_pinned_pictures_are_taken_as_well():
+    net, images = backbone("torch-bf16"), pictures(4)
+    assert all(torch.equal(a, b) for a, b in zip(net(images.pin_memory()).values(), net(images).values(), strict=True))
+
+
+def test_the_fastest_engine_is_one_of_the_gpus():
+    assert on_fastest_engine(backbone(), (64, 64)).spec.engine in engines.candidates(CUDA)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 129, 8), (70, 300, 72), (784, 16385, 1536), (3, 1, 64)])
+def test_the_kernel_gives_the_least_two_of_each_row(n, m, d):
+    bank, queries = rand(m, d, 0).half().to(CUDA), rand(n, d, 1).half().to(CUDA)
+    norms = bank.float().square().sum(dim=1)
+    least, second, row = by_fused_kernel(queries, bank, norms)
+    truth = by_product(queries.cpu(), bank.cpu(), norms.cpu())
+    torch.testing.assert_close(least.cpu(), truth[0], rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(second.cpu(), truth[1], rtol=1e-4, atol=1e-2)
+    values = norms - 2 * (queries.double() @ bank.double().T)
+    torch.testing.assert_close(values.gather(1, row.unsqueeze(1))[:, 0].float(), least, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_the_search_in_a_bank_is_exact(count):
+    bank = rand(3000, 256, 2)
+    queries = bank[:count] + 0.3 * rand(count, 256, 3)
+    truth = torch.cdist(queries.double(), bank.double()).square()
+    for made in (RoundedBank.of(bank.to(CUDA)), RoundedBank(bank.to(CUDA), by_product)):
+        squares, rows = made.nearest(queries.to(CUDA))
+        assert torch.equal(rows.cpu()[:, 0], truth.argmin(dim=1))
+        torch.testing.assert_close(squares.cpu()[:, 0].double(), truth.amin(dim=1), rtol=5e-6, atol=0)
+
+
+def test_a_coreset_is_the_cpus_and_its_loop_never_waits():
+    features = 10 * rand(3000, 96, 4)
+    ours, theirs = (set(select(each, 300, seed=0).tolist()) for each in (features.to(CUDA), features))
+    assert len(ours & theirs) >= 290  # rounding may turn a tie
+    points = features[:, :32].T.contiguous().to(CUDA)
+    norms = points.square().sum(dim=0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        chosen = _greedy(points, norms, norms.clone(), 200, lambda *_: None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(set(chosen.tolist())) == 200
+
+
+def test_smoothing_and_the_way_to_the_host():
+    scores = torch.rand(3, 70, 50)
+    assert apart(smooth(scores.to(CUDA), 4.0), smooth(scores, 4.0)) <= 1e-3  # TF32, as torch's convolutions are
+    back = to_host(scores.to(CUDA)[:, ::2])
+    assert torch.equal(back, scores[:, ::2])
+
+
+def goods(count, first=0):
+    drawn = [draw("cap", seed=first + k, size=(64, 64)).image for k in range(count)]
+    return [Frame(frame_id=str(k), image=encode(image)) for k, image in enumerate(drawn)]
+
+
+@pytest.mark.parametrize("engine", ["torch", "torch-bf16"])
+@pytest.mark.parametrize(("method", "config"), [("patchcore", {"coreset": 0.1}), ("padim", {"dim": 40}), ("spade", {})])
+def test_verdicts_and_scores_agree_with_the_cpus(method, config, engine):
+    made = commission(
+        goods(20), method=method, config=methods.make_config(method, config), view=View(size=(64, 64)),
+        backbone=backbone(engine), limits=Limits(), rate=0.1,
+    ).inspector  # fmt: skip
+    there = Inspector.load(made.save(), open_backbone=lambda spec: backbone(spec.engine, device="cpu"), limits=Limits())
+    frames = goods(5, first=100)
+    ours, theirs = made.inspect(frames), there.inspect(frames)
+    assert not ours.failures
+    for a, b in zip(ours.verdicts, theirs.verdicts, strict=True):
+        assert a.score == pytest.approx(b.score, rel=0.05)
+    for name, each in ours.maps.items():
+        assert each.device.type == "cpu"
+        assert apart(each, theirs.maps[name]) <= 0.05
+
+
+def test_a_bank_is_searched_in_float16_and_scores_are_the_plain_searchs():
+    net = backbone()
+    patches = PatchCoreDetector(rand(9, 384, 5), PatchCoreConfig(), (64, 64), net).embed(pictures(40)).maps["patch"]
+    bank = patches.permute(0, 2, 3, 1).reshape(-1, 384)
+    detector = PatchCoreDetector(bank, PatchCoreConfig(), (64, 64), net)
+    assert isinstance(detector._prepared, RoundedBank)
+    made = detector.score(detector.embed(pictures(4, seed=2)))
+    detector._prepared = None
+    plain = detector.score(detector.embed(pictures(4, seed=2)))
+    torch.testing.assert_close(made.image, plain.image, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(made.map, plain.map, rtol=1e-4, atol=1e-5)
+
+
+def test_benchmarks_run_there():
+    asked = score.Asked(backbones=["goldline-s"], bank_rows=[60], batches=[1, 2], device="cuda", size=64, repeats=2)
+    rows = score.run(asked)
+    assert [row.precision for row in rows] == engines.candidates(CUDA) * 2
+    assert all(row.ms_per_image > 0 and row.score_error < 1e-3 for row in rows)
+    (fitted,) = fit.run(fit.Asked(backbone="goldline-s", images=12, coreset=0.1, device="cuda", size=64))
+    assert fitted.precision == engines.candidates(CUDA)[-1]
+    assert np.isfinite([fitted.features_s, fitted.coreset_s]).all()

@@ -1,0 +1,161 @@
+"""The nearest row of a bank, exactly, from products of float16: what rounding could have hidden is looked at anew."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipeline import rounded
+from pipeline.errors import ShapeError
+from pipeline.neighbours import nearest
+from pipeline.rounded import RoundedBank, by_product
+
+
+def rand(n, d, seed):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def whole_way(monkeypatch):
+    """How many queries were settled without a proposal."""
+    asked = []
+
+    def counted(queries, *args, **options):
+        asked.append(len(queries))
+        return nearest(queries, *args, **options)
+
+    monkeypatch.setattr(rounded, "nearest", counted)
+    return asked
+
+
+def check(queries, bank):
+    distances, indices = RoundedBank(bank, by_product).nearest(queries)
+    truth = (queries.double().unsqueeze(1) - bank.double()).square().sum(dim=2)
+    assert distances.shape == indices.shape == (len(queries), 1)
+    assert (distances.dtype, indices.dtype) == (torch.float32, torch.int64)
+    torch.testing.assert_close(distances[:, 0].double(), truth.amin(dim=1), rtol=5e-6, atol=0)
+    torch.testing.assert_close(truth.gather(1, indices)[:, 0], truth.amin(dim=1), rtol=5e-6, atol=0)
+    return indices
+
+
+def test_equals_brute_force_and_proposals_settle_most(whole_way):
+    bank = rand(400, 96, 0)
+    check(bank[:80] + 0.3 * rand(80, 96, 1), bank)
+    assert sum(whole_way) < 8
+
+
+def test_far_from_the_origin_digits_are_kept(whole_way):
+    bank = 1000 + rand(400, 96, 2)
+    check(bank[:80] + 0.3 * rand(80, 96, 3), bank)
+    assert sum(whole_way) < 8
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-6, 1.0, 1e6, 1e15])
+def test_any_scale(size, whole_way):
+    bank = rand(300, 64, 4) * size
+    check(bank[:50] + 0.3 * size * rand(50, 64, 5), bank)
+    assert sum(whole_way) < 8
+
+
+def test_what_rounding_hides_is_found(whole_way):
+    # Rows apart by less than float16 resolves: proposals are wrong, and none of them may be believed.
+    bank = rand(1, 64, 6) + 1e-4 * rand(200, 64, 7)
+    bank = torch.cat([bank, 50 * rand(100, 64, 8)])
+    queries = bank[:100] + 1e-5 * rand(100, 64, 9)
+    indices = check(queries, bank)
+    half = RoundedBank(bank, by_product)
+    proposed = by_product(half._rounded(queries)[0], half._half, half._norms)[2]
+    assert (proposed != indices[:, 0]).any()
+    assert whole_way
+
+
+def test_where_a_proposal_is_believed_rounding_cannot_have_hidden_a_nearer_row():
+    # Values just between two of float16's are rounded by the most that can be, all to one side or the other.
+    g = torch.Generator().manual_seed(10)
+    step = 2.0**-10
+    signs = torch.randint(0, 2, (300, 48), generator=g) * 2 - 1
+    bank = signs * (1 + step * (torch.randint(0, 400, (300, 48), generator=g) + 0.49))
+    queries = bank[torch.randint(0, 300, (200,), generator=g)] * (1 + 0.2 * torch.rand(200, 1, generator=g))
+    check(queries + 0.9 * rand(200, 48, 11), bank)
+
+
+def test_queries_beyond_float16_and_what_is_no_number(whole_way):
+    bank = rand(50, 16, 12)
+    check(rand(5, 16, 13) * 1e6, bank)
+    assert whole_way == [5]
+    queries = rand(3, 16, 14)
+    queries[1, 4] = torch.nan
+    distances, indices = RoundedBank(bank, by_product).nearest(queries)
+    assert distances.isfinite()[:, 0].tolist() == [True, False, True]
+    assert 0 <= int(indices.min()) <= int(indices.max()) < 50
+
+
+@pytest.mark.parametrize("bank", [torch.ones(20, 8), torch.zeros(3, 8), torch.ones(1, 8)])
+def test_banks_of_equal_rows(bank):
+    distances, _ = RoundedBank(bank, by_product).nearest(torch.ones(4, 8))
+    assert torch.equal(distances[:, 0], torch.full((4,), 8.0 * float(bank[0, 0] == 0)))
+
+
+@pytest.mark.parametrize("block", [1, 7 * 4 * 30, 1 << 30])
+def test_proposals_do_not_depend_on_blocks(block, monkeypatch):
+    monkeypatch.setattr(rounded, "_BLOCK_BYTES", block)
+    queries, bank = rand(17, 16, 17).half(), rand(30, 16, 18).half()
+    norms = bank.float().square().sum(dim=1)
+    least, second, rows = by_product(queries, bank, norms)
+    two = (norms - 2 * queries.float() @ bank.float().T).topk(2, dim=1, largest=False)
+    torch.testing.assert_close(torch.stack([least, second], dim=1), two.values)
+    assert torch.equal(rows, two.indices[:, 0])
+
+
+def test_no_queries_and_what_does_not_fit():
+    bank = RoundedBank(rand(30, 16, 15), by_product)
+    assert bank.nearest(torch.zeros(0, 16))[0].shape == (0, 1)
+    with pytest.raises(ShapeError, match="same D"):
+        bank.nearest(torch.zeros(4, 15))
+
+
+def test_a_cpu_has_no_such_bank():
+    assert RoundedBank.of(rand(5000, 16, 16)) is None
+
+
+# Triton reads its variable when it is imported, so that this needs a process of its own.
+INTERPRETED = """
+import json
+import torch
+from pipeline import fused
+from pipeline.rounded import RoundedBank
+
+told = []
+for n, m, d in ((70, 300, 72), (1, 129, 8), (3, 1, 64), (65, 128, 130)):
+    g = torch.Generator().manual_seed(n)
+    bank, queries = torch.randn(m, d, generator=g), torch.randn(n, d, generator=g)
+    half, norms = bank.half(), bank.square().sum(dim=1)
+    least, second, row = fused.least_two(queries.half(), half, norms)
+    values = norms - 2 * queries.half().float() @ half.float().T
+    two = torch.cat([values, torch.full((n, 1), torch.inf)], dim=1).topk(2, dim=1, largest=False).values
+    truth = torch.cdist(queries.double(), bank.double()).argmin(dim=1)
+    told.append({
+        "least": torch.allclose(least, two[:, 0], rtol=1e-5, atol=1e-4),
+        "second": torch.allclose(second, two[:, 1], rtol=1e-5, atol=1e-4),
+        "row": torch.equal(row, values.argmin(dim=1)),
+        "settled": torch.equal(RoundedBank(bank, fused.least_two).nearest(queries)[1][:, 0], truth),
+    })
+print(json.dumps(told))
+"""
+
+
+def test_the_kernel_gives_the_least_two_of_each_row():
+    pytest.importorskip("triton")
+    told = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout) == [{"least": True, "second": True, "row": True, "settled": True}] * 4
