@@ -14,6 +14,31 @@ def upsample(grid: Tensor, size: Size) -> Tensor:
     return functional.interpolate(grid.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
 
 
+def smoothed(grid: Tensor, size: Size, sigma: float) -> Tensor:
+    """`smooth(upsample(grid, size), sigma)`, to rounding: both are linear, axis by axis, and go as one matrix each.
+
+    Args:
+        grid: (B, h, w) float32.
+        size: (H, W) of the map.
+        sigma: standard deviation in pixels of the map; 0 smooths nothing.
+
+    Returns:
+        (B, H, W) float32.
+    """
+    down, across = (
+        _onto(n, long, sigma, grid.dtype, grid.device) for n, long in zip(grid.shape[1:], size, strict=True)
+    )
+    return down @ (grid @ across.T)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(mode=False)
+def _onto(cells: int, pixels: int, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(H, h): what each cell of an axis does to its pixels."""
+    each = torch.eye(cells, dtype=torch.float64).unsqueeze(2)  # a column with one cell that is 1
+    return smooth(upsample(each, (pixels, 1)), sigma).squeeze(2).T.to(device, dtype).contiguous()
+
+
 def smooth(score_map: Tensor, sigma: float) -> Tensor:
     """Gaussian blur, equal to `scipy.ndimage.gaussian_filter` with its defaults (reflected edges, 4 sigma).
 

@@ -33,7 +33,7 @@ from pipeline.alignment import Fine, Localiser, aligned, features_of, image_loss
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ConfigError, FitError, ShapeError
-from pipeline.maps import smooth, upsample
+from pipeline.maps import smoothed
 from pipeline.progress import Progress, silent
 from pipeline.training import Checkpoint, train
 
@@ -135,7 +135,7 @@ class FydDetector:
         if (h * w, d) != tuple(self._means.shape):
             raise ShapeError(f"features are {d} values at {h * w} places; the model has {tuple(self._means.shape)}")
         distances = gaussian.mahalanobis(embedding_.rows(patches), self._means, self._factors).view(b, h, w)
-        scores = smooth(upsample(distances, features.image_size), self.config.sigma)
+        scores = smoothed(distances, features.image_size, self.config.sigma)
         image = scores.flatten(1).amax(dim=1)
         if self._nets and b:
             back = undone(features.maps["warp"].view(b, 2, 3))

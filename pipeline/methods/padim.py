@@ -26,7 +26,7 @@ from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.gaussian import RunningSums, mahalanobis, pack
-from pipeline.maps import smooth, upsample
+from pipeline.maps import smoothed
 from pipeline.methods.base import Grown
 from pipeline.progress import Progress, silent
 
@@ -117,7 +117,7 @@ class PadimDetector:
         if (h * w, d) != tuple(self._means.shape):
             raise ShapeError(f"features are {d} values at {h * w} places; the model has {tuple(self._means.shape)}")
         distances = mahalanobis(embedding_.rows(patches), self._means, self._factors).view(b, h, w)
-        scores = smooth(upsample(distances, features.image_size), self.config.sigma)
+        scores = smoothed(distances, features.image_size, self.config.sigma)
         return Scores(image=scores.flatten(1).amax(dim=1), map=scores)
 
     def save(self) -> Artifact:

@@ -30,7 +30,7 @@ from pipeline.backbone import Backbone
 from pipeline.coreset import extend, select
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
-from pipeline.maps import smooth, upsample
+from pipeline.maps import smoothed
 from pipeline.methods.base import Grown
 from pipeline.neighbours import nearest, squared_norms
 from pipeline.patches import Pooling, feature_dim
@@ -134,7 +134,7 @@ class PatchCoreDetector:
         if self.config.reweight:
             at = torch.arange(b, device=worst.device) * (h * w) + worst
             image = image * self._weights(rows[at], found.view(-1)[at], worst_square.sqrt())
-        return Scores(image=image, map=smooth(upsample(grid, features.image_size), self.config.sigma))
+        return Scores(image=image, map=smoothed(grid, features.image_size, self.config.sigma))
 
     def match(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The row of the bank nearest to each patch, exactly.

@@ -24,7 +24,7 @@ from pipeline import fitted
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
-from pipeline.maps import smooth, upsample
+from pipeline.maps import smoothed
 from pipeline.neighbours import nearest
 from pipeline.progress import Progress, silent
 from pipeline.pyramid import squared_distances
@@ -107,7 +107,7 @@ class SpadeDetector:
         distances, found = nearest(_pooled(maps), self._pooled, count)
         grids = [self._grid([m[b] for m in maps], found[b]) for b in range(maps[0].shape[0])]
         grid = torch.stack(grids) if grids else maps[0].new_zeros(0, *maps[0].shape[2:])
-        return Scores(image=distances.mean(dim=1), map=smooth(upsample(grid, features.image_size), self.config.sigma))
+        return Scores(image=distances.mean(dim=1), map=smoothed(grid, features.image_size, self.config.sigma))
 
     def save(self) -> Artifact:
         """The gallery by layer, and the image features."""

@@ -12,7 +12,7 @@ from pipeline import methods
 from pipeline.backbone import resolve
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
-from pipeline.maps import smooth
+from pipeline.maps import smooth, smoothed, upsample
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig, PatchCoreDetector
 from pipeline.patches import Pooling, feature_dim, grouped, pooling_kernels
 
@@ -113,6 +113,15 @@ def test_smooth_equals_scipy(sigma, size):
     expected = np.stack([gaussian_filter(each.numpy().astype(np.float64), sigma) for each in score_map])
     np.testing.assert_allclose(smooth(score_map, sigma).numpy(), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(score_map, copy)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "sigma"), [((28, 28), (224, 224), 4.0), ((7, 5), (50, 33), 1.5), ((4, 4), (9, 8), 0.0)]
+)
+def test_one_matrix_an_axis_is_upsampling_and_smoothing(grid, size, sigma):
+    scores = torch.rand(3, *grid, generator=torch.Generator().manual_seed(0))
+    expected = smooth(upsample(scores.double(), size), sigma)
+    torch.testing.assert_close(smoothed(scores, size, sigma).double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def paper_score(rows, bank, b):
