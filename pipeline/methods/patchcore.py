@@ -89,7 +89,7 @@ class PatchCoreDetector:
     @property
     def bounded(self) -> bool:
         """Whether a bound rules most rows out, so that few distances are computed in full."""
-        return self._pruned is not None
+        return isinstance(self._prepared, PrunedBank)
 
     def embed(self, images: Tensor) -> Features:
         """Locally aware patch features.
