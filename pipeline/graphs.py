@@ -53,7 +53,7 @@ class Replayed:
         buckets = self._sizes.get(size) or self._recorded(size)
         if buckets is None:
             return [each.float() for each in self._network(images.to(self._device))]
-        parts = [buckets.run(part) for part in images.split(buckets.largest)]
+        parts = [buckets.run(part) for part in torch.split(images, buckets.largest)]
         return parts[0] if len(parts) == 1 else [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
     def _recorded(self, size: Size) -> "_Buckets | None":
@@ -145,4 +145,4 @@ def captured(network: Network, images: Tensor) -> Recording:
 @cache
 def _side(device: torch.device) -> torch.cuda.Stream:
     """Where captures are made, one at a time: of a device's 32 streams, which all who ask share, no more than one."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -45,7 +45,7 @@ def run(
         and the seconds of one.
     """
     images = pictures_of(size_bytes)
-    tree = {
+    tree: dict[str, Any] = {
         "stations": {_STATION: {"deadline_ms": _DEADLINE_MS}},
         "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},
         "refit": {"rules": _RULES},
