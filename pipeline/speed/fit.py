@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from pipeline import engines, synthetic
-from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve
+from pipeline import engines, goldline_s, synthetic
+from pipeline.backbone import Backbone, default_layers, resolve
 from pipeline.data import Images
 from pipeline.devices import resolve_device, wait_for
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
 from pipeline.progress import Progress, silent
 from pipeline.speed import turns
-from pipeline.speed.peers import Peer, PeerTask
+from pipeline.speed.peers import Peer, PeerTask, backbone_of
 
 PART = "cap"
 
@@ -73,7 +73,7 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
         asked.backbone,
         default_layers(asked.backbone),
         weights=None,
-        random_weights=asked.backbone != SHIPPED,
+        random_weights=asked.backbone != goldline_s.NAME,
         factories=(),
         engine=engine,
         device=str(device),
@@ -89,7 +89,7 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
             task = PeerTask(
                 kind="fit",
                 engine="torch",
-                backbone="wide_resnet50_2" if asked.backbone == SHIPPED else asked.backbone,
+                backbone=backbone_of(asked.backbone),
                 layers=("layer2", "layer3"),
                 size=asked.size,
                 images=asked.images,

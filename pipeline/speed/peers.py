@@ -13,11 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pipeline import goldline_s
 from pipeline.errors import ConfigError
 
 VARIABLE = "GOLDLINE_PEERS"
 FOLDER = ".venv-peers"
 _SCRIPT = Path(__file__).with_name("anomalib_peer.py")
+
+
+def backbone_of(name: str) -> str:
+    """What a peer runs beside a backbone of ours: the same, or beside goldline-s, which it has not, its default."""
+    return "wide_resnet50_2" if name == goldline_s.NAME else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

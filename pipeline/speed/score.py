@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import commissioning, engines, methods, synthetic
-from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve
+from pipeline import commissioning, engines, goldline_s, methods, synthetic
+from pipeline.backbone import Backbone, default_layers, resolve
 from pipeline.data import Frame
 from pipeline.decide import calibrate
 from pipeline.decode import Decoded, Limits
@@ -25,7 +25,7 @@ from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector
 from pipeline.patches import feature_dim
 from pipeline.progress import Progress, silent
 from pipeline.speed import turns
-from pipeline.speed.peers import Peer, PeerTask
+from pipeline.speed.peers import Peer, PeerTask, backbone_of
 from pipeline.view import View
 
 PART = "cap"
@@ -137,7 +137,7 @@ def _measured(
             task = PeerTask(
                 kind="score",
                 engine=engine,
-                backbone="wide_resnet50_2" if backbone == SHIPPED else backbone,
+                backbone=backbone_of(backbone),
                 layers=("layer2", "layer3"),
                 size=asked.size,
                 images=batch,
@@ -196,7 +196,7 @@ def net_of(name: str, engine: str, device: str) -> Backbone:
         name,
         default_layers(name),
         weights=None,
-        random_weights=name != SHIPPED,
+        random_weights=name != goldline_s.NAME,
         factories=(),
         engine=engine,
         device=device,

@@ -160,3 +160,9 @@ def test_a_peer_that_dies_is_an_error(peer_script):
     peer_script("raise SystemExit(3)")
     with pytest.raises(ConfigError, match="status 3"), peers.Peer(TASK):
         pass
+
+
+def test_goldline_s_is_measured_with_the_weights_that_it_ships_beside_a_peers_default():
+    assert score.net_of("goldline-s", "torch", "cpu").spec.weights == "shipped:goldline-s"
+    assert score.net_of("resnet18", "torch", "cpu").spec.weights.startswith("random:")
+    assert [peers.backbone_of(name) for name in ("goldline-s", "resnet18")] == ["wide_resnet50_2", "resnet18"]
