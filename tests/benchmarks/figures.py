@@ -1,0 +1,198 @@
+"""docs/measured.md, of what benchmarks wrote beside this file: `python -m tests.benchmarks.figures` makes it anew.
+
+No figure is typed: each comes from a JSON that one command writes, which stands above its table.
+"""
+
+import json
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "measured.md"
+_HEAD = """# Measured
+
+Made by `python -m tests.benchmarks.figures` from the JSON files in [tests/benchmarks](../tests/benchmarks); the
+command above each table writes its file. Times belong to the machine that is named; ratios hold further. What the words
+and keys mean: [performance](performance.md).
+"""
+
+Report = Mapping[str, Any]
+Cell = str | float | bool | None
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(HERE), encoding="utf-8")
+
+
+def page(folder: Path) -> str:
+    """The page, of the reports that there are in this folder."""
+    parts = [_HEAD]
+    for name, (title, command, told) in _SECTIONS.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            report = json.loads(path.read_text(encoding="utf-8"))
+            parts.append(f"## {title}\n\n`{command} --json tests/benchmarks/{name}.json`, on {_machine(report)}\n")
+            parts += [f"{text if text.startswith('|') else textwrap.fill(text, 118)}\n" for text in told(report)]
+    return "\n".join(parts)
+
+
+def _machine(report: Report) -> str:
+    told = report["machine"]
+    gpu = f", {told['gpu']}" if told["gpu"] else ""
+    return f"{told['cpu']}, {told['cores']} cores, {told['instructions'] or 'no vector instructions'}{gpu}:"
+
+
+def _score(report: Report) -> Iterator[str]:
+    yield _table(
+        ("backbone", "bank", "batch", "run by", "ms a picture", "peer", "peer's ms", "ratio", "right neighbours"),
+        (
+            (
+                row["backbone"],
+                row["bank_rows"],
+                row["batch"],
+                row["precision"],
+                row["ms_per_image"],
+                row["peer"],
+                row["peer_ms_per_image"],
+                row["ratio"],
+                row["exact_agreement"],
+            )
+            for row in report["rows"]
+        ),
+    )
+
+
+def _fit(report: Report) -> Iterator[str]:
+    yield _table(
+        ("backbone", "pictures", "bank", "run by", "s", "features, s", "coreset, s", "peer", "peer's s", "ratio"),
+        (
+            (
+                row["backbone"],
+                row["images"],
+                row["bank_rows"],
+                row["precision"],
+                row["fit_s"],
+                row["features_s"],
+                row["coreset_s"],
+                row["peer"],
+                row["peer_fit_s"],
+                row["ratio"],
+            )
+            for row in report["rows"]
+        ),
+    )
+
+
+def _cost(report: Report) -> Iterator[str]:
+    yield _table(
+        ("side, px", "bank", "measured, ms", "predicted, ms", "error", "fitted"),
+        (
+            (
+                row["size"],
+                row["bank_rows"],
+                row["ms"],
+                row["predicted_ms"],
+                f"{row['relative_error'] * 100:+.0f} %",
+                not row["unseen"],
+            )
+            for row in report["rows"]
+        ),
+    )
+
+
+def _line(report: Report) -> Iterator[str]:
+    yield (
+        f"{report['stations']} stations, {report['workers']} worker processes, frames of "
+        f"{report['frame_bytes'] / 1000:.0f} kB, p99 within {report['p99_bound_ms']:g} ms: "
+        f"**{report['highest_per_s']} a second**."
+    )
+    yield _table(
+        ("a second", "p50, ms", "p99, ms", "said", "kept up"),
+        (
+            (row["rate_per_s"], row["p50_ms"], row["p99_ms"], _said(row["said"]), row["kept_up"])
+            for row in report["tried"]
+        ),
+    )
+    kept = [row for row in report["tried"] if row["kept_up"]]
+    if kept:
+        best = max(kept, key=lambda row: float(row["rate_per_s"]))
+        stages = best["waterfall_ms"]
+        yield f"Where the time goes at {best['rate_per_s']} a second, medians in ms:"
+        yield _table(tuple(name.replace("_", " ") for name in stages), [tuple(stages.values())])
+
+
+def _swaps(report: Report) -> Iterator[str]:
+    yield (
+        f"{report['swaps_seen']} swaps during {report['frames']:,} frames at {report['rate_per_s']} a second, half of "
+        f"what the machine sustains: {report['lost']} lost, {report['late']} late, {report['repeats']} twice, "
+        f"{report['mismatched']} with another score than that of the version they name."
+    )
+
+
+def _stations(report: Report) -> Iterator[str]:
+    yield (
+        f"{report['stations']} stations with {report['recipes']} recipes each, {report['offered_per_s']} frames a "
+        f"second offered where {report['sustainable_per_s']} are sustained. The one that floods: "
+        f"{_said(report['flood'])}. The others: {_said(report['others'])}; {report['others_loading']} of them waited "
+        "for a model that was not in memory."
+    )
+
+
+def _overload(report: Report) -> Iterator[str]:
+    memory = report["memory_mb"]
+    yield (
+        f"{report['achieved_per_s']} frames a second for {report['seconds']:g} s, where {report['sustainable_per_s']} "
+        f"are sustained: {_said(report['flood'])}; {report['lost']} lost. Memory {memory['start']} MB before, "
+        f"{memory['most']} at most. Every frame in time again after {report['recovered_after_s']} s; of those sent "
+        f"then: {_said(report['after'])}."
+    )
+
+
+def _refit(report: Report) -> Iterator[str]:
+    yield (
+        f"{report['rate_per_s']:g} frames a second of {report['frame_bytes'] / 1000:.0f} kB; {report['refits']} refits "
+        f"of {report['refit_s']} s beside them: p99 {report['p99_ratio']} times that without (medians of the turns)."
+    )
+    yield _table(
+        ("turn", "frames", "p50, ms", "p99, ms"),
+        (
+            (kind, row["frames"], row["p50_ms"], row["p99_ms"])
+            for pair in zip(report["without"], report["with"], strict=True)
+            for kind, row in zip(("without", "with a refit"), pair, strict=True)
+        ),
+    )
+
+
+def _said(words: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {word}" for word, count in words.items())
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    lines = [heads, ["---"] * len(heads), *([_cell(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Cell) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+_SECTIONS = {
+    "score": ("A picture, beside anomalib", "goldline bench score --peers", _score),
+    "fit": ("A fit of PatchCore, beside anomalib", "goldline bench fit --peers", _fit),
+    "cost": ("What a picture's cost grows with", "goldline bench cost", _cost),
+    "line": ("The highest rate of a line", "goldline bench line", _line),
+    "line-two-workers": ("The same with two workers", "goldline bench line --workers 2", _line),
+    "refit": ("A refit beside a line", "goldline bench refit", _refit),
+    "swaps": ("Models swapped under load", "goldline bench swaps", _swaps),
+    "stations": ("A flood at one of many stations", "goldline bench stations", _stations),
+    "overload": ("Ten times what can be decided", "goldline bench overload", _overload),
+}
+
+
+if __name__ == "__main__":
+    main()
