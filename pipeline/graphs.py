@@ -128,12 +128,12 @@ def captured(network: Network, images: Tensor) -> Recording:
     with torch.cuda.device(device), torch.cuda.stream(here):  # it is current again, whatever a failed capture leaves
         side = _side(device)
         side.wait_stream(here)
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):  # libraries choose and allocate what they need, which a capture does not permit
-                network(images)
-        here.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UPS):  # libraries choose and allocate what a capture does not permit them to
+                    network(images)
+            here.wait_stream(side)
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 maps = network(images)
         except RuntimeError as error:

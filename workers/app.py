@@ -3,6 +3,7 @@
 Only the worker imports this: `import faust` reads the process's own command line for an option `--loop`.
 """
 
+import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,6 +19,8 @@ from workers.inspect import Acknowledged, Lanes
 from workers.wire import Headers
 
 _PRODUCED_TOGETHER_BYTES = 256 * 1024  # results in a request: with 16 kB, the default, late frames wait for it
+
+_TURN = 32  # messages that are answered before others have theirs
 
 fetched.prepare()
 
@@ -46,13 +49,20 @@ class _Consumer(driver.Consumer):
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's name
         """As Faust's, without what the lanes have answered."""
-        answer = self.app.answer
+        answer, answered = self.app.answer, 0
         async for tp, message in super().getmany(timeout):
-            if await answer(message, _Message(self, message)):
-                self._read_offset[tp] = message.offset  # or Faust takes the next one for the end of a gap
-                self.app.monitor.stream_inbound_time[tp] = time.monotonic()  # or it warns of a stream that stands
-            else:
+            if not await answer(message, _Message(self, message)):
                 yield tp, message
+                continue
+            # What Faust does with each message that it takes: offsets that there are none of, as of frames that
+            # retention deleted, are no reason not to commit, and a stream that it sees nothing of does not stand.
+            read, self._read_offset[tp] = self._read_offset[tp], message.offset
+            if read and message.offset - read > 1:
+                await self._add_gap(tp, read + 1, message.offset - 1)
+            self.app.monitor.stream_inbound_time[tp] = time.monotonic()
+            answered += 1
+            if answered % _TURN == 0:
+                await asyncio.sleep(0)
 
 
 class _Transport(driver.Transport):

@@ -101,13 +101,13 @@ class Desk:
     def at_once(self, arrival: Arrival) -> Outcome | None:
         """The outcome of a frame that needs no inspection: it is at fault itself, or late already.
 
-        It holds the picture only where a dead letter needs it: of many such frames they would fill the memory.
+        It holds picture and headers only where a dead letter needs them: those of many frames would fill the memory.
         """
         received = time.time()
         if arrival.problem is None and received < deadline_of(arrival, received):
             return None
         if not arrival.unreadable:
-            frame, record = replace(arrival.frame, image=b""), replace(arrival.record, value=None)
+            frame, record = replace(arrival.frame, image=b""), replace(arrival.record, value=None, headers=())
             arrival = replace(arrival, frame=frame, record=record)
         return outcome_of(arrival, arrival.problem, received) if arrival.problem else late(arrival, received)
 

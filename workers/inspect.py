@@ -64,7 +64,7 @@ class Lane:
         self._in_flight = 0
         self._waits_since: float | None = None
         self._aside = asyncio.Semaphore(_ASIDE)
-        self._expected = self._accepted = -1  # offsets: what Faust was left to bring, and has brought
+        self._expected, self._accepted = 0, -1  # offsets: what Faust was left to bring, and has brought
         self._decided: asyncio.Queue[_Passing] = asyncio.Queue()
         self._sent: asyncio.Queue[tuple[_Passing, asyncio.Future[None] | None]] = asyncio.Queue()
         self._answered: OrderedDict[str, None] = OrderedDict()
@@ -102,7 +102,8 @@ class Lane:
         arrival, repeated, known = self._look(event.message)
         room = self._room
         if repeated or (known is not None and not arrival.unreadable):
-            room, event.value, event.message.value = self._aside, None, None
+            room, event.value = self._aside, None
+            event.message.value = event.message.headers = None
         await room.acquire()
         self._enter(event, room, arrival, repeated=repeated, known=known)
         self._accepted = event.message.offset
@@ -123,7 +124,7 @@ class Lane:
         if arrival.unreadable or not (repeated or known):
             self._expected = message.offset
             return False
-        message.value = None
+        message.value = message.headers = None
         await self._aside.acquire()  # there is a place: it does not wait
         self._enter(event, self._aside, arrival, repeated=repeated, known=known)
         return True

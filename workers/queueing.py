@@ -91,7 +91,7 @@ def serve(captured: Times, service: Service, way: Way = Way(), *, held: Times | 
         held: (N,) until when each is out of reach, as while nobody has its partition; from the start unless given.
     """
     here = captured + way.there_s if held is None else np.maximum(captured + way.there_s, held)
-    order = np.argsort(here, kind="stable")
+    order = np.lexsort((captured, here))
     available, due = here[order].tolist(), (captured[order] + way.deadline_s).tolist()
     decided = [math.inf] * len(available)
     at, free, busy, piece, batch_s = 0, 0.0, 0.0, 0.0, 0.0
@@ -103,7 +103,7 @@ def serve(captured: Times, service: Service, way: Way = Way(), *, held: Times | 
         if end == at:
             continue
         # A batch alone spends at most this share of what its most urgent frame has left.
-        room = SHARE * (min(due[at:end]) - start)
+        room = SHARE * (min((each for each in due[at:end] if each > start), default=start) - start)
         fit = int(min(room / piece, service.batch_max)) if piece else service.batch_max
         frames = min(end - at, max(1, fit))
         batch_s = service.per_batch_s + service.per_frame_s * frames

@@ -76,7 +76,7 @@ class Lost:
     """What one worker's end does to its line: means of several failures.
 
     Attributes:
-        frames: of the line, not decided in time because of it.
+        frames: of the line, not decided in time from a little before it until a minute after.
         seconds: from the end until frames are decided in time again; None where that never came.
         load_after: of the others, until another worker takes its place.
         in_time_minute: the share of the line's frames of the minute after it that were decided in time.

@@ -104,10 +104,11 @@ def _cost(report: Report) -> Iterator[str]:
 
 
 def _line(report: Report) -> Iterator[str]:
+    highest = report["highest_per_s"]
     yield (
         f"{report['stations']} stations, {report['workers']} worker processes, frames of "
         f"{report['frame_bytes'] / 1000:.0f} kB, p99 within {report['p99_bound_ms']:g} ms: "
-        f"**{report['highest_per_s']} a second**."
+        + (f"**{highest} a second**." if highest else "no rate was kept up with.")
     )
     yield _table(
         ("a second", "p50, ms", "p99, ms", "said", "kept up"),
