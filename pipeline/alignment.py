@@ -84,6 +84,25 @@ def settle(net: nn.Module, maps: Tensor) -> None:
     net.common.copy_(torch.cat(told).mean(dim=0))
 
 
+@torch.no_grad()
+def gain(net: nn.Module, pictures: Tensor) -> float:
+    """By what share a trained localiser lowers the image loss of pictures (N, 3, h, w), N at least 2."""
+    before = after_ = 0.0
+    for part in torch.split(pictures, 2 * _BATCH):
+        if len(part) > 1:
+            before += float(image_loss(part))
+            after_ += float(image_loss(warp(part, net(part))))
+    return 1 - after_ / before if before else 0.0
+
+
+@torch.no_grad()
+def rest(net: nn.Module) -> None:
+    """Let a localiser leave everything where it is."""
+    assert isinstance(net, Localiser)  # noqa: S101 - a ModuleDict has forgotten it
+    for each in (net.tell.weight, net.tell.bias, net.common):
+        each.zero_()
+
+
 def warp(x: Tensor, theta: Tensor, padding: str = "reflection") -> Tensor:
     """(B, C, h, w) as `theta` (B, 2, 3) has it; every position of the output looks where theta sends it."""
     grid = affine_grid(theta, list(x.shape), align_corners=False)

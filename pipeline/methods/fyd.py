@@ -14,6 +14,9 @@ Departures, and why:
   paper's are affine.
 * Stages: the image transformer by L_ICA alone; then the layers' transformers, encoder and predictor by L_FA on features
   of aligned pictures, at the deepest layer's grid. A weight then only scales a stage's rate; both are settings.
+* A picture transformer that lowers its loss on the goods by less than 5 % is set to rest: they lie alike already, or
+  cannot be laid over one another, and to resample each a little differently widens the Gaussians (measured on 60
+  pictures of cubes: loss 2 % lower, image AUROC 0.966 instead of 0.994; on bottle 19 % lower, and kept).
 * A distance map is laid back over the picture by the inverse warp, so that regions lie where the defect is.
 * The embedding is PaDiM's: with `align=none` this is PaDiM.
 """
@@ -29,7 +32,19 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from pipeline import embedding as embedding_
 from pipeline import fitted, gaussian, learned, training
-from pipeline.alignment import Fine, Localiser, aligned, features_of, image_loss, settle, small, undone, warp
+from pipeline.alignment import (
+    Fine,
+    Localiser,
+    aligned,
+    features_of,
+    gain,
+    image_loss,
+    rest,
+    settle,
+    small,
+    undone,
+    warp,
+)
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ConfigError, FitError, ShapeError
@@ -41,6 +56,7 @@ NAME = "fyd"
 QUICK = {"epochs": 20}
 _FIT_BATCH = 16
 _FEWEST_IMAGES = 2
+_GAIN_MIN = 0.05  # of the image loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +202,8 @@ class Fyd:
 
             _run("picture", nets["picture"], coarse_loss, len(images), config, seed, scratch, key, progress)
             settle(nets["picture"], pictures)
+            if gain(nets["picture"], pictures) < _GAIN_MIN:
+                rest(nets["picture"])
         if any(name.startswith("layer") for name in nets):
             kept = features_of(images, nets, backbone, progress)
 

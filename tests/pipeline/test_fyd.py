@@ -119,6 +119,25 @@ def test_the_image_stage_lays_shifted_pictures_over_one_another(backbone):
     assert after_ < 0.7 * image_loss(small)
 
 
+def test_pictures_that_cannot_be_laid_over_one_another_stay_where_they_are(backbone):
+    """Each has a texture of its own: a warp would gain nothing, and resampling is not for nothing."""
+    coarse = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(2)) * 255
+    images = Images(torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear").to(torch.uint8))
+    settings = {"epochs": 6, "batch": 8, "dim": 20}
+    warped, plain = (
+        methods.fit("fyd", images, make_config("fyd", {"align": align, **settings}), backbone=backbone, seed=0)
+        for align in ("coarse", "none")
+    )
+    small = alignment.small(images.pixels)
+    assert torch.equal(warped._nets["picture"](small), torch.eye(2, 3).expand(16, 2, 3))
+    assert alignment.gain(warped._nets["picture"], small) == pytest.approx(0, abs=1e-5)
+    asked = good(3)
+    expected = plain.score(plain.embed(asked))
+    scored = warped.score(warped.embed(asked))
+    torch.testing.assert_close(scored.image, expected.image, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(scored.map, expected.map, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("align", ["coarse", "fine", "both"])
 def test_a_defect_stays_where_it_is(backbone, align):
     config = make_config("fyd", {"align": align, "epochs": 6, "batch": 6, "dim": 40, "rate": 1e-3})
