@@ -43,8 +43,7 @@ def nearest(
     Raises:
         ShapeError: D differs, or the bank has fewer than k rows.
     """
-    if queries.dim() != 2 or bank.dim() != 2 or queries.shape[1] != bank.shape[1]:
-        raise ShapeError(f"queries {tuple(queries.shape)} and bank {tuple(bank.shape)} must be (N, D) and (M, D)")
+    check_shapes(queries, bank)
     if not 1 <= k <= bank.shape[0]:
         raise ShapeError(f"{k} neighbours asked of a bank of {bank.shape[0]} rows")
     norms = squared_norms(bank) if bank_norms is None else bank_norms
@@ -67,6 +66,16 @@ def nearest(
     for at in torch.split(unsafe, max(1, rows // 4)) if len(unsafe) else ():
         distances[at], indices[at] = _search_in_double(queries[at], bank, k)
     return distances, indices
+
+
+def check_shapes(queries: Tensor, bank: Tensor) -> None:
+    """Refuse what is not (N, D) and (M, D).
+
+    Raises:
+        ShapeError: it is not.
+    """
+    if queries.dim() != 2 or bank.dim() != 2 or queries.shape[1] != bank.shape[1]:
+        raise ShapeError(f"queries {tuple(queries.shape)} and bank {tuple(bank.shape)} must be (N, D) and (M, D)")
 
 
 def squared_norms(rows: Tensor) -> Tensor:

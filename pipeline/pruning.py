@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.errors import ShapeError
-from pipeline.neighbours import nearest, rounding, squared_norms
+from pipeline.neighbours import check_shapes, nearest, rounding, squared_norms
 
 ROWS_MIN = 768  # with fewer rows the whole product takes no longer (measured)
 _KEPT = 0.95  # of the variance that the axes hold
@@ -82,8 +81,7 @@ class PrunedBank:
         Raises:
             ShapeError: D differs.
         """
-        if queries.dim() != 2 or queries.shape[1] != self.rows.shape[1]:
-            raise ShapeError(f"queries {tuple(queries.shape)} and bank {tuple(self.rows.shape)} must have the same D")
+        check_shapes(queries, self.rows)
         short = self._shortened(queries)
         norms = squared_norms(short)
         # What rounding may take from the bound: of the projections and of the product.

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.devices import wait_for
-from pipeline.errors import ShapeError
-from pipeline.neighbours import nearest, squared_norms
+from pipeline.neighbours import check_shapes, nearest, squared_norms
 
 Propose: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Queries (N, D) and a bank (M, D), float16, and its squared norms (M,) float32, to each query's least and second least
@@ -84,8 +83,7 @@ class RoundedBank:
         Raises:
             ShapeError: D differs.
         """
-        if queries.dim() != 2 or queries.shape[1] != self.rows.shape[1]:
-            raise ShapeError(f"queries {tuple(queries.shape)} and bank {tuple(self.rows.shape)} must have the same D")
+        check_shapes(queries, self.rows)
         half, length, lost = self._rounded(queries)
         least, second, indices = self._propose(half, self._half, self._norms)
         distances = squared_norms(self.rows.index_select(0, indices).sub_(queries))

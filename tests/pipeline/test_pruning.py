@@ -127,5 +127,5 @@ def test_no_queries_and_wrong_ones():
     pruned = PrunedBank.of(features(200))
     distances, indices = pruned.nearest(torch.empty(0, 256))
     assert distances.shape == indices.shape == (0, 1)
-    with pytest.raises(ShapeError, match="same D"):
+    with pytest.raises(ShapeError, match=r"\(N, D\) and \(M, D\)"):
         pruned.nearest(torch.zeros(3, 255))

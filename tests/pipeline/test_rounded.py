@@ -113,7 +113,7 @@ def test_proposals_do_not_depend_on_blocks(block, monkeypatch):
 def test_no_queries_and_what_does_not_fit():
     bank = RoundedBank(rand(30, 16, 15), by_product)
     assert bank.nearest(torch.zeros(0, 16))[0].shape == (0, 1)
-    with pytest.raises(ShapeError, match="same D"):
+    with pytest.raises(ShapeError, match=r"\(N, D\) and \(M, D\)"):
         bank.nearest(torch.zeros(4, 15))
 
 
