@@ -24,6 +24,7 @@ _WIDE = 256
 _TURN = math.radians(15)
 _SCALE = 0.15
 _SHIFT = 0.2  # of half the picture's side
+_GAIN_MIN = 0.05  # of the image loss
 
 
 class Localiser(nn.Module):
@@ -85,22 +86,20 @@ def settle(net: nn.Module, maps: Tensor) -> None:
 
 
 @torch.no_grad()
-def gain(net: nn.Module, pictures: Tensor) -> float:
-    """By what share a trained localiser lowers the image loss of pictures (N, 3, h, w), N at least 2."""
-    before = after_ = 0.0
-    for part in torch.split(pictures, 2 * _BATCH):
-        if len(part) > 1:
-            before += float(image_loss(part))
-            after_ += float(image_loss(warp(part, net(part))))
-    return 1 - after_ / before if before else 0.0
+def rest_unless_it_gains(net: nn.Module, pictures: Tensor) -> None:
+    """Let a trained localiser leave pictures (N, 3, h, w) where they are if it hardly lowers their image loss.
 
-
-@torch.no_grad()
-def rest(net: nn.Module) -> None:
-    """Let a localiser leave everything where it is."""
+    Less than 5 %: they lie alike already, or cannot be laid over one another, and to resample each a little
+    differently only widens the Gaussians (measured on 60 pictures of cubes: loss 2 % lower, image AUROC 0.966 instead
+    of 0.994; on bottle 19 % lower, and kept).
+    """
     assert isinstance(net, Localiser)  # noqa: S101 - a ModuleDict has forgotten it
-    for each in (net.tell.weight, net.tell.bias, net.common):
-        each.zero_()
+    parts = [part for part in torch.split(pictures, 2 * _BATCH) if len(part) > 1]  # one picture has no pair
+    before = sum(float(image_loss(part)) for part in parts)
+    warped = sum(float(image_loss(warp(part, net(part)))) for part in parts)
+    if before - warped < _GAIN_MIN * before or not before:
+        for each in (net.tell.weight, net.tell.bias, net.common):
+            each.zero_()
 
 
 def warp(x: Tensor, theta: Tensor, padding: str = "reflection") -> Tensor:
