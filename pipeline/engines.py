@@ -91,6 +91,11 @@ class Bf16Engine:
         return [maps[layer] for layer in self._whole.layers]
 
 
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.requests: dict[tuple[int, int], Any] = {}
+
+
 class OpenVinoEngine:
     """Runs on the CPU; a graph is compiled for each size of picture when the first of it comes."""
 
@@ -104,37 +109,45 @@ class OpenVinoEngine:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._requests: dict[tuple[int, int], Any] = {}
-        self._lock = threading.Lock()
+        self._graphs: dict[tuple[int, int], Any] = {}
+        self._compiling = threading.Lock()
+        # Each thread has its own: a model that is warmed up waits for a picture of the batch in hand, not for all.
+        self._mine = _OfThread()
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """As `Engine` says."""
         pixels = np.ascontiguousarray(images.cpu().numpy())
-        with self._lock:
-            request = self._request((pixels.shape[2], pixels.shape[3]))
-            maps: list[Tensor] = []
-            for place in range(len(pixels)):
-                request.infer({0: pixels[place : place + 1]}, share_inputs=True)
-                outputs = [torch.from_numpy(output.data) for output in request.output_tensors]
-                maps = maps or [output.new_empty(len(pixels), *output.shape[1:]) for output in outputs]
-                for whole, output in zip(maps, outputs, strict=True):
-                    whole[place] = output[0]
-            return maps or [each[:0] for each in self._blank(request)]
+        request = self._request((pixels.shape[2], pixels.shape[3]))
+        maps: list[Tensor] = []
+        for place in range(len(pixels)):
+            request.infer({0: pixels[place : place + 1]}, share_inputs=True)
+            outputs = [torch.from_numpy(output.data) for output in request.output_tensors]
+            maps = maps or [output.new_empty(len(pixels), *output.shape[1:]) for output in outputs]
+            for whole, output in zip(maps, outputs, strict=True):
+                whole[place] = output[0]
+        return maps or [each[:0] for each in self._blank(request)]
 
     @staticmethod
     def _blank(request: Any) -> list[Tensor]:
         return [torch.zeros(tuple(output.shape)) for output in request.output_tensors]
 
     def _request(self, size: tuple[int, int]) -> Any:
-        if size not in self._requests:
-            example = torch.zeros(1, 3, *size, dtype=torch.uint8)
-            # Autocast around a caller would be exported with the network, and OpenVINO reads it wrongly.
-            with torch.no_grad(), torch.autocast("cpu", enabled=False), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's and OpenVINO's about each other
-                graph = _openvino().convert_model(torch.export.export(self._net, (example,)))
-            graph.reshape({0: example.shape})
-            self._requests[size] = self._core.compile_model(graph, "CPU", self._options).create_infer_request()
-        return self._requests[size]
+        requests = self._mine.requests
+        if size not in requests:
+            with self._compiling:
+                if size not in self._graphs:
+                    self._graphs[size] = self._compiled(size)
+            requests[size] = self._graphs[size].create_infer_request()
+        return requests[size]
+
+    def _compiled(self, size: tuple[int, int]) -> Any:
+        example = torch.zeros(1, 3, *size, dtype=torch.uint8)
+        # Autocast around a caller would be exported with the network, and OpenVINO reads it wrongly.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's and OpenVINO's about each other
+            graph = _openvino().convert_model(torch.export.export(self._net, (example,)))
+        graph.reshape({0: example.shape})
+        return self._core.compile_model(graph, "CPU", self._options)
 
 
 def make(net: Preprocessed, engine: str, device: torch.device) -> Engine:

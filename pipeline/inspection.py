@@ -132,7 +132,7 @@ class Inspector:
         try:
             backbone = open_backbone(spec)
             detector = tiling.load(inner, backbone=backbone)
-            detector.embed(torch.zeros(1, 3, *view.seen, dtype=torch.uint8))
+            detector.embed(torch.zeros(0, 3, *view.seen, dtype=torch.uint8))
         except (ConfigError, FrameError) as error:  # the artifact's fault, not the line's: the old model must stay
             raise ArtifactError(f"the model does not fit together: {error}") from error
         shares = backbone if METHODS[inner.method].one_pass and "tiles" not in inner.meta else None

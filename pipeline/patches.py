@@ -6,6 +6,7 @@ are one grouped 3x3 convolution a layer, without the ninefold memory of unfoldin
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -67,13 +68,20 @@ def grouped(kernel: Tensor) -> tuple[Tensor, int]:
     raise AssertionError("one group always fits")
 
 
+@lru_cache(maxsize=16)
+def _grouped(channels: tuple[int, ...], dim: int) -> list[tuple[int, Tensor, int]]:
+    """Of each layer: its first output, its float32 kernel and groups. The same for all models of a backbone."""
+    with torch.inference_mode(mode=False):
+        kernels = [(first, *grouped(kernel)) for first, kernel in pooling_kernels(channels, dim)]
+        return [(first, kernel.float(), groups) for first, kernel, groups in kernels]
+
+
 class Pooling:
     """Feature maps of several layers -> one map of locally aware features."""
 
     def __init__(self, channels: tuple[int, ...], dim: int, device: torch.device) -> None:
         self.dim = feature_dim(channels, dim)
-        layers = [(first, *grouped(kernel)) for first, kernel in pooling_kernels(channels, dim)]
-        self._layers = [(first, kernel.float().to(device), groups) for first, kernel, groups in layers]
+        self._layers = [(first, kernel.to(device), groups) for first, kernel, groups in _grouped(channels, dim)]
         ends = [first + kernel.shape[0] for first, kernel, _ in self._layers]
         starts = [*(first for first, _, _ in self._layers[1:]), self.dim]
         self._apart = all(end == start for end, start in zip(ends, starts, strict=True))

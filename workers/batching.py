@@ -1,8 +1,8 @@
 """The micro-batcher: frames of all stations, one device, one thread.
 
 A batch closes when it is full, when its first frame has waited `wait_s`, or when waiting longer would make its most
-urgent frame late, whichever comes first. While the device is busy frames gather, so load makes batches larger, but
-never so large that the batch alone would spend more than half the time that its most urgent frame has left.
+urgent frame late, whichever comes first. While the device is busy frames gather, so load makes batches larger, as far
+as their frames have the time: see `batch_size`.
 
 Stations take turns: a batch holds the oldest frame of each before it holds a second of any. A flood at one of them
 fills what the others leave.
@@ -16,11 +16,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from workers.batch_size import Candidate, Pace, size_of
+
 Work = TypeVar("Work")
 Done = TypeVar("Done")
-
-_SMOOTHING = 0.2  # share of the newest batch in the running estimates of what a batch and a piece take
-SHARE = 0.5  # of the time that the most urgent piece has left, for the batch that it is in
 
 
 @dataclass(slots=True, eq=False)
@@ -31,14 +30,24 @@ class _Waiting(Generic[Work, Done]):
     future: "asyncio.Future[Done]"
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch(Generic[Work, Done]):
+    """Pieces to process together; those with less time left than it takes are given up, all but `size`."""
+
+    pieces: list[_Waiting[Work, Done]]
+    size: int
+    takes_s: float
+
+
 class Batcher(Generic[Work, Done]):
     """Gathers single pieces of work and hands them to `process` in batches.
 
     Args:
-        process: called in the executor with 1 to `batch_max` pieces; yields answers by the piece's place as they
-            come, so that no piece waits for the whole batch. An exception is the answer of those not answered yet.
+        process: called in the executor with pieces, and how many seconds it is thought to take; yields answers by the
+            piece's place as they come, so that no piece waits for the whole batch. An exception is the answer of those
+            not answered yet. At most `batch_max` pieces have the time; it gives up those that have not.
         executor: where `process` runs; one thread, since one device is behind it.
-        batch_max: most pieces in a batch.
+        batch_max: most pieces to process together.
         wait_s: longest time that the first piece waits for others.
         clock: seconds of wall time, as deadlines are.
         on_batch: told how many pieces a batch has.
@@ -46,7 +55,7 @@ class Batcher(Generic[Work, Done]):
 
     def __init__(
         self,
-        process: Callable[[Sequence[Work]], Iterator[Mapping[int, Done]]],
+        process: Callable[[Sequence[Work], float], Iterator[Mapping[int, Done]]],
         executor: Executor,
         *,
         batch_max: int,
@@ -62,9 +71,7 @@ class Batcher(Generic[Work, Done]):
         self._clock = clock
         self._queues: OrderedDict[Hashable, deque[_Waiting[Work, Done]]] = OrderedDict()  # who is next, first
         self._arrival = asyncio.Event()
-        self._batch_s = 0.0
-        self.piece_s = 0.0
-        """Running estimate of what a piece takes, in seconds."""
+        self.pace = Pace()
 
     async def submit(self, work: Work, *, deadline: float, turn: Hashable = None) -> Done:
         """The answer for one piece of work.
@@ -87,20 +94,21 @@ class Batcher(Generic[Work, Done]):
         """Serve until cancelled."""
         while True:
             batch = await self._gather()
-            self._on_batch(len(batch))
+            self._on_batch(len(batch.pieces))
             started = self._clock()
             await self._answer(batch)
-            spent = self._clock() - started
-            self._batch_s = _smoothed(self._batch_s, spent)
-            self.piece_s = _smoothed(self.piece_s, spent / len(batch))
+            if batch.size:
+                self.pace.learn(batch.size, self._clock() - started)
+            elif any(waiting.deadline > started for waiting in batch.pieces):
+                self.pace.doubt()
 
-    async def _gather(self) -> list[_Waiting[Work, Done]]:
+    async def _gather(self) -> _Batch[Work, Done]:
         while not self._queues:
             self._arrival.clear()
             await self._arrival.wait()
         while len(self) < self._batch_max:
             self._arrival.clear()
-            urgent = min(w.deadline for queue in self._queues.values() for w in queue) - self._batch_s
+            urgent = min(w.deadline for queue in self._queues.values() for w in queue) - self.pace(len(self))
             first = min(queue[0].arrived for queue in self._queues.values())
             left = min(first + self._wait_s, urgent) - self._clock()
             if left <= 0:
@@ -111,32 +119,45 @@ class Batcher(Generic[Work, Done]):
                 break
         return self._next()
 
-    def _next(self) -> list[_Waiting[Work, Done]]:
-        """Take a batch: the oldest piece of each in turn."""
-        batch: list[_Waiting[Work, Done]] = []
-        now, room_s = self._clock(), float("inf")
-        while self._queues and len(batch) < self._batch_max:
-            turn, queue = next(iter(self._queues.items()))
-            if queue[0].deadline > now:  # what is late already is answered without the device
-                room_s = min(room_s, SHARE * (queue[0].deadline - now))
-            if batch and (len(batch) + 1) * self.piece_s > room_s:
+    def _next(self) -> _Batch[Work, Done]:
+        """Take a batch: the oldest piece of each in turn, and those given up on the way."""
+        now, drawn, hopeful = self._clock(), [], []
+        for turn, rank, waiting in self._in_turn():
+            drawn.append((turn, rank, waiting.deadline - now))
+            if drawn[-1][2] >= self.pace(1):
+                hopeful.append(drawn[-1])
+                if len(hopeful) == self._batch_max:
+                    break
+        most_urgent = min(hopeful, key=lambda each: each[2])[0] if hopeful else None
+        candidates = [Candidate(left_s, rank == 0 or turn == most_urgent) for turn, rank, left_s in hopeful]
+        size = size_of(candidates, self.pace)
+        batch: _Batch[Work, Done] = _Batch([], size, self.pace(max(size, 1)))
+        surviving = 0
+        for turn, _, left_s in drawn:
+            if surviving == size > 0 and left_s >= self.pace(1):
                 break
-            batch.append(queue.popleft())
+            batch.pieces.append(self._queues[turn].popleft())
             self._queues.move_to_end(turn)
-            if not queue:
+            if not self._queues[turn]:
                 del self._queues[turn]
+            surviving += left_s >= batch.takes_s
         return batch
 
-    async def _answer(self, batch: list[_Waiting[Work, Done]]) -> None:
+    def _in_turn(self) -> Iterator[tuple[Hashable, int, _Waiting[Work, Done]]]:
+        """Whose piece, how many of theirs go before it, and the piece."""
+        for rank in range(max(map(len, self._queues.values()))):
+            yield from ((turn, rank, queue[rank]) for turn, queue in self._queues.items() if rank < len(queue))
+
+    async def _answer(self, batch: _Batch[Work, Done]) -> None:
         loop = asyncio.get_running_loop()
 
         def tell(answers: Mapping[int, Done]) -> None:
             for place, answer in answers.items():
-                if not batch[place].future.done():
-                    batch[place].future.set_result(answer)
+                if not batch.pieces[place].future.done():
+                    batch.pieces[place].future.set_result(answer)
 
         def work() -> None:
-            for answers in self._process([w.work for w in batch]):
+            for answers in self._process([w.work for w in batch.pieces], batch.takes_s):
                 loop.call_soon_threadsafe(tell, answers)
 
         failure: Exception = RuntimeError("the batch ended without an answer for this piece")
@@ -144,10 +165,6 @@ class Batcher(Generic[Work, Done]):
             await loop.run_in_executor(self._executor, work)
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the answer
             failure = error
-        for waiting in batch:
+        for waiting in batch.pieces:
             if not waiting.future.done():
                 waiting.future.set_exception(failure)
-
-
-def _smoothed(before: float, newest: float) -> float:
-    return newest if before == 0.0 else (1 - _SMOOTHING) * before + _SMOOTHING * newest

@@ -5,14 +5,14 @@ and processes real.
 """
 
 import itertools
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from model_store import ModelKey, Version, open_store
-from pipeline.data import Frame
+from pipeline.data import Frame, Reason
 from pipeline.inspection import Inspector
 from workers import messages
 from workers.bench_rig import Reader, backbone, fit, pictures, play, put, said, sustainable
@@ -20,6 +20,7 @@ from workers.camera import Camera
 from workers.outcomes import LOADING
 from workers.rig import Rig, temporary
 
+_FOR_WANT_OF_TIME = frozenset({Reason.LATE, Reason.SHED})
 _TOLERANCE = 1e-4  # relative, of scores recomputed on the same engine
 
 
@@ -87,14 +88,14 @@ def stations(
     deadline_ms: int = 500,
     budget_models: int | None = None,
 ) -> dict[str, Any]:
-    """Many stations and recipes in one worker, in turn; one station sends `flood` times as much as each other.
+    """Many stations and recipes in one worker, first at one rate each, then with one that sends `flood` times as much.
 
-    Without the flood the stations together take 80 % of the sustainable rate. At half-time every station goes over to
+    At one rate each the stations together take 80 % of what is sustained. At each half-time every station goes over to
     another product. Memory is for `budget_models` models, two thirds of them unless given.
 
     Returns:
-        What was said to the flooding station and to the others; of the others' frames without a decision,
-        `others_loading` are those whose model was not in memory.
+        For `even` and for `flooded` what was said to the station that floods and to the others; `others_late` had a
+        verdict too late, or none for want of time, and `others_loading` of these waited for their model.
     """
     names = [f"bench/s{i:02d}" for i in range(count)]
     products = [f"p{i}" for i in range(recipes)]
@@ -114,43 +115,49 @@ def stations(
         _all_assigned(rig, worker, count)
         with Reader(rig) as reader:
             most = sustainable(rig, reader, names[0], recipe=products[0])
-            base = 0.8 * most / count
-            images = pictures()
-            groups = {"flood": [names[0]], "others": names[1:]}
-            sent: dict[str, set[str]] = {group: set() for group in groups}
+            base, images = 0.8 * most / count, pictures()
+            cameras = [Camera(rig.settings, name) for name in names]
 
-            def drive(group: str) -> None:
-                rate = base * flood if group == "flood" else base * len(groups[group])
-                for shift in range(2):  # at half-time every station goes over to its next product
-                    cameras = [
-                        Camera(rig.settings, name, recipe=products[(i + shift) % recipes])
-                        for i, name in enumerate(groups[group])
-                    ]
-                    for frame_id, _ in play(cameras, images, rate=rate, count=round(rate * seconds / 2)):
-                        sent[group].add(frame_id)
-                    for camera in cameras:
-                        camera.close()
+            def shift(number: int, factor: float) -> dict[str, set[str]]:
+                """Half a time at the next product; frame ids of the one that floods and of the others."""
+                for i, camera in enumerate(cameras):
+                    camera.recipe = products[(i + number) % recipes]
+                with ThreadPoolExecutor(2) as drivers:
+                    flooding = drivers.submit(_ids, cameras[:1], images, base * factor, seconds / 2)
+                    others = drivers.submit(_ids, cameras[1:], images, base * (count - 1), seconds / 2)
+                    sent = {"flood": flooding.result(), "others": others.result()}
+                reader.wait_for(sent["flood"] | sent["others"])
+                return sent
 
-            threads = [threading.Thread(target=drive, args=(group,)) for group in groups]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            reader.wait_for(sent["flood"] | sent["others"])
+            shifts = [shift(number, factor) for number, factor in enumerate((1.0, 1.0, flood, flood))]
+            for camera in cameras:
+                camera.close()
         worker.check()
         loads = worker.log.read_text(encoding="utf-8").count('"event": "model in service"')
     return {
         "stations": count,
         "recipes": recipes,
+        "flood": flood,
         "sustainable_per_s": round(most, 1),
-        "offered_per_s": round(base * (count - 1 + flood), 1),
         "models_loaded": loads,
         "repeats": reader.repeats,
+        "even": {"offered_per_s": round(base * count, 1), **_of_others(shifts[:2], reader)},
+        "flooded": {"offered_per_s": round(base * (count - 1 + flood), 1), **_of_others(shifts[2:], reader)},
+    }
+
+
+def _ids(cameras: Sequence[Camera], images: Sequence[bytes], rate: float, seconds: float) -> set[str]:
+    return {frame_id for frame_id, _ in play(cameras, images, rate=rate, count=round(rate * seconds))}
+
+
+def _of_others(shifts: Sequence[Mapping[str, set[str]]], reader: Reader) -> dict[str, Any]:
+    sent = {group: set().union(*(shift[group] for shift in shifts)) for group in ("flood", "others")}
+    found = [reader.results[each] for each in sent["others"] & reader.results.keys()]
+    late = [result for result in found if result.late or result.reason in _FOR_WANT_OF_TIME]
+    return {
         **{group: said(reader.results, theirs) for group, theirs in sent.items()},
-        "others_late": sum(reader.results[e].late for e in sent["others"] & reader.results.keys()),
-        "others_loading": sum(
-            LOADING in (reader.results[e].detail or "") for e in sent["others"] & reader.results.keys()
-        ),
+        "others_late": len(late),
+        "others_loading": sum(LOADING in (result.detail or "") for result in late),
     }
 
 

@@ -72,7 +72,7 @@ class Camera:
     Args:
         settings: of the line.
         station: whose camera it is.
-        recipe: the product.
+        recipe: the product, until another is put there between two shots.
         deadline_ms: from capture to gate; the station's by default.
         part_ids: what it calls its parts.
         spans: told of each frame's way to the broker.
@@ -96,7 +96,7 @@ class Camera:
             raise ConfigError(f"no station {station} in the settings (there: {known})")
         self._settings = settings
         self._station = station
-        self._recipe = recipe
+        self.recipe = recipe
         self._deadline_ms = deadline_ms or settings.deadline_ms(station)
         self._partition = settings.partitions()[station]
         self._topic = topics.name(settings.kafka.prefix, "frames")
@@ -135,7 +135,7 @@ class Camera:
             source=f"camera/{self._station}",
             captured_at=captured_at,
             content_type=shot.content_type,
-            recipe=self._recipe,
+            recipe=self.recipe,
             deadline_ms=self._deadline_ms,
             reference=reference,
             traceparent=traceparent,
@@ -150,7 +150,7 @@ class Camera:
             partition=self._partition,
         )
         self.sent.sent += 1
-        about = {"station": self._station, "recipe": self._recipe, "frame_id": frame_id, "part_id": part_id}
+        about = {"station": self._station, "recipe": self.recipe, "frame_id": frame_id, "part_id": part_id}
         told = partial(self._spans.sent, traceparent, began=captured_at.timestamp(), about=about)
         future.add_callback(self._accepted, len(image), told)
         future.add_errback(self._failed, len(image), told)

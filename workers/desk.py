@@ -133,7 +133,7 @@ class Desk:
             log.exception("inspection failed", frame_id=arrival.frame.frame_id)
             return failed(arrival, received, Reason.ERROR, f"{type(error).__name__}: {error}")
 
-    def _process(self, tickets: Sequence[_Ticket]) -> Iterator[Mapping[int, Outcome]]:
+    def _process(self, tickets: Sequence[_Ticket], takes_s: float) -> Iterator[Mapping[int, Outcome]]:
         """In the device's thread: the frames still in time, model by model, each model's as soon as it is done.
 
         Models on trial come last, and only where more than half of every frame's time is left.
@@ -149,7 +149,7 @@ class Desk:
                 undecided[i] = late(ticket.arrival, ticket.received, loading=ticket.loading)
             elif live is None:
                 undecided[i] = no_model(ticket.arrival, ticket.received)
-            elif left_s < self.batcher.piece_s:
+            elif left_s < takes_s:
                 undecided[i] = shed(ticket.arrival, ticket.received, left_s, loading=ticket.loading)
             else:
                 trial = self._models.trial(frame.station, frame.recipe)

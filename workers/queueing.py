@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.batching import SHARE
+from workers.batch_size import Candidate, size_of
 
 Times = NDArray[np.float64]
 
@@ -33,10 +33,14 @@ class Service:
     batch_max: int = 16
     wait_s: float = 0.005
 
+    def takes_s(self, frames: int) -> float:
+        """Seconds for a batch of so many."""
+        return self.per_batch_s + self.per_frame_s * frames
+
     @property
     def capacity(self) -> float:
         """Frames a second in full batches."""
-        return self.batch_max / (self.per_batch_s + self.per_frame_s * self.batch_max)
+        return self.batch_max / self.takes_s(self.batch_max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,29 +98,27 @@ def serve(captured: Times, service: Service, way: Way = Way(), *, held: Times | 
     order = np.lexsort((captured, here))
     available, due = here[order].tolist(), (captured[order] + way.deadline_s).tolist()
     decided = [math.inf] * len(available)
-    at, free, busy, piece, batch_s = 0, 0.0, 0.0, 0.0, 0.0
-    while at < len(available):
-        start = max(free, _closes(available, due, at, batch_s, service))
-        while at < len(available) and available[at] <= start and due[at] - start <= piece:
-            at += 1  # late, or no time left to score it
+    waiting: list[int] = []
+    at, free, busy = 0, 0.0, 0.0
+    while waiting or at < len(available):
+        first = waiting[0] if waiting else at
+        last = at + service.batch_max - len(waiting) - 1  # with this one a batch is full
+        full = available[last] if last < len(available) else math.inf
+        closes = min(full, available[first] + service.wait_s, due[first] - service.takes_s(1))
+        start = max(free, available[first], closes)
         end = bisect_right(available, start, at)
-        if end == at:
+        waiting = [i for i in (*waiting, *range(at, end)) if due[i] - start >= service.takes_s(1)]
+        at = end
+        first_ones = waiting[: service.batch_max]
+        size = size_of([Candidate(due[i] - start) for i in first_ones], service.takes_s)
+        if not size:
             continue
-        # A batch alone spends at most this share of what its most urgent frame has left.
-        room = SHARE * (min((each for each in due[at:end] if each > start), default=start) - start)
-        fit = int(min(room / piece, service.batch_max)) if piece else service.batch_max
-        frames = min(end - at, max(1, fit))
-        batch_s = service.per_batch_s + service.per_frame_s * frames
-        piece, free, busy = batch_s / frames, start + batch_s, busy + batch_s
-        decided[at : at + frames] = [free] * frames
-        at += frames
+        batch_s = service.takes_s(size)
+        done = [i for i in first_ones if due[i] - start >= batch_s][:size]
+        free, busy = start + batch_s, busy + batch_s
+        for i in done:
+            decided[i] = free
+        waiting = [i for i in waiting if i > done[-1]]
     latency = np.empty(len(decided))
     latency[order] = np.asarray(decided) - captured[order] + way.back_s
     return Served(captured=captured, latency=latency, busy_s=busy)
-
-
-def _closes(available: list[float], due: list[float], at: int, batch_s: float, service: Service) -> float:
-    """When the batch that begins with this frame closes, as far as the frames decide it."""
-    last = at + service.batch_max - 1
-    full = available[last] if last < len(available) else math.inf
-    return max(available[at], min(full, available[at] + service.wait_s, due[at] - batch_s))

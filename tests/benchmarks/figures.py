@@ -129,11 +129,16 @@ def _swaps(report: Report) -> Iterator[str]:
 
 def _stations(report: Report) -> Iterator[str]:
     yield (
-        f"{report['stations']} stations with {report['recipes']} recipes each, {report['offered_per_s']} frames a "
-        f"second offered where {report['sustainable_per_s']} are sustained. The one that floods: "
-        f"{_said(report['flood'])}. The others: {_said(report['others'])}; {report['others_loading']} of them waited "
-        "for a model that was not in memory."
+        f"{report['stations']} stations with {report['recipes']} recipes each, one worker that sustains "
+        f"{report['sustainable_per_s']} frames a second; in each row every station changes its product once."
     )
+    yield ""
+    yield "| all send alike, or one floods | offered | to that one | to the others | of these for want of time |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name, about in (("even", "alike"), ("flooded", f"one {report['flood']:g} times as much")):
+        row = report[name]
+        late = f"{row['others_late']}, {row['others_loading']} of which waited for a model that was not in memory"
+        yield f"| {about} | {row['offered_per_s']}/s | {_said(row['flood'])} | {_said(row['others'])} | {late} |"
 
 
 def _overload(report: Report) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -43,6 +44,21 @@ def test_features_agree_with_torch(backbone, engine):
         assert made[layer].dtype == torch.float32
         assert (made[layer] - expected).norm() <= TOLERANCE[engine] * expected.norm()
     assert torch.equal(images, copy)
+
+
+def test_a_second_thread_waits_for_a_picture_of_the_batch_in_hand_and_not_for_all(backbone):
+    """A model that is warmed up while a worker scores."""
+    net = backbone.on("openvino-fp32")
+    one, many = pictures(1, 64, 64), pictures(1, 64, 64).repeat(600, 1, 1, 1)
+    net(one)
+    with ThreadPoolExecutor(1) as executor:
+        batch = executor.submit(net, many)
+        while not batch.running() and not batch.done():
+            time.sleep(0)
+        for _ in range(3):
+            net(one)
+        assert not batch.done()
+        assert len(batch.result()["layer2"]) == 600
 
 
 @pytest.mark.parametrize("engine", OTHERS)

@@ -38,7 +38,7 @@ class Device:
         self.takes_s = 0.0
         self.broken = ()
 
-    def __call__(self, work):
+    def __call__(self, work, takes_s):
         self.threads.add(threading.get_ident())
         self.batches.append(list(work))
         self.started.set()
@@ -223,7 +223,7 @@ def test_a_piece_that_gets_no_answer_gets_an_exception_and_the_batcher_goes_on(a
     async def scenario():
         given = [answers, [{0: "did 3"}, {1: "did 4"}]]
         executor = ThreadPoolExecutor(1)
-        batcher = Batcher(lambda work: iter(given.pop(0)), executor, batch_max=2, wait_s=LONG_S)
+        batcher = Batcher(lambda work, takes_s: iter(given.pop(0)), executor, batch_max=2, wait_s=LONG_S)
         task = asyncio.ensure_future(batcher.run())
         first = await asyncio.gather(*submit(batcher, 1, 2), return_exceptions=True)
         assert first[0] == "one" or isinstance(first[0], Exception)
@@ -240,7 +240,7 @@ def test_a_piece_is_answered_before_the_rest_of_its_batch_is_done():
     async def scenario():
         go_on = threading.Event()
 
-        def process(work):
+        def process(work, takes_s):
             yield {0: "early"}
             assert go_on.wait(PATIENCE_S)
             yield {1: "late"}
@@ -261,7 +261,7 @@ def test_a_piece_is_answered_before_the_rest_of_its_batch_is_done():
 
 def test_an_exception_in_the_middle_of_a_batch_spares_those_answered_before():
     async def scenario():
-        def process(work):
+        def process(work, takes_s):
             yield {0: "fine"}
             raise RuntimeError("the device is on fire")
 
@@ -388,9 +388,45 @@ def test_with_a_frame_that_is_late_already_the_others_need_not_hurry():
     async def scenario():
         clock, device = Clock(), Device()
         async with serving(device, batch_max=4, wait_s=LONG_S, clock=clock) as batcher:
-            batcher.piece_s = 1.0
+            batcher.pace.learn(1, 1.0)
             late, fine = submit(batcher, "late", deadline=clock.at - 1), submit(batcher, *range(3))
             await asyncio.gather(*late, *fine)
         assert device.batches == [["late", 0, 1, 2]]
+
+    run(scenario())
+
+
+def test_those_with_no_time_for_the_batch_are_given_up_where_the_others_cannot_wait():
+    async def scenario():
+        clock, device = Clock(), Device()
+        given = []
+        async with serving(device, batch_max=8, clock=clock) as batcher:
+            for size in [1, 2, 3, 16] * 20:
+                batcher.pace.learn(size, 1.0 + 0.1 * size)
+            batcher._process = lambda work, takes_s: given.append((list(work), takes_s)) or device(work, takes_s)
+            ages = {"old": 1.2, "a": 2.0, "b": 2.0, "c": 2.0, "older": 1.15, "d": 2.0}
+            await asyncio.gather(
+                *(batcher.submit(name, deadline=clock.at + left_s, turn=name) for name, left_s in ages.items())
+            )
+        (work, takes_s), *rest = given
+        assert (work, takes_s, rest) == (["old", "a", "b", "c", "older", "d"], pytest.approx(1.4, rel=0.05), [])
+        assert [name for name in work if ages[name] < takes_s] == ["old", "older"]
+
+    run(scenario())
+
+
+def test_after_a_hiccup_nobody_is_given_up_for_long():
+    """What a batch took once, longer than any deadline, is not believed for ever, though no batch shows otherwise."""
+
+    async def scenario():
+        clock, device = Clock(), Device()
+        asked = []
+        async with serving(device, batch_max=4, clock=clock) as batcher:
+            batcher.pace.learn(1, 5.0)
+            batcher._process = lambda work, takes_s: asked.append(takes_s) or device(work, takes_s)
+            while not asked or asked[-1] > 0.5:
+                assert len(asked) < 50
+                await batcher.submit("frame", deadline=clock.at + 0.5)
+        assert asked[0] == pytest.approx(5.0)
 
     run(scenario())

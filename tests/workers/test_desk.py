@@ -249,7 +249,7 @@ def test_a_frame_that_cannot_be_scored_in_time_is_shed_before_its_deadline():
     async def scenario():
         executor = ThreadPoolExecutor(1)
         desk = Desk(models, Worker(batch_max=1, wait_ms=0.0), executor)
-        desk.batcher.piece_s = 5.0  # what a frame has taken so far
+        desk.batcher.pace.learn(1, 5.0)
         task = asyncio.ensure_future(desk.batcher.run())
         outcomes = await asyncio.gather(desk.decide(arrival("hopeless", in_s=2.0)), desk.decide(arrival("fine")))
         task.cancel()

@@ -95,10 +95,10 @@ def swaps(frames: int, times: int, share: float, json_file: Path | None) -> None
 @click.option("--stations", "count", default=20, show_default=True, help="Stations in one worker.")
 @click.option("--recipes", default=3, show_default=True, help="Products of each.")
 @click.option("--flood", default=10.0, show_default=True, help="How much more one station sends than each other.")
-@click.option("--seconds", default=30.0, show_default=True, help="How long.")
+@click.option("--seconds", default=30.0, show_default=True, help="How long, of each.")
 @as_file
 def stations(count: int, recipes: int, flood: float, seconds: float, json_file: Path | None) -> None:
-    """Many stations, a flood at one of them: what it does to the others' verdicts."""
+    """Many stations, first alike, then with a flood at one of them: what it does to the others' verdicts."""
     from workers import bench_line  # noqa: PLC0415
 
     _tell(bench_line.stations(count=count, recipes=recipes, flood=flood, seconds=seconds), json_file)
