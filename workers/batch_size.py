@@ -4,13 +4,14 @@ Scored together a frame takes less of the device; but whoever is in a batch wait
 half the time that its most urgent frame has left, as long as those who wait meanwhile can afford that. When they
 cannot, small batches are what makes frames late, and the queue that they leave makes batches small: it does not end by
 itself (measured: 35 frames a second where 65 are possible, each decided just before its deadline or just after). Then a
-batch is as large as its frames survive, and those that do not survive it are given up.
+batch is as large as leaves the most in time, of those in it and of those that wait; the others are given up.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 SHARE = 0.5  # of the time that the most urgent frame has left, for the batch that it is in
+BACK_S = 0.010  # from a verdict to the gate, about: what comes out later is not in time
 _NEWEST = 0.1  # the newest batch's share in what is known of them
 _DOUBT = 1.0  # variance of sizes, in frames squared, at which the slope that they show counts half
 
@@ -20,8 +21,8 @@ class Candidate(NamedTuple):
 
     Attributes:
         left_s: until its deadline.
-        counts: whether those before it may be given up for it. A flood's next ones do not count: their station has its
-            turn already.
+        counts: whether it matters that it is in time. A flood's next ones, whose station has its turn already, take
+            what room there is; nobody is given up for them.
     """
 
     left_s: float
@@ -41,17 +42,34 @@ def size_of(waiting: Sequence[Candidate], takes_s: Callable[[int], float]) -> in
     hopeful = [each for each in waiting if each.left_s >= takes_s(1)]
     if not hopeful:
         return 0
+    sizes = [_gentle(hopeful, takes_s), *range(len(hopeful), 0, -1)]
+    best: int = max(sizes, key=lambda size: _in_time(hopeful, size, takes_s))  # of equals the first
+    return best
+
+
+def _gentle(hopeful: Sequence[Candidate], takes_s: Callable[[int], float]) -> int:
+    """The most that take no more than a share of what the most urgent of them has left, and one at least."""
     size, least_s = 1, hopeful[0].left_s
     for each in hopeful[1:]:
         least_s = min(least_s, each.left_s)
         if takes_s(size + 1) > SHARE * least_s:
             break
         size += 1
-    rest = [each.left_s for each in hopeful[size:] if each.counts]
-    if not rest or takes_s(size) + takes_s(len(rest)) <= min(rest):
-        return size
-    left = sorted((each.left_s for each in hopeful), reverse=True)
-    return max(k for k in range(1, len(left) + 1) if left[k - 1] >= takes_s(k))
+    return size
+
+
+def _in_time(hopeful: Sequence[Candidate], size: int, takes_s: Callable[[int], float]) -> int:
+    """How many of those that count are in time if the first `size` that can go together, and all others after them."""
+    in_time = together = at = 0
+    while together < size:
+        if at == len(hopeful):
+            return -1  # there are not so many
+        together += hopeful[at].left_s >= takes_s(size)
+        in_time += hopeful[at].counts and hopeful[at].left_s >= takes_s(size)
+        at += 1
+    rest = [each.left_s for each in hopeful[at:] if each.counts]
+    until_s = takes_s(size) + takes_s(len(rest))
+    return in_time + sum(left_s >= until_s for left_s in rest)
 
 
 class Pace:

@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from workers.batch_size import Candidate, Pace, size_of
+from workers.batch_size import BACK_S, Candidate, Pace, size_of
 
 Work = TypeVar("Work")
 Done = TypeVar("Done")
@@ -108,7 +108,7 @@ class Batcher(Generic[Work, Done]):
             await self._arrival.wait()
         while len(self) < self._batch_max:
             self._arrival.clear()
-            urgent = min(w.deadline for queue in self._queues.values() for w in queue) - self.pace(len(self))
+            urgent = min(w.deadline for queue in self._queues.values() for w in queue) - BACK_S - self.pace(len(self))
             first = min(queue[0].arrived for queue in self._queues.values())
             left = min(first + self._wait_s, urgent) - self._clock()
             if left <= 0:
@@ -123,7 +123,7 @@ class Batcher(Generic[Work, Done]):
         """Take a batch: the oldest piece of each in turn, and those given up on the way."""
         now, drawn, hopeful = self._clock(), [], []
         for turn, rank, waiting in self._in_turn():
-            drawn.append((turn, rank, waiting.deadline - now))
+            drawn.append((turn, rank, waiting.deadline - BACK_S - now))
             if drawn[-1][2] >= self.pace(1):
                 hopeful.append(drawn[-1])
                 if len(hopeful) == self._batch_max:
@@ -157,7 +157,7 @@ class Batcher(Generic[Work, Done]):
                     batch.pieces[place].future.set_result(answer)
 
         def work() -> None:
-            for answers in self._process([w.work for w in batch.pieces], batch.takes_s):
+            for answers in self._process([w.work for w in batch.pieces], batch.takes_s + BACK_S):
                 loop.call_soon_threadsafe(tell, answers)
 
         failure: Exception = RuntimeError("the batch ended without an answer for this piece")

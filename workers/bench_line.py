@@ -40,7 +40,7 @@ def swaps(*, frames: int, times: int, share: float, deadline_ms: int = 300) -> d
         worker = rig.run("worker", "worker", "--config", str(rig.config))
         rig.wait_for(worker, "assigned")
         with Reader(rig) as reader:
-            most = sustainable(rig, reader, station)
+            most = sustainable(rig, reader, [station])
             rate, images = share * most, pictures()
             camera = Camera(rig.settings, station)
             sent: dict[str, int] = {}
@@ -114,7 +114,7 @@ def stations(
         rig.wait_for(worker, "worker started")
         _all_assigned(rig, worker, count)
         with Reader(rig) as reader:
-            most = sustainable(rig, reader, names[0], recipe=products[0])
+            most = sustainable(rig, reader, names, recipe=products[0])
             base, images = 0.8 * most / count, pictures()
             cameras = [Camera(rig.settings, name) for name in names]
 
@@ -179,7 +179,7 @@ def overload(
         worker = rig.run("worker", "worker", "--config", str(rig.config))
         rig.wait_for(worker, "assigned")
         with Reader(rig) as reader:
-            most = sustainable(rig, reader, station)
+            most = sustainable(rig, reader, [station])
             memory = [_resident_bytes(worker.popen.pid)]
             camera = Camera(rig.settings, station)
             flooded: set[str] = set()

@@ -27,6 +27,8 @@ _GOODS = 40
 _CORESET = 0.1
 _PICTURES = 24
 _TRIAL_FRAMES = 400
+_IN_FLIGHT = 48
+_TRIAL_S = 60.0
 _LEFT_S = 30.0
 
 
@@ -125,16 +127,24 @@ def play(cameras: Sequence[Camera], images: Sequence[bytes], *, rate: float, cou
         yield cameras[i % len(cameras)].send(shot) or "", number
 
 
-def sustainable(rig: Rig, reader: Reader, station: str, *, recipe: str = "default") -> float:
-    """Frames a second that the worker decides, however long each waits."""
+def sustainable(rig: Rig, reader: Reader, stations: Sequence[str], *, recipe: str = "default") -> float:
+    """Frames a second of these stations in turn that the worker decides, however long each waits.
+
+    A frame is sent for each that is decided, so that cameras take from the machine what they take at that rate.
+    """
     images = pictures()
+    cameras = [Camera(rig.settings, station, recipe=recipe, deadline_ms=60_000) for station in stations]
     for count in (_TRIAL_FRAMES // 4, _TRIAL_FRAMES):  # the first time to warm up
-        camera = Camera(rig.settings, station, recipe=recipe, deadline_ms=60_000)
-        started = time.monotonic()
-        sent = {frame_id for frame_id, _ in play([camera], images, rate=0.0, count=count)}
-        camera.close()
+        before, started = len(reader.results), time.monotonic()
+        sent: set[str] = set()
+        for frame_id, _ in play(cameras, images, rate=0.0, count=count):
+            sent.add(frame_id)
+            while len(sent) - (len(reader.results) - before) >= _IN_FLIGHT and time.monotonic() < started + _TRIAL_S:
+                time.sleep(0.001)
         reader.wait_for(sent)
         took = max(reader.read_at[each] for each in sent) - started
+    for camera in cameras:
+        camera.close()
     return count / took
 
 

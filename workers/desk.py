@@ -46,6 +46,8 @@ class _Ticket:
     received: float
     loading: bool = False
     """Whether its model was not in memory when it came."""
+    live: Live | None = None
+    """The model that was there when it was ready, should that have to leave memory for others before its batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,8 @@ class Desk:
                 return outcome_of(arrival, arrival.problem, received)
             if loading is not None:
                 await asyncio.wait([asyncio.wrap_future(loading)], timeout=max(0.0, deadline - time.time()))
-            ticket = _Ticket(arrival, received, loading is not None)
+            live = self._models.find(arrival.frame.station, arrival.frame.recipe)
+            ticket = _Ticket(arrival, received, loading is not None, live)
             return await self.batcher.submit(ticket, deadline=deadline, turn=arrival.frame.station)
         except asyncio.CancelledError:
             raise
@@ -143,7 +146,7 @@ class Desk:
         groups: dict[int, _Group] = {}
         for i, ticket in enumerate(tickets):
             frame = ticket.arrival.frame
-            live, trial = self._models.find(frame.station, frame.recipe), None
+            live, trial = self._models.find(frame.station, frame.recipe) or ticket.live, None
             left_s = frame.deadline_at.timestamp() - started if frame.deadline_at else float("inf")
             if left_s <= 0:
                 undecided[i] = late(ticket.arrival, ticket.received, loading=ticket.loading)

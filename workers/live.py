@@ -66,8 +66,7 @@ class Models:
         self._store = store
         self._keys = keys
         self._known = {(key.station, key.recipe): key for key in keys}
-        self._open_backbone = open_backbone
-        self._limits = limits
+        self._loader = loading.Loader(store, open_backbone, limits)
         self._poll_s = poll_s
         self._shelf = Shelf(most_bytes)
         self._shares: dict[Place, float] = {}  # where a model is tried, and the share of the parts that it decides
@@ -248,7 +247,7 @@ class Models:
     def _opened(self, key: ModelKey, place: Place, wanted: Version) -> Live | None:
         """The model, loaded and warm; None if it cannot be used, whatever is wrong with it."""
         try:
-            return loading.load(self._store, key, wanted, open_backbone=self._open_backbone, limits=self._limits)
+            return self._loader.load(key, wanted)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a candidate, the model in place stays

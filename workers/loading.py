@@ -17,24 +17,34 @@ from pipeline.inspection import Inspector
 from workers.shelf import Live
 
 
-def load(
-    store: ModelStore,
-    key: ModelKey,
-    version: Version,
-    *,
-    open_backbone: Callable[[BackboneSpec], Backbone],
-    limits: Limits,
-) -> Live:
-    """The model, loaded and warm.
+class Loader:
+    """Loads models, and warms each version up once: whatever fails at first use fails there.
 
-    Raises:
-        StoreError: the store has none, or does not answer.
-        Exception: whatever else is wrong with it: it cannot be used.
+    Args:
+        store: where models come from.
+        open_backbone: finds the backbone that a model names, if it is permitted here.
+        limits: what this line accepts as a picture.
     """
-    artifact = _in_memory(store.get(key, version))
-    inspector = Inspector.load(artifact, open_backbone=open_backbone, limits=limits)
-    _warm(inspector)
-    return Live(inspector, artifact.method, version, sum(tensor.nbytes for tensor in artifact.tensors.values()))
+
+    def __init__(self, store: ModelStore, open_backbone: Callable[[BackboneSpec], Backbone], limits: Limits) -> None:
+        self._store = store
+        self._open_backbone = open_backbone
+        self._limits = limits
+        self._warmed: set[Version] = set()
+
+    def load(self, key: ModelKey, version: Version) -> Live:
+        """The model, verified, in memory and warm.
+
+        Raises:
+            StoreError: the store has none, or does not answer.
+            Exception: whatever else is wrong with it: it cannot be used.
+        """
+        artifact = _in_memory(self._store.get(key, version))
+        inspector = Inspector.load(artifact, open_backbone=self._open_backbone, limits=self._limits)
+        if version not in self._warmed:
+            _warm_up(inspector)
+            self._warmed.add(version)
+        return Live(inspector, artifact.method, version, sum(tensor.nbytes for tensor in artifact.tensors.values()))
 
 
 def created_at(store: ModelStore, key: ModelKey, version: Version) -> datetime | None:
@@ -52,8 +62,8 @@ def _in_memory(artifact: Artifact) -> Artifact:
     return replace(artifact, tensors=tensors)
 
 
-def _warm(inspector: Inspector) -> None:
-    """One grey frame all the way: whatever fails at first use fails here."""
+def _warm_up(inspector: Inspector) -> None:
+    """One grey frame all the way."""
     height, width = inspector.view.size
     grey = encode_picture(np.full((height, width, 3), 128, np.uint8))
     inspected = inspector.inspect([Frame(frame_id="warm-up", image=grey)])

@@ -132,13 +132,15 @@ def _stations(report: Report) -> Iterator[str]:
         f"{report['stations']} stations with {report['recipes']} recipes each, one worker that sustains "
         f"{report['sustainable_per_s']} frames a second; in each row every station changes its product once."
     )
-    yield ""
-    yield "| all send alike, or one floods | offered | to that one | to the others | of these for want of time |"
-    yield "| --- | --- | --- | --- | --- |"
-    for name, about in (("even", "alike"), ("flooded", f"one {report['flood']:g} times as much")):
+    rows = [
+        "| who sends what | offered | said to the one | said to the others | of these, for want of time |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, about in (("even", "all alike"), ("flooded", f"one {report['flood']:g} times as much")):
         row = report[name]
-        late = f"{row['others_late']}, {row['others_loading']} of which waited for a model that was not in memory"
-        yield f"| {about} | {row['offered_per_s']}/s | {_said(row['flood'])} | {_said(row['others'])} | {late} |"
+        late = f"{row['others_late']}" + (f", {row['others_loading']} while loading" if row["others_loading"] else "")
+        rows.append(f"| {about} | {row['offered_per_s']}/s | {_said(row['flood'])} | {_said(row['others'])} | {late} |")
+    yield "\n".join(rows)
 
 
 def _overload(report: Report) -> Iterator[str]:

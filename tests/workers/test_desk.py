@@ -181,7 +181,7 @@ def test_a_swap_in_the_middle_of_a_batch_leaves_each_frame_to_one_model():
 
         def find(self, station, recipe):
             self.asked += 1
-            return old.live if self.asked <= 2 else new.live
+            return old.live if self.asked <= 4 + 2 else new.live  # four when they come
 
     outcomes = decide(Swapping(), *(arrival(str(i)) for i in range(4)))
     assert [o.model.version for o in outcomes] == [A, A, B, B]
@@ -275,6 +275,18 @@ def test_a_deadline_that_passes_while_scoring_still_gets_the_verdict():
     (outcome,) = decide(models, arrival("a", in_s=0.3), batch_max=1, wait_ms=0.0)
     assert said(outcome) == "pass"
     assert outcome.decided_at > outcome.arrival.frame.deadline_at
+
+
+def test_a_model_that_leaves_memory_for_others_still_decides_about_the_frames_that_found_it():
+    class Forgetful(Shelf):
+        def find(self, station, recipe):
+            return self.models.pop((station, recipe), None)
+
+    models = Forgetful()
+    model = models.put("line-1/top", "default", Model(A))
+    (outcome,) = decide(models, arrival("a"))
+    assert said(outcome) == "pass"
+    assert (outcome.model.version, model.batches) == (A, [["a"]])
 
 
 def test_an_unreadable_picture_is_a_bad_frame_and_a_dead_letter_alone():

@@ -20,6 +20,7 @@ from pipeline.settings import Settings
 from pipeline.view import View
 from workers.backbones import opener
 from workers.live import Models
+from workers.loading import Loader
 from workers.shelf import Live, Trial
 
 TOP, SIDE = ModelKey("line-1/top"), ModelKey("line-1/side")
@@ -523,3 +524,20 @@ def test_health_is_told_of_a_store_that_is_away(tmp_path, store, watch, fitted):
     (tmp_path / "away").rename(tmp_path / "models")
     models.refresh()
     assert told_of(models)[TOP] == (True, f"patchcore {short(version)}")
+
+
+def test_a_version_is_warmed_up_once_and_what_failed_is_warmed_up_again(store, fitted, open_backbone, monkeypatch):
+    loader, inspected = Loader(store, open_backbone, Limits()), []
+    version = store.put(TOP, fitted[0])
+    really = Inspector.inspect
+    monkeypatch.setattr(Inspector, "inspect", lambda self, frames: inspected.append(frames) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loader.load(TOP, version)
+    monkeypatch.setattr(Inspector, "inspect", lambda self, frames: inspected.append(frames) or really(self, frames))
+    first, second = loader.load(TOP, version), loader.load(TOP, version)
+    assert len(inspected) == 2
+    assert first.version == second.version == version
+    assert first is not second
+    store.put(SIDE, fitted[1])
+    loader.load(SIDE, version_of(fitted[1]))
+    assert len(inspected) == 3

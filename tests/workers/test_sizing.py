@@ -72,7 +72,7 @@ def test_more_stations_on_a_worker_wait_longer_until_they_are_not_decided_in_tim
     assert all(each.in_time == 1.0 for each in below)
     assert [each.p99_ms for each in below] == sorted(each.p99_ms for each in below)
     assert found[-1].load > 1.05
-    assert found[-1].in_time < 0.9
+    assert found[-1].in_time == pytest.approx(1 / found[-1].load, abs=0.03), "as many as can be"
     assert found == by_load(PLANT, SERVICE, seed=0), "seeded"
 
 
