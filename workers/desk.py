@@ -23,6 +23,8 @@ from workers.wire import Arrival
 
 log = logs.get(__name__)
 
+_TOGETHER_S = 0.02  # a verdict waits no longer for others of its batch
+
 
 class Finds(Protocol):
     """What the desk needs of the models."""
@@ -137,9 +139,10 @@ class Desk:
             return failed(arrival, received, Reason.ERROR, f"{type(error).__name__}: {error}")
 
     def _process(self, tickets: Sequence[_Ticket], takes_s: float) -> Iterator[Mapping[int, Outcome]]:
-        """In the device's thread: the frames still in time, model by model, each model's as soon as it is done.
+        """In the device's thread: the frames still in time, model by model.
 
-        Models on trial come last, and only where more than half of every frame's time is left.
+        Verdicts leave as soon as their model is done, those of quick models together: one message at a time costs more
+        than the frame. Models on trial come last, and only where more than half of every frame's time is left.
         """
         started = time.time()
         undecided: dict[int, Outcome] = {}
@@ -169,10 +172,20 @@ class Desk:
             [(group.live.inspector, group.frames) for group in groups.values()]
             + [(group.tried.inspector, group.frames) for group in tried if group.tried]
         )
-        for group, result in zip(groups.values(), together, strict=False):
+        done: list[tuple[_Group, Inspected | Exception]] = []
+        told = time.monotonic()
+        for left, group in zip(reversed(range(len(groups))), groups.values(), strict=True):
+            result = next(together)
             group.outcomes = _outcomes(group.live, group.tickets, result, started)
-            yield dict(zip(group.places, group.outcomes, strict=True))
-            self._on_decided(_decided(group, result))
+            done.append((group, result))
+            if left and time.monotonic() - told < _TOGETHER_S:
+                continue
+            yield {
+                place: outcome for each, _ in done for place, outcome in zip(each.places, each.outcomes, strict=True)
+            }
+            for each in done:
+                self._on_decided(_decided(*each))
+            done, told = [], time.monotonic()
         for group, result in zip(tried, together, strict=True):
             self._on_tried(_tried(group, result))
 
