@@ -134,9 +134,10 @@ class OpenVinoEngine:
     def _request(self, size: tuple[int, int]) -> Any:
         requests = self._mine.requests
         if size not in requests:
-            with self._compiling:
-                if size not in self._graphs:
-                    self._graphs[size] = self._compiled(size)
+            if size not in self._graphs:  # else nobody waits while another size is compiled
+                with self._compiling:
+                    if size not in self._graphs:
+                        self._graphs[size] = self._compiled(size)
             requests[size] = self._graphs[size].create_infer_request()
         return requests[size]
 

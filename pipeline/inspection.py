@@ -105,7 +105,12 @@ class Inspector:
 
     @classmethod
     def load(
-        cls, artifact: Artifact, *, open_backbone: Callable[[BackboneSpec], Backbone], limits: Limits
+        cls,
+        artifact: Artifact,
+        *,
+        open_backbone: Callable[[BackboneSpec], Backbone],
+        limits: Limits,
+        tried: bool = False,
     ) -> "Inspector":
         """The inspector that `save` described.
 
@@ -113,6 +118,7 @@ class Inspector:
             artifact: as it came from a store.
             open_backbone: finds the backbone that the artifact names, if it is permitted here.
             limits: what this line accepts as a picture.
+            tried: the very same artifact was loaded before, and has embedded a picture: it need not do so now.
 
         Raises:
             ArtifactError: it is incomplete, does not fit together, or names a backbone that differs or is not
@@ -132,7 +138,8 @@ class Inspector:
         try:
             backbone = open_backbone(spec)
             detector = tiling.load(inner, backbone=backbone)
-            detector.embed(torch.zeros(0, 3, *view.seen, dtype=torch.uint8))
+            if not tried:
+                detector.embed(torch.zeros(1, 3, *view.seen, dtype=torch.uint8))
         except (ConfigError, FrameError) as error:  # the artifact's fault, not the line's: the old model must stay
             raise ArtifactError(f"the model does not fit together: {error}") from error
         shares = backbone if METHODS[inner.method].one_pass and "tiles" not in inner.meta else None

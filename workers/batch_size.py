@@ -1,32 +1,45 @@
 """How many waiting frames to score together, and how long that takes.
 
 Scored together a frame takes less of the device; but whoever is in a batch waits for all of it. So a batch stays within
-half the time that its most urgent frame has left, as long as those who wait meanwhile can afford that. When they
-cannot, small batches are what makes frames late, and the queue that they leave makes batches small: it does not end by
-itself (measured: 35 frames a second where 65 are possible, each decided just before its deadline or just after). Then a
-batch is as large as leaves the most in time, of those in it and of those that wait; the others are given up.
+half the time that its most urgent frame has left, as long as those that go next can afford that. When they cannot,
+small batches are what makes frames late, and the queue that they leave makes batches small: it does not end by itself
+(measured: 35 frames a second where 65 are possible, each decided just before its deadline or just after). Then a batch
+is as large as leaves the most in time, of those in it and of those that go next; the others are given up.
 """
 
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 SHARE = 0.5  # of the time that the most urgent frame has left, for the batch that it is in
-BACK_S = 0.010  # from a verdict to the gate, about: what comes out later is not in time
+_BACK_S = 0.010  # from a verdict to the gate, about: what comes out later is not in time
+_BACK_SHARE = 0.1  # and at most this share of what a frame has in all
+_SIZES = 32  # as many are tried, spread over those that there are
 _NEWEST = 0.1  # the newest batch's share in what is known of them
 _DOUBT = 1.0  # variance of sizes, in frames squared, at which the slope that they show counts half
 
 
-class Candidate(NamedTuple):
-    """Who may be in the next batch.
+class Matters(IntEnum):
+    """Who may be given up for whom: nobody for one that matters less."""
 
-    Attributes:
-        left_s: until its deadline.
-        counts: whether it matters that it is in time. A flood's next ones, whose station has its turn already, take
-            what room there is; nobody is given up for them.
-    """
+    LITTLE = 0
+    """A station's next ones: it has its turn already, and they take what room there is."""
+    SOME = 1
+    """All of the station whose frame is the most urgent: those may be given up for each other."""
+    MUCH = 2
+    """The first of any other station."""
+
+
+class Candidate(NamedTuple):
+    """Who may be in the next batch; `left_s` is until it is due."""
 
     left_s: float
-    counts: bool = True
+    matters: Matters = Matters.MUCH
+
+
+def back_s(all_s: float) -> float:
+    """How long before its deadline a frame is due that had `all_s` in all: its verdict has a way to go."""
+    return min(_BACK_S, _BACK_SHARE * max(all_s, 0.0))
 
 
 def size_of(waiting: Sequence[Candidate], takes_s: Callable[[int], float]) -> int:
@@ -39,37 +52,49 @@ def size_of(waiting: Sequence[Candidate], takes_s: Callable[[int], float]) -> in
     Returns:
         0 where none has the time that it takes alone.
     """
-    hopeful = [each for each in waiting if each.left_s >= takes_s(1)]
+    least_s = takes_s(1)
+    hopeful = [each for each in waiting if each.left_s >= least_s]
     if not hopeful:
         return 0
-    sizes = [_gentle(hopeful, takes_s), *range(len(hopeful), 0, -1)]
-    best: int = max(sizes, key=lambda size: _in_time(hopeful, size, takes_s))  # of equals the first
+    takes = [takes_s(size) for size in range(len(hopeful) + 1)]
+    gentle = _gentle(hopeful, takes)
+    if _in_time(hopeful, gentle, takes) == _worth(hopeful):
+        return gentle
+    sizes = [gentle, *range(len(hopeful), 0, -max(1, len(hopeful) // _SIZES))]
+    best: int = max(sizes, key=lambda size: _in_time(hopeful, size, takes))  # of equals the first
     return best
 
 
-def _gentle(hopeful: Sequence[Candidate], takes_s: Callable[[int], float]) -> int:
+def _gentle(hopeful: Sequence[Candidate], takes: Sequence[float]) -> int:
     """The most that take no more than a share of what the most urgent of them has left, and one at least."""
     size, least_s = 1, hopeful[0].left_s
     for each in hopeful[1:]:
         least_s = min(least_s, each.left_s)
-        if takes_s(size + 1) > SHARE * least_s:
+        if takes[size + 1] > SHARE * least_s:
             break
         size += 1
     return size
 
 
-def _in_time(hopeful: Sequence[Candidate], size: int, takes_s: Callable[[int], float]) -> int:
-    """How many of those that count are in time if the first `size` that can go together, and all others after them."""
-    in_time = together = at = 0
-    while together < size:
+def _in_time(hopeful: Sequence[Candidate], size: int, takes: Sequence[float]) -> tuple[int, int]:
+    """Who is in time if the first `size` that can go together, and all others that matter after them; see `_worth`."""
+    together: list[Candidate] = []
+    at = 0
+    while len(together) < size:
         if at == len(hopeful):
-            return -1  # there are not so many
-        together += hopeful[at].left_s >= takes_s(size)
-        in_time += hopeful[at].counts and hopeful[at].left_s >= takes_s(size)
+            return -1, -1  # there are not so many
+        if hopeful[at].left_s >= takes[size]:
+            together.append(hopeful[at])
         at += 1
-    rest = [each.left_s for each in hopeful[at:] if each.counts]
-    until_s = takes_s(size) + takes_s(len(rest))
-    return in_time + sum(left_s >= until_s for left_s in rest)
+    rest = [each for each in hopeful[at:] if each.matters]
+    until_s = takes[size] + takes[len(rest)]
+    return _worth([*together, *(each for each in rest if each.left_s >= until_s)])
+
+
+def _worth(candidates: Sequence[Candidate]) -> tuple[int, int]:
+    """How many of them matter much, and some."""
+    much = sum(each.matters is Matters.MUCH for each in candidates)
+    return much, sum(each.matters is Matters.SOME for each in candidates)
 
 
 class Pace:
@@ -92,9 +117,9 @@ class Pace:
         self._products = kept * self._products + size * seconds
 
     def doubt(self) -> None:
-        """Nobody survived what is known here: it may have been a hiccup, and is taken for less until it is seen."""
-        self._times *= 1 - _NEWEST
-        self._products *= 1 - _NEWEST
+        """Nobody survived what is known here: it may have been a hiccup, and half is believed until more is seen."""
+        self._times /= 2
+        self._products /= 2
 
     def __call__(self, size: int) -> float:
         """What a batch of so many takes; 0 as long as nothing is known."""

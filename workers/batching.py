@@ -11,41 +11,44 @@ fills what the others leave.
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from workers.batch_size import BACK_S, Candidate, Pace, size_of
+from workers.batch_size import Candidate, Matters, Pace, back_s, size_of
 
 Work = TypeVar("Work")
 Done = TypeVar("Done")
+
+
+_TOGETHER_S = 0.02  # an answer waits no longer for others of its batch
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Work, Done]):
     work: Work
     arrived: float
-    deadline: float
+    due: float
     future: "asyncio.Future[Done]"
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch(Generic[Work, Done]):
-    """Pieces to process together; those with less time left than it takes are given up, all but `size`."""
+    """Pieces to process together until `until`, about; those due before that are given up, all but `size`."""
 
     pieces: list[_Waiting[Work, Done]]
     size: int
-    takes_s: float
+    until: float
 
 
 class Batcher(Generic[Work, Done]):
     """Gathers single pieces of work and hands them to `process` in batches.
 
     Args:
-        process: called in the executor with pieces, and how many seconds it is thought to take; yields answers by the
-            piece's place as they come, so that no piece waits for the whole batch. An exception is the answer of those
-            not answered yet. At most `batch_max` pieces have the time; it gives up those that have not.
+        process: called in the executor with pieces, whether each is given up since there is no time for it, and yields
+            answers by the piece's place as they come, so that no piece waits for the whole batch. An exception is the
+            answer of those not answered yet. It returns how many took the device's time.
         executor: where `process` runs; one thread, since one device is behind it.
         batch_max: most pieces to process together.
         wait_s: longest time that the first piece waits for others.
@@ -55,7 +58,7 @@ class Batcher(Generic[Work, Done]):
 
     def __init__(
         self,
-        process: Callable[[Sequence[Work], float], Iterator[Mapping[int, Done]]],
+        process: Callable[[Sequence[Work], Sequence[bool]], Generator[Mapping[int, Done], None, int]],
         executor: Executor,
         *,
         batch_max: int,
@@ -82,7 +85,8 @@ class Batcher(Generic[Work, Done]):
             turn: whose piece it is: those who submit take turns.
         """
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(work, self._clock(), deadline, future)
+        now = self._clock()
+        waiting = _Waiting(work, now, deadline - back_s(deadline - now), future)
         self._queues.setdefault(turn, deque()).append(waiting)
         self._arrival.set()
         return await future
@@ -94,12 +98,13 @@ class Batcher(Generic[Work, Done]):
         """Serve until cancelled."""
         while True:
             batch = await self._gather()
-            self._on_batch(len(batch.pieces))
-            started = self._clock()
-            await self._answer(batch)
             if batch.size:
-                self.pace.learn(batch.size, self._clock() - started)
-            elif any(waiting.deadline > started for waiting in batch.pieces):
+                self._on_batch(batch.size)
+            started = self._clock()
+            took = await self._answer(batch)
+            if took:
+                self.pace.learn(took, max(0.0, self._clock() - started))
+            elif not batch.size and any(waiting.due > started for waiting in batch.pieces):
                 self.pace.doubt()
 
     async def _gather(self) -> _Batch[Work, Done]:
@@ -108,7 +113,7 @@ class Batcher(Generic[Work, Done]):
             await self._arrival.wait()
         while len(self) < self._batch_max:
             self._arrival.clear()
-            urgent = min(w.deadline for queue in self._queues.values() for w in queue) - BACK_S - self.pace(len(self))
+            urgent = min(w.due for queue in self._queues.values() for w in queue) - self.pace(len(self))
             first = min(queue[0].arrived for queue in self._queues.values())
             left = min(first + self._wait_s, urgent) - self._clock()
             if left <= 0:
@@ -121,50 +126,98 @@ class Batcher(Generic[Work, Done]):
 
     def _next(self) -> _Batch[Work, Done]:
         """Take a batch: the oldest piece of each in turn, and those given up on the way."""
-        now, drawn, hopeful = self._clock(), [], []
-        for turn, rank, waiting in self._in_turn():
-            drawn.append((turn, rank, waiting.deadline - BACK_S - now))
-            if drawn[-1][2] >= self.pace(1):
+        now, alone_s = self._clock(), self.pace(1)
+        drawn: list[tuple[Hashable, float]] = []
+        hopeful: list[tuple[Hashable, float]] = []
+        for turn, waiting in self._in_turn():
+            drawn.append((turn, waiting.due - now))
+            if waiting.due - now >= alone_s:
                 hopeful.append(drawn[-1])
                 if len(hopeful) == self._batch_max:
                     break
-        most_urgent = min(hopeful, key=lambda each: each[2])[0] if hopeful else None
-        candidates = [Candidate(left_s, rank == 0 or turn == most_urgent) for turn, rank, left_s in hopeful]
-        size = size_of(candidates, self.pace)
-        batch: _Batch[Work, Done] = _Batch([], size, self.pace(max(size, 1)))
+        size = size_of(_candidates(hopeful), self.pace)
+        takes_s = self.pace(max(size, 1))
+        batch: _Batch[Work, Done] = _Batch([], size, now + takes_s)
         surviving = 0
-        for turn, _, left_s in drawn:
-            if surviving == size > 0 and left_s >= self.pace(1):
+        for turn, left_s in drawn:
+            if surviving == size > 0 and left_s >= takes_s:
                 break
             batch.pieces.append(self._queues[turn].popleft())
             self._queues.move_to_end(turn)
             if not self._queues[turn]:
                 del self._queues[turn]
-            surviving += left_s >= batch.takes_s
+            surviving += left_s >= takes_s
         return batch
 
-    def _in_turn(self) -> Iterator[tuple[Hashable, int, _Waiting[Work, Done]]]:
-        """Whose piece, how many of theirs go before it, and the piece."""
+    def _in_turn(self) -> Iterator[tuple[Hashable, _Waiting[Work, Done]]]:
+        """Whose piece, and the piece."""
         for rank in range(max(map(len, self._queues.values()))):
-            yield from ((turn, rank, queue[rank]) for turn, queue in self._queues.items() if rank < len(queue))
+            yield from ((turn, queue[rank]) for turn, queue in self._queues.items() if rank < len(queue))
 
-    async def _answer(self, batch: _Batch[Work, Done]) -> None:
+    async def _answer(self, batch: _Batch[Work, Done]) -> int:
+        """Have it processed, answer everybody, and say how many took the device's time."""
         loop = asyncio.get_running_loop()
+        answers = _Answers([waiting.future for waiting in batch.pieces])
 
-        def tell(answers: Mapping[int, Done]) -> None:
-            for place, answer in answers.items():
-                if not batch.pieces[place].future.done():
-                    batch.pieces[place].future.set_result(answer)
+        def work() -> int:
+            given_up = [waiting.due < batch.until for waiting in batch.pieces]
+            processing = self._process([waiting.work for waiting in batch.pieces], given_up)
+            while True:
+                try:
+                    loop.call_soon_threadsafe(answers.take, next(processing))
+                except StopIteration as ended:
+                    return ended.value or 0
 
-        def work() -> None:
-            for answers in self._process([w.work for w in batch.pieces], batch.takes_s + BACK_S):
-                loop.call_soon_threadsafe(tell, answers)
-
+        took = 0
         failure: Exception = RuntimeError("the batch ended without an answer for this piece")
         try:
-            await loop.run_in_executor(self._executor, work)
+            took = await loop.run_in_executor(self._executor, work)
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the answer
             failure = error
+        answers.give()
         for waiting in batch.pieces:
             if not waiting.future.done():
                 waiting.future.set_exception(failure)
+        return took
+
+
+class _Answers(Generic[Done]):
+    """A batch's answers on their way: each alone would become a message of its own, which costs more than a frame."""
+
+    def __init__(self, futures: Sequence["asyncio.Future[Done]"]) -> None:
+        self._futures = futures
+        self._left = len(futures)
+        self._ready: dict[int, Done] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, answers: Mapping[int, Done]) -> None:
+        """Give these soon, together with others; at once where they are the last."""
+        self._ready.update(answers)
+        self._left -= len(answers)
+        if self._left <= 0:
+            self.give()
+        elif self._ready and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_TOGETHER_S, self.give)
+
+    def give(self) -> None:
+        """Give what is there."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for place, answer in self._ready.items():
+            if place < len(self._futures) and not self._futures[place].done():
+                self._futures[place].set_result(answer)
+        self._ready.clear()
+
+
+def _candidates(hopeful: Sequence[tuple[Hashable, float]]) -> list[Candidate]:
+    """Those that have the time which they take alone, in turn: whose, and how much."""
+    most_urgent = min(hopeful, key=lambda each: each[1])[0] if hopeful else None
+    seen: set[Hashable] = set()
+    found = []
+    for turn, left_s in hopeful:
+        first = turn not in seen
+        seen.add(turn)
+        matters = Matters.SOME if turn == most_urgent else Matters.MUCH if first else Matters.LITTLE
+        found.append(Candidate(left_s, matters))
+    return found

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -22,8 +22,6 @@ from workers.shelf import Live, Trial
 from workers.wire import Arrival
 
 log = logs.get(__name__)
-
-_TOGETHER_S = 0.02  # a verdict waits no longer for others of its batch
 
 
 class Finds(Protocol):
@@ -138,11 +136,15 @@ class Desk:
             log.exception("inspection failed", frame_id=arrival.frame.frame_id)
             return failed(arrival, received, Reason.ERROR, f"{type(error).__name__}: {error}")
 
-    def _process(self, tickets: Sequence[_Ticket], takes_s: float) -> Iterator[Mapping[int, Outcome]]:
-        """In the device's thread: the frames still in time, model by model.
+    def _process(
+        self, tickets: Sequence[_Ticket], given_up: Sequence[bool]
+    ) -> Generator[Mapping[int, Outcome], None, int]:
+        """In the device's thread: the frames still in time, model by model, each model's as soon as it is done.
 
-        Verdicts leave as soon as their model is done, those of quick models together: one message at a time costs more
-        than the frame. Models on trial come last, and only where more than half of every frame's time is left.
+        Models on trial come last, and only where more than half of every frame's time is left.
+
+        Returns:
+            How many have a verdict.
         """
         started = time.time()
         undecided: dict[int, Outcome] = {}
@@ -155,7 +157,7 @@ class Desk:
                 undecided[i] = late(ticket.arrival, ticket.received, loading=ticket.loading)
             elif live is None:
                 undecided[i] = no_model(ticket.arrival, ticket.received)
-            elif left_s < takes_s:
+            elif given_up[i]:
                 undecided[i] = shed(ticket.arrival, ticket.received, left_s, loading=ticket.loading)
             else:
                 trial = self._models.trial(frame.station, frame.recipe)
@@ -172,22 +174,13 @@ class Desk:
             [(group.live.inspector, group.frames) for group in groups.values()]
             + [(group.tried.inspector, group.frames) for group in tried if group.tried]
         )
-        done: list[tuple[_Group, Inspected | Exception]] = []
-        told = time.monotonic()
-        for left, group in zip(reversed(range(len(groups))), groups.values(), strict=True):
-            result = next(together)
+        for group, result in zip(groups.values(), together, strict=False):
             group.outcomes = _outcomes(group.live, group.tickets, result, started)
-            done.append((group, result))
-            if left and time.monotonic() - told < _TOGETHER_S:
-                continue
-            yield {
-                place: outcome for each, _ in done for place, outcome in zip(each.places, each.outcomes, strict=True)
-            }
-            for each in done:
-                self._on_decided(_decided(*each))
-            done, told = [], time.monotonic()
+            yield dict(zip(group.places, group.outcomes, strict=True))
+            self._on_decided(_decided(group, result))
         for group, result in zip(tried, together, strict=True):
             self._on_tried(_tried(group, result))
+        return sum(isinstance(each.answer, Verdict) for group in groups.values() for each in group.outcomes)
 
 
 @dataclass(slots=True)

@@ -30,20 +30,21 @@ class Loader:
         self._store = store
         self._open_backbone = open_backbone
         self._limits = limits
-        self._warmed: set[Version] = set()
+        self._tried: set[Version] = set()
 
     def load(self, key: ModelKey, version: Version) -> Live:
-        """The model, verified, in memory and warm.
+        """The model, verified and in memory.
 
         Raises:
             StoreError: the store has none, or does not answer.
             Exception: whatever else is wrong with it: it cannot be used.
         """
         artifact = _in_memory(self._store.get(key, version))
-        inspector = Inspector.load(artifact, open_backbone=self._open_backbone, limits=self._limits)
-        if version not in self._warmed:
+        tried = version in self._tried
+        inspector = Inspector.load(artifact, open_backbone=self._open_backbone, limits=self._limits, tried=tried)
+        if not tried:
             _warm_up(inspector)
-            self._warmed.add(version)
+            self._tried.add(version)
         return Live(inspector, artifact.method, version, sum(tensor.nbytes for tensor in artifact.tensors.values()))
 
 

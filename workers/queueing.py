@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.batch_size import BACK_S, Candidate, size_of
+from workers.batch_size import Candidate, back_s, size_of
 
 Times = NDArray[np.float64]
 
@@ -96,7 +96,7 @@ def serve(captured: Times, service: Service, way: Way = Way(), *, held: Times | 
     """
     here = captured + way.there_s if held is None else np.maximum(captured + way.there_s, held)
     order = np.lexsort((captured, here))
-    available, due = here[order].tolist(), (captured[order] + way.deadline_s - BACK_S).tolist()
+    available, due = here[order].tolist(), (captured[order] + way.deadline_s - back_s(way.deadline_s)).tolist()
     decided = [math.inf] * len(available)
     waiting: list[int] = []
     at, free, busy = 0, 0.0, 0.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.batch_size import Candidate, Pace, size_of
+from workers.batch_size import Candidate, Matters, Pace, back_s, size_of
 
 
 def linear(per_batch_s, each_s):
@@ -28,8 +28,29 @@ def test_where_the_others_cannot_wait_those_that_survive_the_largest_batch_go():
 
 
 def test_a_flood_is_no_reason_to_give_up_another_station():
-    waiting = [Candidate(1.2), *(Candidate(2.0, counts=False) for _ in range(6))]
+    waiting = [Candidate(1.2), *(Candidate(2.0, Matters.LITTLE) for _ in range(6))]
     assert size_of(waiting, linear(1.0, 0.1)) == 1
+
+
+def test_the_station_with_the_most_urgent_frame_gives_up_its_own_and_nobody_elses():
+    flood = [Candidate(left_s, Matters.SOME) for left_s in (0.06, 0.08, 0.11, 0.12, 0.13, 0.17, 0.18, 0.19, 0.21)]
+    waiting = [flood[0], Candidate(0.06), *flood[1:]]
+    size = size_of(waiting, linear(0.02, 0.01))
+    together = [each for each in waiting if each.left_s >= 0.02 + 0.01 * size][:size]
+    assert Candidate(0.06) in together
+
+
+def test_what_is_due_leaves_time_for_the_way_back_but_not_of_a_short_time_all():
+    assert back_s(0.5) == 0.01
+    assert back_s(0.02) == pytest.approx(0.002)
+    assert back_s(-1.0) == 0.0
+
+
+def test_a_thousand_that_wait_are_looked_at_in_moments():
+    calls = []
+    waiting = of(*[0.5 + i / 1000 for i in range(1024)])
+    assert 0 < size_of(waiting, lambda size: calls.append(size) or 0.1 + 0.01 * size) < 1024
+    assert len(calls) < 3000
 
 
 def test_of_a_slow_model_frames_go_one_by_one():
