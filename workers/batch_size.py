@@ -25,7 +25,7 @@ class Matters(IntEnum):
     LITTLE = 0
     """A station's next ones: it has its turn already, and they take what room there is."""
     SOME = 1
-    """All of the station whose frame is the most urgent: those may be given up for each other."""
+    """All of the station whose frame is the most urgent: they may be given up for each other."""
     MUCH = 2
     """The first of any other station."""
 
@@ -92,9 +92,9 @@ def _in_time(hopeful: Sequence[Candidate], size: int, takes: Sequence[float]) ->
 
 
 def _worth(candidates: Sequence[Candidate]) -> tuple[int, int]:
-    """How many of them matter much, and some."""
-    much = sum(each.matters is Matters.MUCH for each in candidates)
-    return much, sum(each.matters is Matters.SOME for each in candidates)
+    """How many stations have a frame among those that matter, and of the one with the most urgent how many."""
+    some = sum(each.matters is Matters.SOME for each in candidates)
+    return sum(each.matters is Matters.MUCH for each in candidates) + (some > 0), some
 
 
 class Pace:
