@@ -1,6 +1,7 @@
 """What Faust's own bookkeeping of offsets makes of messages that are answered before it takes them."""
 
 import asyncio
+import time
 
 import pytest
 from faust.transport.consumer import ConsumerMessage
@@ -61,3 +62,35 @@ def test_all_of_it_can_be_committed_whatever_is_missing(offsets, faust_takes, mo
         consumer._thread.thread_loop.close()  # of a thread that was not started
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("full", "waited_s"), [([], 1.0), ([1], faust_app._ROOM_S), ([0, 1], None)], ids=["none", "one", "all"]
+)
+def test_a_stream_that_has_enough_is_looked_at_again_soon(full, waited_s, monkeypatch):
+    """Faust sleeps for a second where all have enough, and waits as long for the others where one has."""
+    asked = []
+
+    async def fetch(self, active_partitions, timeout):  # noqa: ASYNC109 - Faust's name
+        asked.append((set(active_partitions), timeout))
+        return {}
+
+    monkeypatch.setattr(driver.Consumer, "_getmany", fetch)
+    both = [TP(TOPIC.topic, 0), TP(TOPIC.topic, 1)]
+
+    async def main():
+        app = faust_app.build(line.build({"stations": {"line-1/top": {}}}))
+        consumer = app._new_consumer()
+        consumer.resume_flow()
+        consumer.resume_partitions(both)
+        for i in full:
+            consumer.on_buffer_full(both[i])
+        started = time.monotonic()
+        records, _ = await consumer._wait_next_records(1.0)
+        assert records == {}
+        assert time.monotonic() - started < 0.5
+        consumer._thread.thread_loop.close()  # of a thread that was not started
+
+    asyncio.run(main())
+    left = {tp for i, tp in enumerate(both) if i not in full}
+    assert asked == ([(left, waited_s)] if left else [])
