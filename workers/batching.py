@@ -53,7 +53,7 @@ class Batcher(Generic[Work, Done]):
         batch_max: most pieces to process together.
         wait_s: longest time that the first piece waits for others.
         clock: seconds of wall time, as deadlines are.
-        on_batch: told how many pieces a batch has.
+        on_batch: told how many are processed together.
     """
 
     def __init__(
