@@ -63,6 +63,7 @@ def stay(line: Line) -> None:
     """Until Ctrl-C; a process that ends is told of once, and the others go on."""
     told: set[str] = set()
     while True:
+        line.go_on()
         for process in line.rig.processes:
             status = process.popen.poll()
             if status is not None and process.name not in told:

@@ -107,11 +107,12 @@ class Line:
     redis: str = field(init=False)
     urls: dict[str, str] = field(default_factory=dict)
     _ends: ExitStack = field(default_factory=ExitStack)
+    _asked_to_end: bool = False
 
     def __enter__(self) -> Self:
         # SIGTERM and a terminal that is closed are what Ctrl-C is: an exception, which ends everything in order.
         for number in _SIGNALS:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, lambda *_: self._interrupt())  # not bound: `signal` looks at who it is
         try:
             self._start()
         except BaseException:
@@ -121,6 +122,19 @@ class Line:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _interrupt(self) -> None:
+        self._asked_to_end = True
+        raise KeyboardInterrupt
+
+    def go_on(self) -> None:
+        """Raise KeyboardInterrupt if one was lost, as in a destructor or a library that catches everything."""
+        if self._asked_to_end:
+            raise KeyboardInterrupt
+
+    def _tell(self, step: str) -> None:
+        self.go_on()
+        self.say(step)
 
     def close(self) -> None:
         """End everything that was started; another Ctrl-C does not stop that."""
@@ -151,16 +165,16 @@ class Line:
         self.redis = f"redis://127.0.0.1:{port}"
         self.rig = Rig(folder, {}, store=f"{self.redis}/0")
         self._ends.callback(self.rig.close)
-        self.say("starting Redis")
+        self._tell("starting Redis")
         redis = start_redis(folder / "redis", port)
         self.rig.processes.append(redis)
         wait_for_redis(redis, port)
         self._fit()
-        self.say("starting Kafka")
+        self._tell("starting Kafka")
         self.rig.tree = tree(self.order, self.redis)
         self.rig.__enter__()
         self._start_ours()
-        self.say("starting Prometheus")
+        self._tell("starting Prometheus")
         prepare(folder / "prometheus", self.urls)
         self.prometheus = Prometheus(folder / "prometheus", free_port(self.order.port))
         self.rig.processes.append(self.prometheus.process)
@@ -182,13 +196,13 @@ class Line:
         """Draw parts and fit both stations, as a person would: `goldline fit`."""
         folder, order = self.rig.directory, self.order
         for seed, station in enumerate(STATIONS):
-            self.say(f"{station}: drawing parts")
+            self._tell(f"{station}: drawing parts")
             pictures = folder / "pictures" / station
             counts = {"test_goods": order.tests, "defects_each": order.defects}
             synthetic.write_dataset(pictures, PART, goods=order.goods, seed=seed, **counts)
             golden = folder / "golden" / station / "default"
             synthetic.write_dataset(golden, PART, goods=0, seed=seed + len(STATIONS), **counts)
-            self.say(f"{station}: fitting")
+            self._tell(f"{station}: fitting")
             options = ("--station", station, "--false-reject-rate", "0.05", "--store", self.rig.store_url)
             fit = self.rig.run(f"fit-{station.rpartition('/')[2]}", "fit", str(pictures), *options)
             fit.popen.wait(_FIT_S)
@@ -197,12 +211,12 @@ class Line:
 
     def _start_ours(self) -> None:
         """Each by the command that a person would start it with."""
-        self.say("starting two workers and the gate")
+        self._tell("starting two workers and the gate")
         for name in ("worker-1", "worker-2"):
             self._run(name, "worker")
         self._run("gate", "gate", "--output", str(self.rig.directory / "actions.jsonl"))
         self._wait_for_workers()
-        self.say("starting cameras and refits")
+        self._tell("starting cameras and refits")
         for station in STATIONS:
             name = f"camera-{station.rpartition('/')[2]}"
             options = ("--station", station, "--rate", str(self.order.rate), "--loop", "--shuffle", "--json")

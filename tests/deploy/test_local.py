@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -128,6 +129,21 @@ def test_a_signal_takes_all_of_it_down(programs, tmp_path, number):
     assert line.returncode == 0
     assert "it is all down" in rest
     assert not alive(redis)
+
+
+def test_an_interrupt_that_somebody_swallows_is_not_lost(tmp_path, monkeypatch):
+    steps = []
+
+    def start(self):
+        self._tell("first")
+        with suppress(BaseException):  # as what is raised in a destructor
+            signal.raise_signal(signal.SIGTERM)
+        self._tell("second")
+
+    monkeypatch.setattr(Line, "_start", start)
+    with pytest.raises(KeyboardInterrupt), Line(Order(folder=tmp_path / "line"), say=steps.append):
+        pass
+    assert steps == ["first"]
 
 
 def children(pid: int) -> list[int]:
