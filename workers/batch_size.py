@@ -5,6 +5,8 @@ half the time that its most urgent frame has left, as long as those that go next
 small batches are what makes frames late, and the queue that they leave makes batches small: it does not end by itself
 (measured: 35 frames a second where 65 are possible, each decided just before its deadline or just after). Then a batch
 is as large as leaves the most in time, of those in it and of those that go next; the others are given up.
+
+Nor may a station's further frames take the time of frames that come to others while the batch runs: see `fair`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +14,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 SHARE = 0.5  # of the time that the most urgent frame has left, for the batch that it is in
+_FILL = 0.25  # of the time that a frame has in all, for a batch with further frames of a station
+_FILL_LEAST = 2.0  # times as long as one takes alone, it may take in any case: smaller ones are a waste
 _BACK_S = 0.010  # from a verdict to the gate, about: what comes out later is not in time
 _BACK_SHARE = 0.1  # and at most this share of what a frame has in all
 _SIZES = 32  # as many are tried, spread over those that there are
@@ -95,6 +99,24 @@ def _worth(candidates: Sequence[Candidate]) -> tuple[int, int]:
     """How many stations have a frame among those that matter, and of the one with the most urgent how many."""
     some = sum(each.matters is Matters.SOME for each in candidates)
     return sum(each.matters is Matters.MUCH for each in candidates) + (some > 0), some
+
+
+def fair(size: int, firsts: int, takes_s: Callable[[int], float], all_s: float) -> int:
+    """How many of a batch are left when stations' further frames fill it only for a share of what a new frame has.
+
+    A frame of another station may come just after it started: it waits for this batch, is in the next, and either may
+    take longer than was thought.
+
+    Args:
+        size: as `size_of` says; the first frame of each station goes first.
+        firsts: how many of these there are: they are in whatever they take.
+        takes_s: seconds for a batch of so many.
+        all_s: what a frame has in all when it comes.
+    """
+    most_s = max(_FILL * all_s, _FILL_LEAST * takes_s(1))
+    while size > max(firsts, 1) and takes_s(size) > most_s:
+        size -= 1
+    return size
 
 
 class Pace:

@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from workers.batch_size import Candidate, Matters, Pace, back_s, size_of
+from workers.batch_size import Candidate, Matters, Pace, back_s, fair, size_of
 
 Work = TypeVar("Work")
 Done = TypeVar("Done")
@@ -73,6 +73,7 @@ class Batcher(Generic[Work, Done]):
         self._wait_s = wait_s
         self._clock = clock
         self._queues: OrderedDict[Hashable, deque[_Waiting[Work, Done]]] = OrderedDict()  # who is next, first
+        self._known: set[Hashable] = set()  # whose pieces ever came: two are enough to know
         self._arrival = asyncio.Event()
         self.pace = Pace()
 
@@ -87,6 +88,8 @@ class Batcher(Generic[Work, Done]):
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         now = self._clock()
         waiting = _Waiting(work, now, deadline - back_s(deadline - now), future)
+        if len(self._known) < 2:
+            self._known.add(turn)
         self._queues.setdefault(turn, deque()).append(waiting)
         self._arrival.set()
         return await future
@@ -136,6 +139,9 @@ class Batcher(Generic[Work, Done]):
                 if len(hopeful) == self._batch_max:
                     break
         size = size_of(_candidates(hopeful), self.pace)
+        if len(self._known) > 1:
+            all_s = max(waiting.due - waiting.arrived for queue in self._queues.values() for waiting in queue)
+            size = fair(size, len({turn for turn, _ in hopeful}), self.pace, all_s)
         takes_s = self.pace(max(size, 1))
         batch: _Batch[Work, Done] = _Batch([], size, now + takes_s)
         surviving = 0

@@ -6,8 +6,10 @@ and processes real.
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from model_store import ModelKey, Version, open_store
 from pipeline.data import Frame, Reason
 from pipeline.inspection import Inspector
 from workers import messages
-from workers.bench_rig import Reader, backbone, fit, pictures, play, put, said, sustainable
+from workers.bench_rig import Reader, Stolen, backbone, fit, pictures, play, put, said, sustainable
 from workers.camera import Camera
 from workers.outcomes import LOADING
 from workers.rig import Rig, temporary
@@ -85,17 +87,22 @@ def stations(
     recipes: int,
     flood: float,
     seconds: float,
+    share: float,
+    turns: int = 3,
     deadline_ms: int = 500,
     budget_models: int | None = None,
 ) -> dict[str, Any]:
-    """Many stations and recipes in one worker, first at one rate each, then with one that sends `flood` times as much.
+    """Many stations and recipes in one worker, in turn at one rate each and with one that sends `flood` times as much.
 
-    At one rate each the stations together take 80 % of what is sustained. At each half-time every station goes over to
-    another product. Memory is for `budget_models` models, two thirds of them unless given.
+    At one rate each the stations together take `share` of what is sustained. In turn, because a machine's own speed
+    changes from one minute to the next. At each turn every station goes over to another product. Memory is for
+    `budget_models` models, two thirds of them unless given. `seconds` are of each, all its turns together.
 
     Returns:
         For `even` and for `flooded` what was said to the station that floods and to the others; `others_late` had a
-        verdict too late, or none for want of time, and `others_loading` of these waited for their model.
+        verdict too late, or none for want of time, and `others_loading` of these waited for their model; frames
+        decided in time of the one that floods and of the worst of the others; and for each turn what share of the
+        processors' time others on the same machine took, where it is a virtual one.
     """
     names = [f"bench/s{i:02d}" for i in range(count)]
     products = [f"p{i}" for i in range(recipes)]
@@ -115,21 +122,22 @@ def stations(
         _all_assigned(rig, worker, count)
         with Reader(rig) as reader:
             most = sustainable(rig, reader, names, recipe=products[0])
-            base, images = 0.8 * most / count, pictures()
+            base, images = share * most / count, pictures()
             cameras = [Camera(rig.settings, name) for name in names]
 
-            def shift(number: int, factor: float) -> dict[str, set[str]]:
-                """Half a time at the next product; frame ids of the one that floods and of the others."""
+            def turn(number: int, factor: float) -> _Turn:
+                """Each station at its next product, one of them at so many times the rate of each other."""
                 for i, camera in enumerate(cameras):
                     camera.recipe = products[(i + number) % recipes]
+                stolen = Stolen()
                 with ThreadPoolExecutor(2) as drivers:
-                    flooding = drivers.submit(_ids, cameras[:1], images, base * factor, seconds / 2)
-                    others = drivers.submit(_ids, cameras[1:], images, base * (count - 1), seconds / 2)
-                    sent = {"flood": flooding.result(), "others": others.result()}
-                reader.wait_for(sent["flood"] | sent["others"])
-                return sent
+                    flooding = drivers.submit(_ids, cameras[:1], images, base * factor, seconds / turns)
+                    others = drivers.submit(_ids, cameras[1:], images, base * (count - 1), seconds / turns)
+                    sent = flooding.result(), others.result()
+                reader.wait_for(sent[0] | sent[1])
+                return _Turn(*sent, stolen=stolen.share())
 
-            shifts = [shift(number, factor) for number, factor in enumerate((1.0, 1.0, flood, flood))]
+            played = [turn(number, factor) for number, factor in enumerate((1.0, flood) * turns)]
             for camera in cameras:
                 camera.close()
         worker.check()
@@ -139,26 +147,47 @@ def stations(
         "recipes": recipes,
         "flood": flood,
         "sustainable_per_s": round(most, 1),
+        "share": share,
         "models_loaded": loads,
         "repeats": reader.repeats,
-        "even": {"offered_per_s": round(base * count, 1), **_of_others(shifts[:2], reader)},
-        "flooded": {"offered_per_s": round(base * (count - 1 + flood), 1), **_of_others(shifts[2:], reader)},
+        "even": {"offered_per_s": round(base * count, 1), **_of_each(played[::2], reader, names)},
+        "flooded": {"offered_per_s": round(base * (count - 1 + flood), 1), **_of_each(played[1::2], reader, names)},
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Ids of the frames that were sent, of the station that floods and of the others, and what was stolen meanwhile."""
+
+    flood: set[str]
+    others: set[str]
+    stolen: float
 
 
 def _ids(cameras: Sequence[Camera], images: Sequence[bytes], rate: float, seconds: float) -> set[str]:
     return {frame_id for frame_id, _ in play(cameras, images, rate=rate, count=round(rate * seconds))}
 
 
-def _of_others(shifts: Sequence[Mapping[str, set[str]]], reader: Reader) -> dict[str, Any]:
-    sent = {group: set().union(*(shift[group] for shift in shifts)) for group in ("flood", "others")}
-    found = [reader.results[each] for each in sent["others"] & reader.results.keys()]
-    late = [result for result in found if result.late or result.reason in _FOR_WANT_OF_TIME]
+def _of_each(turns: Sequence[_Turn], reader: Reader, names: Sequence[str]) -> dict[str, Any]:
+    flood, others = (set().union(*(getattr(turn, group) for turn in turns)) for group in ("flood", "others"))
+    found = reader.results
+    late = {each for each in others & found.keys() if found[each].late or found[each].reason in _FOR_WANT_OF_TIME}
+    decided = Counter(found[each].station for each in (flood | others) & found.keys() if _in_time(found[each]))
     return {
-        **{group: said(reader.results, theirs) for group, theirs in sent.items()},
+        "flood": said(found, flood),
+        "others": said(found, others),
         "others_late": len(late),
-        "others_loading": sum(LOADING in (result.detail or "") for result in late),
+        "others_loading": sum(LOADING in (found[each].detail or "") for each in late),
+        "decided": {"flood": decided[names[0]], "worst_other": min(decided[name] for name in names[1:])},
+        "turns": [
+            {"stolen": round(turn.stolen, 3), "others": len(turn.others), "others_late": len(turn.others & late)}
+            for turn in turns
+        ],
     }
+
+
+def _in_time(result: messages.Result) -> bool:
+    return result.reason is None and not result.late
 
 
 def overload(

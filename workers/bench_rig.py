@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from model_store import ModelKey, ModelStore, Version
@@ -146,6 +147,28 @@ def sustainable(rig: Rig, reader: Reader, stations: Sequence[str], *, recipe: st
     for camera in cameras:
         camera.close()
     return count / took
+
+
+class Stolen:
+    """What others on the same machine took of these processors, as far as the kernel was told (`/proc/stat`)."""
+
+    def __init__(self) -> None:
+        self._since = _ticks()
+
+    def share(self) -> float:
+        """Of the processors' time since the last time that it was asked; 0 where the kernel does not say."""
+        before, self._since = self._since, _ticks()
+        stolen, everything = (now - then for now, then in zip(self._since, before, strict=True))
+        return stolen / everything if everything else 0.0
+
+
+def _ticks() -> tuple[int, int]:
+    """Stolen, and all: user, nice, system, idle, iowait, irq, softirq, steal."""
+    try:
+        counts = [int(each) for each in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return 0, 0
+    return (counts[7], sum(counts)) if len(counts) == 8 else (0, 0)
 
 
 def said(results: Mapping[str, messages.Result], frame_ids: set[str]) -> dict[str, int]:

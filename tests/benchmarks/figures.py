@@ -130,17 +130,32 @@ def _swaps(report: Report) -> Iterator[str]:
 def _stations(report: Report) -> Iterator[str]:
     yield (
         f"{report['stations']} stations with {report['recipes']} recipes each, one worker that sustains "
-        f"{report['sustainable_per_s']} frames a second; in each row every station changes its product once."
+        f"{report['sustainable_per_s']} frames a second, of which all together take {report['share']:.0%}; in turn "
+        "without and with a flood, and at each turn every station changes its product."
     )
     rows = [
-        "| who sends what | offered | said to the one | said to the others | of these, for want of time |",
-        "| --- | --- | --- | --- | --- |",
+        "| who sends what | offered | said to the one | said to the others | late or shed | decided: one, least |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, about in (("even", "all alike"), ("flooded", f"one {report['flood']:g} times as much")):
+    loads = {"even": "all alike", "flooded": f"one {report['flood']:g} times as much"}
+    for name, about in loads.items():
         row = report[name]
         late = f"{row['others_late']}" + (f", {row['others_loading']} while loading" if row["others_loading"] else "")
-        rows.append(f"| {about} | {row['offered_per_s']}/s | {_said(row['flood'])} | {_said(row['others'])} | {late} |")
+        rows.append(
+            f"| {about} | {row['offered_per_s']}/s | {_said(row['flood'])} | {_said(row['others'])} | {late} "
+            f"| {row['decided']['flood']}, {row['decided']['worst_other']} |"
+        )
     yield "\n".join(rows)
+    yield (
+        "Turn by turn, of the others late or shed, and what other guests of this virtual machine's host took of its "
+        "processors meanwhile: "
+        + "; ".join(f"{about}: {', '.join(map(_turn, report[name]['turns']))}" for name, about in loads.items())
+        + "."
+    )
+
+
+def _turn(turn: Report) -> str:
+    return f"{turn['others_late']} of {turn['others']:,} at {turn['stolen']:.1%}"
 
 
 def _overload(report: Report) -> Iterator[str]:

@@ -24,11 +24,15 @@ def test_swaps_lose_no_frame_and_every_score_is_that_of_the_version_that_its_res
 
 
 def test_many_stations_and_recipes_are_served_by_one_worker_whose_memory_holds_not_all_models():
-    report = bench_line.stations(count=6, recipes=3, flood=10.0, seconds=6.0, deadline_ms=PATIENT_MS, budget_models=8)
+    report = bench_line.stations(
+        count=6, recipes=3, flood=10.0, seconds=6.0, share=0.6, turns=2, deadline_ms=PATIENT_MS, budget_models=8
+    )
     for load in (report["even"], report["flooded"]):
         assert (load["others_late"], load["others_loading"]) == (0, 0)
         for group in ("flood", "others"):
             assert load[group].keys() <= {"pass", "reject"}, group
+        assert load["decided"]["flood"] == sum(load["flood"].values())
+        assert 0 < load["decided"]["worst_other"] <= sum(load["others"].values()) // 5
     assert sum(report["flooded"]["flood"].values()) > 5 * sum(report["even"]["flood"].values())
     assert report["models_loaded"] > 8, "some were loaded when a frame asked for them"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.batch_size import Candidate, Matters, Pace, back_s, size_of
+from workers.batch_size import Candidate, Matters, Pace, back_s, fair, size_of
 
 
 def linear(per_batch_s, each_s):
@@ -114,3 +114,18 @@ def test_doubt_makes_hope():
     for _ in range(30):
         pace.doubt()
     assert pace(1) < 0.3
+
+
+def test_further_frames_of_a_station_fill_a_batch_for_a_quarter_of_what_a_new_frame_has():
+    assert fair(16, 3, linear(0.0, 0.01), all_s=0.4) == 10
+    assert fair(8, 3, linear(0.0, 0.01), all_s=0.4) == 8
+
+
+def test_each_stations_first_frame_is_in_whatever_that_takes():
+    assert fair(16, 12, linear(0.0, 0.01), all_s=0.4) == 12
+    assert fair(16, 20, linear(0.0, 0.01), all_s=0.4) == 16
+    assert fair(0, 20, linear(0.0, 0.01), all_s=0.4) == 0
+
+
+def test_where_a_frame_alone_takes_long_a_batch_may_take_twice_that():
+    assert fair(16, 1, linear(0.19, 0.02), all_s=0.4) == 11

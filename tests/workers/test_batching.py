@@ -452,6 +452,22 @@ def test_a_flood_whose_frame_is_the_most_urgent_costs_no_other_station_its_frame
     run(scenario())
 
 
+@pytest.mark.parametrize(("others", "sizes"), [((), [15]), (("other",), [10, 5])])
+def test_a_flood_fills_a_batch_only_as_far_as_another_stations_next_frame_can_wait(others, sizes):
+    async def scenario():
+        clock, device = Clock(), Device()
+        async with serving(device, batch_max=16, clock=clock) as batcher:
+            for size in [1, 2, 5, 16] * 20:
+                batcher.pace.learn(size, 0.01 * size)
+            await asyncio.gather(*(batcher.submit(name, deadline=clock.at + 0.41, turn=name) for name in others))
+            device.batches.clear()
+            flood = (batcher.submit(i, deadline=clock.at + 0.41, turn="flood") for i in range(15))
+            await asyncio.gather(*flood)
+        assert [len(batch) for batch in device.batches] == sizes
+
+    run(scenario())
+
+
 def test_batches_that_took_no_time_of_the_device_teach_nothing():
     """Frames that no model decides about are answered in no time."""
 

@@ -95,13 +95,17 @@ def swaps(frames: int, times: int, share: float, json_file: Path | None) -> None
 @click.option("--stations", "count", default=20, show_default=True, help="Stations in one worker.")
 @click.option("--recipes", default=3, show_default=True, help="Products of each.")
 @click.option("--flood", default=10.0, show_default=True, help="How much more one station sends than each other.")
-@click.option("--seconds", default=30.0, show_default=True, help="How long, of each.")
+@click.option("--seconds", default=60.0, show_default=True, help="How long without the flood, and as long with it.")
+@click.option("--share", default=0.6, show_default=True, help="Of the rate that this machine sustains, all alike.")
 @as_file
-def stations(count: int, recipes: int, flood: float, seconds: float, json_file: Path | None) -> None:
-    """Many stations, first alike, then with a flood at one of them: what it does to the others' verdicts."""
+def stations(count: int, recipes: int, flood: float, seconds: float, share: float, json_file: Path | None) -> None:
+    """Many stations, in turn alike and with a flood at one of them: what it does to the others' verdicts.
+
+    The rate that is sustained is measured first, in the same run.
+    """
     from workers import bench_line  # noqa: PLC0415
 
-    _tell(bench_line.stations(count=count, recipes=recipes, flood=flood, seconds=seconds), json_file)
+    _tell(bench_line.stations(count=count, recipes=recipes, flood=flood, seconds=seconds, share=share), json_file)
 
 
 @command.command("overload")
