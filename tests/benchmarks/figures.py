@@ -158,6 +158,15 @@ def _turn(turn: Report) -> str:
     return f"{turn['others_late']} of {turn['others']:,} at {turn['stolen']:.1%}"
 
 
+def _profile(report: Report) -> Iterator[str]:
+    yield (
+        f"{report['rate_per_s']:g} frames a second of {report['frame_bytes'] / 1000:.0f} kB at one station, "
+        f"{report['decided']} of {report['frames']} decided: the worker keeps {report['cores']} cores busy (others on "
+        f"the same host took {report['stolen']:.1%}). Of what its Python threads did:"
+    )
+    yield _table(("what for", "share"), ((name, f"{share:.1%}") for name, share in report["parts"].items()))
+
+
 def _overload(report: Report) -> Iterator[str]:
     memory = report["memory_mb"]
     yield (
@@ -209,6 +218,7 @@ _SECTIONS = {
     "cost": ("What a picture's cost grows with", "goldline bench cost", _cost),
     "line": ("The highest rate of a line", "goldline bench line", _line),
     "line-two-workers": ("The same with two workers", "goldline bench line --workers 2", _line),
+    "profile": ("What a worker's time goes to", "python -m tests.benchmarks.walk_profile", _profile),
     "refit": ("A refit beside a line", "goldline bench refit", _refit),
     "swaps": ("Models swapped under load", "goldline bench swaps", _swaps),
     "stations": ("A flood at one of many stations", "goldline bench stations", _stations),

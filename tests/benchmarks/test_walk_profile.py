@@ -1,0 +1,15 @@
+"""A sample of a profile belongs to the innermost code that is known."""
+
+from tests.benchmarks.walk_profile import part_of, shares
+
+
+def test_a_librarys_time_is_that_of_whoever_called_it():
+    stack = ["run (workers/desk.py:1)", "score (pipeline/pruning.py:9)", "matmul (torch/functional.py:3)"]
+    assert part_of(stack) == "search"
+    assert part_of(["main (somewhere.py:1)"]) == "other"
+
+
+def test_shares_are_of_all_samples_and_largest_first():
+    lines = ["a (asyncio/base_events.py:1) 1", "a (workers/app.py:1);b (pipeline/maps.py:2) 3"]
+    assert list(shares(lines).items()) == [("map", 0.75), ("event loop", 0.25)]
+    assert shares([]) == {}
