@@ -6,7 +6,7 @@ small batches are what makes frames late, and the queue that they leave makes ba
 (measured: 35 frames a second where 65 are possible, each decided just before its deadline or just after). Then a batch
 is as large as leaves the most in time, of those in it and of those that go next; the others are given up.
 
-Nor may a station's further frames take the time of frames that come to others while the batch runs: see `fair`.
+Nor may one station's flood take the time of frames that come to others while the batch runs: see `fair`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 SHARE = 0.5  # of the time that the most urgent frame has left, for the batch that it is in
-_FILL = 0.25  # of the time that a frame has in all, for a batch with further frames of a station
+_FILL = 0.25  # of the time that another station's frame has in all, for a batch with frames of a flood
 _FILL_LEAST = 2.0  # times as long as one takes alone, it may take in any case: smaller ones are a waste
 _BACK_S = 0.010  # from a verdict to the gate, about: what comes out later is not in time
 _BACK_SHARE = 0.1  # and at most this share of what a frame has in all
@@ -101,22 +101,25 @@ def _worth(candidates: Sequence[Candidate]) -> tuple[int, int]:
     return sum(each.matters is Matters.MUCH for each in candidates) + (some > 0), some
 
 
-def fair(size: int, firsts: int, takes_s: Callable[[int], float], all_s: float) -> int:
-    """How many of a batch are left when stations' further frames fill it only for a share of what a new frame has.
+def fair(size: int, waiting: Sequence[tuple[float, bool]], takes_s: Callable[[int], float], all_s: float) -> int:
+    """How many of a batch are left when a flood fills it only for a share of what another station's new frame has.
 
-    A frame of another station may come just after it started: it waits for this batch, is in the next, and either may
-    take longer than was thought.
+    That frame may come just after the batch started: it waits for this one, is in the next, and either may take longer
+    than was thought.
 
     Args:
-        size: as `size_of` says; the first frame of each station goes first.
-        firsts: how many of these there are: they are in whatever they take.
+        size: as `size_of` says.
+        waiting: in the order in which they have their turn: seconds left, and whether it is one of a flood, which come
+            last.
         takes_s: seconds for a batch of so many.
-        all_s: what a frame has in all when it comes.
+        all_s: what frames of other stations have when they come.
     """
     most_s = max(_FILL * all_s, _FILL_LEAST * takes_s(1))
-    while size > max(firsts, 1) and takes_s(size) > most_s:
-        size -= 1
-    return size
+    filled = size
+    while filled > 1 and takes_s(filled) > most_s:
+        filled -= 1
+    takes = takes_s(size)
+    return max(filled, min(size, sum(left_s >= takes and not flood for left_s, flood in waiting)))
 
 
 class Pace:

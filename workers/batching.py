@@ -5,12 +5,12 @@ urgent frame late, whichever comes first. While the device is busy frames gather
 as their frames have the time: see `batch_size`.
 
 Stations take turns: a batch holds the oldest frame of each before it holds a second of any. A flood at one of them
-fills what the others leave.
+fills what the others leave, and no more than their next frames can wait for.
 """
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -22,6 +22,9 @@ Work = TypeVar("Work")
 Done = TypeVar("Done")
 
 
+_FLOOD = 2  # times as many waiting as of the next station: what is beyond that is a flood
+_LATELY = 0.9  # of what its frames had before counts as what a station's frames have
+_FORGOTTEN_S = 60.0  # of a station without a frame for so long none is expected
 _TOGETHER_S = 0.02  # an answer waits no longer for others of its batch
 
 
@@ -73,7 +76,7 @@ class Batcher(Generic[Work, Done]):
         self._wait_s = wait_s
         self._clock = clock
         self._queues: OrderedDict[Hashable, deque[_Waiting[Work, Done]]] = OrderedDict()  # who is next, first
-        self._known: set[Hashable] = set()  # whose pieces ever came: two are enough to know
+        self._lately: dict[Hashable, tuple[float, float]] = {}  # when whose piece came last, and what it had in all
         self._arrival = asyncio.Event()
         self.pace = Pace()
 
@@ -88,8 +91,8 @@ class Batcher(Generic[Work, Done]):
         future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         now = self._clock()
         waiting = _Waiting(work, now, deadline - back_s(deadline - now), future)
-        if len(self._known) < 2:
-            self._known.add(turn)
+        had = self._lately[turn][1] if turn in self._lately else 0.0
+        self._lately[turn] = now, max(deadline - now, _LATELY * had)
         self._queues.setdefault(turn, deque()).append(waiting)
         self._arrival.set()
         return await future
@@ -139,9 +142,7 @@ class Batcher(Generic[Work, Done]):
                 if len(hopeful) == self._batch_max:
                     break
         size = size_of(_candidates(hopeful), self.pace)
-        if len(self._known) > 1:
-            all_s = max(waiting.due - waiting.arrived for queue in self._queues.values() for waiting in queue)
-            size = fair(size, len({turn for turn, _ in hopeful}), self.pace, all_s)
+        size = self._fair(size, hopeful)
         takes_s = self.pace(max(size, 1))
         batch: _Batch[Work, Done] = _Batch([], size, now + takes_s)
         surviving = 0
@@ -154,6 +155,22 @@ class Batcher(Generic[Work, Done]):
                 del self._queues[turn]
             surviving += left_s >= takes_s
         return batch
+
+    def _fair(self, size: int, hopeful: Sequence[tuple[Hashable, float]]) -> int:
+        """Not so many that a flood, which is what one station has more than any other, takes other stations' time."""
+        now = self._clock()
+        longest = max(self._queues, key=lambda turn: len(self._queues[turn]))
+        others = [had for turn, (at, had) in self._lately.items() if turn != longest and now - at < _FORGOTTEN_S]
+        if not others:
+            return size
+        second = max((len(queue) for turn, queue in self._queues.items() if turn != longest), default=1)
+        usual = _FLOOD * second
+        ranks: Counter[Hashable] = Counter()
+        waiting = []
+        for turn, left_s in hopeful:
+            waiting.append((left_s, turn == longest and ranks[turn] >= usual))
+            ranks[turn] += 1
+        return fair(size, waiting, self.pace, min(others))
 
     def _in_turn(self) -> Iterator[tuple[Hashable, _Waiting[Work, Done]]]:
         """Whose piece, and the piece."""

@@ -172,7 +172,7 @@ def _of_each(turns: Sequence[_Turn], reader: Reader, names: Sequence[str]) -> di
     flood, others = (set().union(*(getattr(turn, group) for turn in turns)) for group in ("flood", "others"))
     found = reader.results
     late = {each for each in others & found.keys() if found[each].late or found[each].reason in _FOR_WANT_OF_TIME}
-    decided = Counter(found[each].station for each in (flood | others) & found.keys() if _in_time(found[each]))
+    decided = Counter(found[each].station for each in (flood | others) & found.keys() if in_time(found[each]))
     return {
         "flood": said(found, flood),
         "others": said(found, others),
@@ -186,7 +186,8 @@ def _of_each(turns: Sequence[_Turn], reader: Reader, names: Sequence[str]) -> di
     }
 
 
-def _in_time(result: messages.Result) -> bool:
+def in_time(result: messages.Result) -> bool:
+    """Whether there is a decision, and not too late."""
     return result.reason is None and not result.late
 
 

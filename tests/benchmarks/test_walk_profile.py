@@ -7,6 +7,7 @@ def test_a_librarys_time_is_that_of_whoever_called_it():
     stack = ["run (workers/desk.py:1)", "score (pipeline/pruning.py:9)", "matmul (torch/functional.py:3)"]
     assert part_of(stack) == "search"
     assert part_of(["main (somewhere.py:1)"]) == "other"
+    assert part_of(["thread (0x7F): asyncio_0", "_worker (concurrent/futures/thread.py:1)"]) == "other"
 
 
 def test_shares_are_of_all_samples_and_largest_first():

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from model_store import ModelKey, open_store
 from pipeline.speed.turns import machine
+from workers.bench_line import in_time
 from workers.bench_rate import assigned, fitted, pictures_of
 from workers.bench_rig import Reader, Stolen, play
 from workers.camera import Camera
@@ -27,7 +29,7 @@ from workers.rig import temporary
 _STATION = "bench/profile"
 _RATE_HZ = 200
 _WARM_UP = 60
-_PARTS = {  # innermost first; a part of a path in a stack, and what its time is for
+_PARTS = {  # a part of a path, and what its time is for; the more particular first
     "pipeline/engines": "backbone",
     "pipeline/decode": "decode and resize",
     "pipeline/view": "decode and resize",
@@ -82,17 +84,17 @@ def run(rate: float, seconds: float, size_bytes: int, spy: str) -> dict[str, Any
         with Reader(rig) as reader:
             reader.wait_for({frame_id for frame_id, _ in play([camera], images, rate=rate, count=_WARM_UP)})
             raw = Path(folder) / "raw"
-            before, stolen = _busy_s(worker.popen.pid), Stolen()
+            started, before, stolen = time.monotonic(), _busy_s(worker.popen.pid), Stolen()
             order = [spy, "record", "--pid", str(worker.popen.pid), "--duration", str(round(seconds))]
             order += ["--rate", str(_RATE_HZ), "--format", "raw", "--threads", "--output", str(raw)]
             with subprocess.Popen(order, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as looking:
                 sent = {frame_id for frame_id, _ in play([camera], images, rate=rate, count=round(rate * seconds))}
-                cores, taken = (_busy_s(worker.popen.pid) - before) / seconds, stolen.share()
+                cores, taken = _cores(worker.popen.pid, before, started), stolen.share()
                 _, said = looking.communicate(timeout=60)
             if looking.returncode:
                 raise RuntimeError(f"py-spy: {said.strip()}")
             reader.wait_for(sent)
-            decided = sum(not reader.results[each].reason for each in sent & reader.results.keys())
+            decided = sum(in_time(reader.results[each]) for each in sent & reader.results.keys())
             parts = shares(raw.read_text(encoding="utf-8").splitlines())
         camera.close()
         worker.check()
@@ -119,11 +121,15 @@ def shares(stacks: Iterable[str]) -> dict[str, float]:
 
 def part_of(stack: list[str]) -> str:
     """What the innermost frame that is known is for."""
-    for frame in reversed(stack):
+    for frame in reversed([each for each in stack if not each.startswith("thread (")]):
         for name, part in _PARTS.items():
             if name in frame:
                 return part
     return _OTHER
+
+
+def _cores(pid: int, before: float, started: float) -> float:
+    return (_busy_s(pid) - before) / (time.monotonic() - started)
 
 
 def _busy_s(pid: int) -> float:

@@ -116,16 +116,25 @@ def test_doubt_makes_hope():
     assert pace(1) < 0.3
 
 
-def test_further_frames_of_a_station_fill_a_batch_for_a_quarter_of_what_a_new_frame_has():
-    assert fair(16, 3, linear(0.0, 0.01), all_s=0.4) == 10
-    assert fair(8, 3, linear(0.0, 0.01), all_s=0.4) == 8
+def flooded(others, flood, left_s=10.0):
+    return [(left_s, False)] * others + [(left_s, True)] * flood
 
 
-def test_each_stations_first_frame_is_in_whatever_that_takes():
-    assert fair(16, 12, linear(0.0, 0.01), all_s=0.4) == 12
-    assert fair(16, 20, linear(0.0, 0.01), all_s=0.4) == 16
-    assert fair(0, 20, linear(0.0, 0.01), all_s=0.4) == 0
+def test_a_flood_fills_a_batch_for_a_quarter_of_what_anothers_new_frame_has():
+    assert fair(16, flooded(3, 20), linear(0.0, 0.01), all_s=0.4) == 10
+    assert fair(8, flooded(3, 20), linear(0.0, 0.01), all_s=0.4) == 8
+
+
+def test_who_is_not_of_the_flood_is_in_whatever_that_takes():
+    assert fair(16, flooded(12, 20), linear(0.0, 0.01), all_s=0.4) == 12
+    assert fair(16, flooded(20, 0), linear(0.0, 0.01), all_s=0.4) == 16
+    assert fair(0, flooded(20, 0), linear(0.0, 0.01), all_s=0.4) == 0
+
+
+def test_no_place_is_kept_for_the_flood_by_those_who_cannot_be_in_the_batch():
+    waiting = [*flooded(6, 0, left_s=0.11), *flooded(6, 0), *flooded(0, 20)]
+    assert fair(16, waiting, linear(0.0, 0.01), all_s=0.2) == 6
 
 
 def test_where_a_frame_alone_takes_long_a_batch_may_take_twice_that():
-    assert fair(16, 1, linear(0.19, 0.02), all_s=0.4) == 11
+    assert fair(16, flooded(1, 20), linear(0.19, 0.02), all_s=0.4) == 11

@@ -452,20 +452,47 @@ def test_a_flood_whose_frame_is_the_most_urgent_costs_no_other_station_its_frame
     run(scenario())
 
 
-@pytest.mark.parametrize(("others", "sizes"), [((), [15]), (("other",), [10, 5])])
-def test_a_flood_fills_a_batch_only_as_far_as_another_stations_next_frame_can_wait(others, sizes):
-    async def scenario():
-        clock, device = Clock(), Device()
-        async with serving(device, batch_max=16, clock=clock) as batcher:
-            for size in [1, 2, 5, 16] * 20:
-                batcher.pace.learn(size, 0.01 * size)
-            await asyncio.gather(*(batcher.submit(name, deadline=clock.at + 0.41, turn=name) for name in others))
-            device.batches.clear()
-            flood = (batcher.submit(i, deadline=clock.at + 0.41, turn="flood") for i in range(15))
-            await asyncio.gather(*flood)
-        assert [len(batch) for batch in device.batches] == sizes
+FLOOD = {"flood": 15}
+EVEN = {"a": 8, "b": 7}
 
-    run(scenario())
+
+@pytest.mark.parametrize(
+    ("before", "now", "sizes"),
+    [
+        ((), FLOOD, [15]),
+        (("other",), FLOOD, [10, 5]),
+        (("flood",), FLOOD, [15]),
+        (("a", "b"), EVEN, [15]),
+    ],
+)
+def test_a_flood_fills_a_batch_only_as_far_as_another_stations_next_frame_can_wait(before, now, sizes):
+    assert asyncio.run(asyncio.wait_for(batch_sizes(before, now, later_s=1.0), PATIENCE_S)) == sizes
+
+
+def test_a_station_without_frames_for_a_minute_is_waited_for_no_more():
+    assert asyncio.run(asyncio.wait_for(batch_sizes(("other",), FLOOD, later_s=61.0), PATIENCE_S)) == [15]
+
+
+async def batch_sizes(before, now, *, later_s):
+    """Of frames that come together some time after those of before, each with 0.4 s, where one takes 0.01 s."""
+    clock, device = Clock(), Device()
+    async with serving(device, batch_max=16, clock=clock) as batcher:
+        teach(batcher.pace)
+        for name in before:
+            known = batcher.pace(1)
+            await batcher.submit(name, deadline=clock.at + 0.4, turn=name)
+            await until(lambda known=known: batcher.pace(1) != known)  # else it takes what passes below
+        teach(batcher.pace)
+        device.batches.clear()
+        clock.at += later_s
+        frames = [name for name, count in now.items() for _ in range(count)]
+        await asyncio.gather(*(batcher.submit(name, deadline=clock.at + 0.4, turn=name) for name in frames))
+    return [len(batch) for batch in device.batches]
+
+
+def teach(pace):
+    for size in [1, 2, 5, 16] * 20:
+        pace.learn(size, 0.01 * size)
 
 
 def test_batches_that_took_no_time_of_the_device_teach_nothing():

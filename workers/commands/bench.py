@@ -96,7 +96,7 @@ def swaps(frames: int, times: int, share: float, json_file: Path | None) -> None
 @click.option("--recipes", default=3, show_default=True, help="Products of each.")
 @click.option("--flood", default=10.0, show_default=True, help="How much more one station sends than each other.")
 @click.option("--seconds", default=60.0, show_default=True, help="How long without the flood, and as long with it.")
-@click.option("--share", default=0.6, show_default=True, help="Of the rate that this machine sustains, all alike.")
+@click.option("--share", default=0.7, show_default=True, help="Of the rate that this machine sustains, all alike.")
 @as_file
 def stations(count: int, recipes: int, flood: float, seconds: float, share: float, json_file: Path | None) -> None:
     """Many stations, in turn alike and with a flood at one of them: what it does to the others' verdicts.
