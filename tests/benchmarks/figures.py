@@ -141,9 +141,9 @@ def _stations(report: Report) -> Iterator[str]:
     for name, about in loads.items():
         row = report[name]
         late = f"{row['others_late']}" + (f", {row['others_loading']} while loading" if row["others_loading"] else "")
-        share = row["offered_per_s"] / report["sustainable_per_s"]
+        offered = f"{row['offered_per_s']}/s, {row['offered_per_s'] / report['sustainable_per_s']:.0%}"
         rows.append(
-            f"| {about} | {row['offered_per_s']}/s, {share:.0%} | {_said(row['flood'])} | {_said(row['others'])} | {late} "
+            f"| {about} | {offered} | {_said(row['flood'])} | {_said(row['others'])} | {late} "
             f"| {row['decided']['flood']}, {row['decided']['worst_other']} |"
         )
     yield "\n".join(rows)

@@ -14,3 +14,8 @@ def test_shares_are_of_all_samples_and_largest_first():
     lines = ["a (asyncio/base_events.py:1) 1", "a (workers/app.py:1);b (pipeline/maps.py:2) 3"]
     assert list(shares(lines).items()) == [("map", 0.75), ("event loop", 0.25)]
     assert shares([]) == {}
+
+
+def test_a_thread_that_waits_does_nothing():
+    lines = ["a (workers/app.py:1);select (selectors.py:468) 90", "a (pipeline/maps.py:2) 1"]
+    assert shares(lines) == {"map": 1.0}

@@ -2,7 +2,8 @@
 
 `python -m tests.benchmarks.walk_profile --json tests/benchmarks/profile.json`, with py-spy on the path (`pip install
 py-spy`). A sample belongs to the innermost frame of its stack that one of the names below knows, so that torch's own
-functions count for whoever called them; threads that wait are not sampled. What runs in threads that Python does not
+functions count for whoever called them; threads that wait are left out. The worker is not stopped for a sample, which
+would make it late, so that now and then a stack is torn. What runs in threads that Python does not
 know (a backbone's second core) is not in it: `cores` is the whole, as the kernel counts it.
 """
 
@@ -27,7 +28,7 @@ from workers.camera import Camera
 from workers.rig import temporary
 
 _STATION = "bench/profile"
-_RATE_HZ = 200
+_RATE_HZ = 50
 _WARM_UP = 60
 _PARTS = {  # a part of a path, and what its time is for; the more particular first
     "pipeline/engines": "backbone",
@@ -59,6 +60,8 @@ _PARTS = {  # a part of a path, and what its time is for; the more particular fi
     "asyncio": "event loop",
 }
 _OTHER = "other"
+_WAITS = ("selectors.py:", "threading.py:", "concurrent/futures/thread.py:", "queues.py:", "locks.py:")
+"""A thread whose innermost frame is one of these does nothing: py-spy is not sure of that when it does not stop it."""
 
 
 def run(rate: float, seconds: float, size_bytes: int, spy: str) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def run(rate: float, seconds: float, size_bytes: int, spy: str) -> dict[str, Any
             raw = Path(folder) / "raw"
             started, before, stolen = time.monotonic(), _busy_s(worker.popen.pid), Stolen()
             order = [spy, "record", "--pid", str(worker.popen.pid), "--duration", str(round(seconds))]
-            order += ["--rate", str(_RATE_HZ), "--format", "raw", "--threads", "--output", str(raw)]
+            order += ["--rate", str(_RATE_HZ), "--format", "raw", "--nonblocking", "--threads", "--output", str(raw)]
             with subprocess.Popen(order, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as looking:
                 sent = {frame_id for frame_id, _ in play([camera], images, rate=rate, count=round(rate * seconds))}
                 cores, taken = _cores(worker.popen.pid, before, started), stolen.share()
@@ -113,8 +116,10 @@ def shares(stacks: Iterable[str]) -> dict[str, float]:
     """Lines of `frame;frame;... count`, outermost first, added up by what they are for, largest first."""
     counted: Counter[str] = Counter()
     for line in stacks:
-        stack, _, count = line.rpartition(" ")
-        counted[part_of(stack.split(";"))] += int(count)
+        frames, _, count = line.rpartition(" ")
+        stack = frames.split(";")
+        if not any(name in stack[-1] for name in _WAITS):
+            counted[part_of(stack)] += int(count)
     whole = counted.total() or 1
     return {name: round(count / whole, 3) for name, count in counted.most_common()}
 
