@@ -27,11 +27,11 @@ class Matters(IntEnum):
     """Who may be given up for whom: nobody for one that matters less."""
 
     LITTLE = 0
-    """A station's next ones: it has its turn already, and they take what room there is."""
+    """Of a flood: they take what room there is."""
     SOME = 1
-    """All of the station whose frame is the most urgent: they may be given up for each other."""
+    """All of the station that floods, where its frame is the most urgent: they may be given up for each other."""
     MUCH = 2
-    """The first of any other station."""
+    """All others."""
 
 
 class Candidate(NamedTuple):
@@ -96,12 +96,12 @@ def _in_time(hopeful: Sequence[Candidate], size: int, takes: Sequence[float]) ->
 
 
 def _worth(candidates: Sequence[Candidate]) -> tuple[int, int]:
-    """How many stations have a frame among those that matter, and of the one with the most urgent how many."""
+    """How many matter, all of the station that floods as one; and how many of these there are."""
     some = sum(each.matters is Matters.SOME for each in candidates)
     return sum(each.matters is Matters.MUCH for each in candidates) + (some > 0), some
 
 
-def fair(size: int, waiting: Sequence[tuple[float, bool]], takes_s: Callable[[int], float], all_s: float) -> int:
+def fair(size: int, waiting: Sequence[Candidate], takes_s: Callable[[int], float], all_s: float) -> int:
     """How many of a batch are left when a flood fills it only for a share of what another station's new frame has.
 
     That frame may come just after the batch started: it waits for this one, is in the next, and either may take longer
@@ -109,8 +109,7 @@ def fair(size: int, waiting: Sequence[tuple[float, bool]], takes_s: Callable[[in
 
     Args:
         size: as `size_of` says.
-        waiting: in the order in which they have their turn: seconds left, and whether it is one of a flood, which come
-            last.
+        waiting: as there.
         takes_s: seconds for a batch of so many.
         all_s: what frames of other stations have when they come.
     """
@@ -119,7 +118,7 @@ def fair(size: int, waiting: Sequence[tuple[float, bool]], takes_s: Callable[[in
     while filled > 1 and takes_s(filled) > most_s:
         filled -= 1
     takes = takes_s(size)
-    return max(filled, min(size, sum(left_s >= takes and not flood for left_s, flood in waiting)))
+    return max(filled, min(size, sum(each.left_s >= takes and each.matters is Matters.MUCH for each in waiting)))
 
 
 class Pace:

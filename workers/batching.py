@@ -9,6 +9,7 @@ fills what the others leave, and no more than their next frames can wait for.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
@@ -141,8 +142,9 @@ class Batcher(Generic[Work, Done]):
                 hopeful.append(drawn[-1])
                 if len(hopeful) == self._batch_max:
                     break
-        size = size_of(_candidates(hopeful), self.pace)
-        size = self._fair(size, hopeful)
+        longest = max(self._queues, key=lambda turn: len(self._queues[turn]))
+        candidates = _candidates(hopeful, longest, self._usual(longest))
+        size = fair(size_of(candidates, self.pace), candidates, self.pace, self._has_in_all(longest))
         takes_s = self.pace(max(size, 1))
         batch: _Batch[Work, Done] = _Batch([], size, now + takes_s)
         surviving = 0
@@ -156,21 +158,15 @@ class Batcher(Generic[Work, Done]):
             surviving += left_s >= takes_s
         return batch
 
-    def _fair(self, size: int, hopeful: Sequence[tuple[Hashable, float]]) -> int:
-        """Not so many that a flood, which is what one station has more than any other, takes other stations' time."""
+    def _usual(self, longest: Hashable) -> int:
+        """How many may wait of the one with the most before it is a flood."""
+        return _FLOOD * max((len(queue) for turn, queue in self._queues.items() if turn != longest), default=1)
+
+    def _has_in_all(self, longest: Hashable) -> float:
+        """What the next piece of any other has when it comes, at least; infinite where none is expected."""
         now = self._clock()
-        longest = max(self._queues, key=lambda turn: len(self._queues[turn]))
-        others = [had for turn, (at, had) in self._lately.items() if turn != longest and now - at < _FORGOTTEN_S]
-        if not others:
-            return size
-        second = max((len(queue) for turn, queue in self._queues.items() if turn != longest), default=1)
-        usual = _FLOOD * second
-        ranks: Counter[Hashable] = Counter()
-        waiting = []
-        for turn, left_s in hopeful:
-            waiting.append((left_s, turn == longest and ranks[turn] >= usual))
-            ranks[turn] += 1
-        return fair(size, waiting, self.pace, min(others))
+        lately = [had for turn, (at, had) in self._lately.items() if turn != longest and now - at < _FORGOTTEN_S]
+        return min(lately, default=math.inf)
 
     def _in_turn(self) -> Iterator[tuple[Hashable, _Waiting[Work, Done]]]:
         """Whose piece, and the piece."""
@@ -233,14 +229,17 @@ class _Answers(Generic[Done]):
         self._ready.clear()
 
 
-def _candidates(hopeful: Sequence[tuple[Hashable, float]]) -> list[Candidate]:
-    """Those that have the time which they take alone, in turn: whose, and how much."""
-    most_urgent = min(hopeful, key=lambda each: each[1])[0] if hopeful else None
-    seen: set[Hashable] = set()
+def _candidates(hopeful: Sequence[tuple[Hashable, float]], longest: Hashable, usual: int) -> list[Candidate]:
+    """Those that have the time which they take alone, in turn: whose, and how much; beyond the usual is a flood."""
+    ranks: Counter[Hashable] = Counter(turn for turn, _ in hopeful)
+    floods = ranks[longest] > usual
+    urgent = floods and min(hopeful, key=lambda each: each[1])[0] == longest
+    ranks.clear()
     found = []
     for turn, left_s in hopeful:
-        first = turn not in seen
-        seen.add(turn)
-        matters = Matters.SOME if turn == most_urgent else Matters.MUCH if first else Matters.LITTLE
+        ranks[turn] += 1
+        matters = Matters.MUCH
+        if turn == longest and (urgent or ranks[turn] > usual):
+            matters = Matters.SOME if urgent else Matters.LITTLE
         found.append(Candidate(left_s, matters))
     return found

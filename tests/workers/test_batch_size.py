@@ -117,7 +117,7 @@ def test_doubt_makes_hope():
 
 
 def flooded(others, flood, left_s=10.0):
-    return [(left_s, False)] * others + [(left_s, True)] * flood
+    return [Candidate(left_s)] * others + [Candidate(left_s, Matters.LITTLE)] * flood
 
 
 def test_a_flood_fills_a_batch_for_a_quarter_of_what_anothers_new_frame_has():

@@ -210,6 +210,26 @@ def test_near_what_full_batches_can_do_every_frame_of_like_stations_is_decided_i
     assert np.max(batched(captured, service, way)) <= deadline_s
 
 
+@pytest.mark.parametrize(
+    ("stations", "per_batch_s", "per_frame_s", "deadline_s", "load"),
+    [
+        (4, 0.006, 0.001, 0.05, 0.85),
+        (2, 0.03, 0.012, 0.5, 1.2),
+        (5, 0.03, 0.012, 0.5, 1.2),
+        (10, 0.005, 0.015, 0.5, 1.1),
+    ],
+)
+def test_like_stations_that_send_more_than_is_possible_fare_as_in_the_simulation(
+    stations, per_batch_s, per_frame_s, deadline_s, load
+):
+    service, way = Service(per_frame_s=per_frame_s, per_batch_s=per_batch_s), Way(deadline_s=deadline_s)
+    rate = load * service.capacity / stations
+    captured = arrivals(stations, rate, 20.0, jitter_s=0.003, together=False, rng=np.random.default_rng(1))
+    in_time = np.mean(np.concatenate(batched(captured, service, way)) <= deadline_s)
+    assert in_time >= np.mean(serve(captured.ravel(), service, way).latency <= deadline_s) - 0.02
+    assert in_time >= 0.9 / max(load, 1.0)
+
+
 @pytest.mark.parametrize("flood", [1, 20])
 def test_on_a_machine_that_is_slow_now_and_then_a_flood_makes_no_other_station_late(flood):
     service, way = Service(per_frame_s=0.015, per_batch_s=0.001), Way(there_s=0.01, deadline_s=0.5)
