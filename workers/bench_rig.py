@@ -31,6 +31,7 @@ _TRIAL_FRAMES = 1000
 _IN_FLIGHT = 16
 _TRIAL_S = 60.0
 _LEFT_S = 30.0
+_STAT = Path("/proc/stat")
 
 
 @dataclass(slots=True)
@@ -165,7 +166,7 @@ class Stolen:
 def _ticks() -> tuple[int, int]:
     """Stolen, and all: user, nice, system, idle, iowait, irq, softirq, steal."""
     try:
-        counts = [int(each) for each in Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+        counts = [int(each) for each in _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
         return 0, 0
     return (counts[7], sum(counts)) if len(counts) == 8 else (0, 0)
