@@ -125,8 +125,9 @@ class Backbone:
 
 def _probe(net: nn.Module, spec: BackboneSpec) -> dict[str, int]:
     """Channels of each layer, from one blank picture; refuses what is no dict of maps."""
+    device = next((each.device for each in net.parameters()), torch.device("cpu"))
     with torch.inference_mode():
-        maps = net(torch.zeros(1, 3, _PROBE_SIZE_PX, _PROBE_SIZE_PX))
+        maps = net(torch.zeros(1, 3, _PROBE_SIZE_PX, _PROBE_SIZE_PX, device=device))
     if not isinstance(maps, Mapping):
         raise ConfigError(f"backbone {spec.name} returns {type(maps).__name__}, not dict[layer, Tensor]")
     check_layers(spec.name, spec.layers, list(maps))

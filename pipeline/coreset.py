@@ -5,6 +5,8 @@ farthest, on average, from ten random rows; every further one is the row farthes
 that average counting as the initial distance.
 """
 
+import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor
 
 from pipeline.errors import FitError
 from pipeline.neighbours import nearest
+from pipeline.progress import Progress, silent
 
 _STARTS = 10
 _REPORTS = 100  # progress calls in all
+_LARGEST = 256.0  # of values rounded to float16, which ends at 65,504
 
 
 def select(
@@ -101,6 +105,16 @@ def _greedy(
     progress: Callable[[str, int, int], None] | None,
 ) -> Tensor:
     """The row with the largest farness, again and again; `farness` (N,), squared, becomes less around each."""
+    if points.device.type == "cuda":
+        try:
+            return _fused(points, farness, count, progress or silent)
+        except Exception as error:  # noqa: BLE001 - no compiler, no such GPU: there is another way
+            warnings.warn(f"the coreset is chosen without its kernel, slower: {error}", stacklevel=2)
+    return _plainly(points, norms, farness, count, progress or silent)
+
+
+def _plainly(points: Tensor, norms: Tensor, farness: Tensor, count: int, progress: Progress = silent) -> Tensor:
+    """`_greedy` in torch's own operations, on any device."""
     distances = torch.empty_like(norms)
     chosen = torch.empty(count, dtype=torch.int64, device=points.device)
     for i in range(count):
@@ -108,9 +122,21 @@ def _greedy(
         row = chosen[i : i + 1].copy_(farness.argmax())
         torch.minimum(farness, _squared_distances(points, norms, row, out=distances), out=farness)
         farness.index_fill_(0, row, -torch.inf)  # never twice, even where every row is the same
-        if progress is not None and ((i + 1) * _REPORTS // count > i * _REPORTS // count):
+        if (i + 1) * _REPORTS // count > i * _REPORTS // count:
             progress("coreset", i + 1, count)
     return chosen
+
+
+def _fused(points: Tensor, farness: Tensor, count: int, progress: Progress) -> Tensor:
+    """`_greedy` by one kernel a step, on points rounded to float16: exact for these."""
+    from pipeline.fused_greedy import farthest_in_turn  # noqa: PLC0415 - torch without CUDA comes without Triton
+
+    most = float(points.abs().max())
+    scale = 2.0 ** math.floor(math.log2(_LARGEST / most)) if 0 < most < math.inf else 1.0
+    p, n = points.shape
+    half = torch.zeros(n, 1 << max(0, p - 1).bit_length(), dtype=torch.float16, device=points.device)
+    half[:, :p] = points.T * scale
+    return farthest_in_turn(half, farness * scale**2, count, progress)
 
 
 def _project(features: Tensor, projection: int, generator: torch.Generator) -> Tensor:

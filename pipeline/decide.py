@@ -140,11 +140,14 @@ def decide(decoded: Decoded, scores: Scores, threshold: Threshold) -> tuple[list
     """A verdict for every decoded frame, in order; a score or a map that is not finite is a failure, never a pass."""
     verdicts, failures = [], []
     maps = scores.map.detach().cpu().numpy()
+    flat = maps.reshape(len(maps), -1)
+    lowest, highest = flat.min(axis=1), flat.max(axis=1)  # NaN where there is one
+    finite = np.isfinite(lowest) & np.isfinite(highest)
     for i, (frame_id, score) in enumerate(zip(decoded.frame_ids, scores.image.tolist(), strict=True)):
         if not math.isfinite(score):
             failures.append(Failure(frame_id=frame_id, reason=Reason.ERROR, detail=f"the score is {score}"))
             continue
-        if not np.isfinite(maps[i]).all():
+        if not finite[i]:
             failures.append(Failure(frame_id=frame_id, reason=Reason.ERROR, detail="the map is not finite"))
             continue
         verdicts.append(
@@ -154,7 +157,9 @@ def decide(decoded: Decoded, scores: Scores, threshold: Threshold) -> tuple[list
                 score=score,
                 threshold=threshold.image,
                 p_value=threshold.p_value(score),
-                regions=regions(maps[i], threshold.pixel, decoded.placements[i]),
+                regions=regions(maps[i], threshold.pixel, decoded.placements[i])
+                if highest[i] > threshold.pixel
+                else (),
             )
         )
     return verdicts, failures

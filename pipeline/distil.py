@@ -8,11 +8,13 @@ its standard deviation to the power `whiten`, by mean squared error. Close to th
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -98,19 +100,23 @@ def distil(
         size=config.size,
         seed=config.seed,
         fast=training.half(str(teacher.device)),
+        device=device,
         progress=progress,
     )
     scales = {layer: _scale(variance, config.whiten).to(device) for layer, variance in targets.variance.items()}
     imitation = _Imitation(config, scales).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = len(targets) // config.batch
 
+    @lru_cache(maxsize=1)
+    def order_of(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((config.seed, epoch)).permutation(len(targets))
+
     def loss(step: int, _generator: torch.Generator) -> Tensor:
         epoch, place = divmod(step, steps)
-        order = np.random.default_rng((config.seed, epoch)).permutation(len(targets))
-        pixels, wanted = targets.batch(order[place * config.batch : (place + 1) * config.batch])
+        pixels, wanted = targets.batch(order_of(epoch)[place * config.batch : (place + 1) * config.batch])
         if place == 0:
             imitation.missed.zero_()
-        losses: Tensor = imitation(_normalised(pixels.to(device)), wanted)
+        losses: Tensor = imitation(_normalised(pixels), wanted)
         imitation.missed += losses.detach() / steps
         return losses.sum()
 
@@ -146,10 +152,7 @@ class _Imitation(nn.Module):
         """Mean squared errors by layer, (L,)."""
         made = self.student(pictures)
         return torch.stack(
-            [
-                (made[layer].float() - wanted[layer].to(pictures.device) * self._scales[layer]).square().mean()
-                for layer in LAYERS
-            ]
+            [(made[layer].float() - wanted[layer] * self._scales[layer]).square().mean() for layer in LAYERS]
         )
 
 

@@ -19,9 +19,11 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from pipeline.devices import wait_for
 from pipeline.errors import ConfigError
+from pipeline.fused_layers import fuse_layers
 from pipeline.graphs import Replayed
 
 ENGINES = ("torch", "torch-bf16", "openvino-fp32", "openvino-bf16")
@@ -79,6 +81,8 @@ class Bf16Engine:
     def __init__(self, net: Preprocessed, device: torch.device) -> None:
         self._whole = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._half = copy.deepcopy(net.net).to(torch.bfloat16)
+        if device.type == "cuda" and isinstance(self._half, GraphModule):
+            fuse_layers(self._half)
         self._run = Replayed(self._maps, device)
 
     def __call__(self, images: Tensor) -> list[Tensor]:

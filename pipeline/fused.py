@@ -1,30 +1,37 @@
-"""A matrix product and the least two of each of its rows in one kernel, without the product in memory. Needs Triton."""
+"""Bounds of distances to a whole bank and the least two of them in one kernel, none of them in memory. Needs Triton."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_QUERIES, _ROWS, _STEP = 64, 128, 64  # of a tile: queries, rows of the bank, dimensions at once
-_WARPS, _STAGES = 4, 3
-_TILES_PER_PROCESSOR = 2
+_QUERIES, _ROWS = 128, 256  # of a tile: queries, rows of the bank
+_WARPS, _STAGES = 8, 4
+_STEPS = (64, 32)  # dimensions at once where a few queries leave processors idle, and where they do not
+_TILES_PER_PROCESSOR = 1
 
 
-def least_two(queries: Tensor, bank: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each query the least and the second least of norms - 2 q.b over the bank; inf is second to a bank of one row.
+def least_two(
+    queries: Tensor, bank: Tensor, norms: Tensor, spreads: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each query q the least and the second least of norm - 2 q.b - spread length over the bank's rows b.
 
     Args:
         queries: (N, D) float16.
         bank: (M, D) float16, on the same device.
         norms: (M,) float32.
+        spreads: (N,) float32.
+        lengths: (M,) float32.
 
     Returns:
-        Least and second least (N,) float32, products summed in float32, and the row of the least (N,) int64.
+        Least and second least (N,) float32, products summed in float32, and the row of the least (N,) int64; inf is
+        second to a bank of one row.
     """
     n, m = queries.shape[0], bank.shape[0]
     blocks, tiles = triton.cdiv(n, _QUERIES), triton.cdiv(m, _ROWS)
     # Few queries leave processors idle unless several share the bank among them.
-    parts = max(1, min(tiles, _TILES_PER_PROCESSOR * _processors(queries.device) // max(1, blocks)))
+    processors = _processors(queries.device)
+    parts = max(1, min(tiles, _TILES_PER_PROCESSOR * processors // max(1, blocks)))
     each = triton.cdiv(tiles, parts) * _ROWS
     parts = triton.cdiv(m, each)
     least = torch.empty(parts, n, dtype=torch.float32, device=queries.device)
@@ -32,8 +39,9 @@ def least_two(queries: Tensor, bank: Tensor, norms: Tensor) -> tuple[Tensor, Ten
     if n:
         with torch.cuda.device(queries.get_device()):  # of a CPU that is -1, which changes nothing
             _least_two[blocks, parts](
-                queries.contiguous(), bank.contiguous(), norms.contiguous(), least, second, row, n, m, each,
-                dim=queries.shape[1], queries_in=_QUERIES, rows_in=_ROWS, step=_STEP,
+                queries.contiguous(), bank.contiguous(), norms.contiguous(), spreads.contiguous(), lengths.contiguous(),
+                least, second, row, n, m, each,
+                dim=queries.shape[1], queries_in=_QUERIES, rows_in=_ROWS, step=_STEPS[blocks >= processors],
                 num_warps=_WARPS, num_stages=_STAGES,
             )  # fmt: skip
     best, part = least.min(dim=0, keepdim=True)
@@ -47,13 +55,14 @@ def _processors(device: torch.device) -> int:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _least_two(  # type: ignore[no-untyped-def]
-    queries, bank, norms, least, second, row, n, m, each,
+    queries, bank, norms, spreads, lengths, least, second, row, n, m, each,
     dim: tl.constexpr, queries_in: tl.constexpr, rows_in: tl.constexpr, step: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries against the bank's rows from `each` times this part on."""
     asked = tl.program_id(0) * queries_in + tl.arange(0, queries_in)
     here = tl.arange(0, rows_in)
     first = tl.program_id(1) * each
+    spread = tl.load(spreads + asked, mask=asked < n, other=0.0)
     low = tl.full((queries_in,), float("inf"), tl.float32)
     next_low = tl.full((queries_in,), float("inf"), tl.float32)
     low_at = tl.zeros((queries_in,), tl.int32)
@@ -73,7 +82,9 @@ def _least_two(  # type: ignore[no-untyped-def]
                 other=0.0,
             )
             products = tl.dot(q, b, products)
-        values = tl.load(norms + rows, mask=rows < m, other=float("inf"))[None, :] - 2 * products
+        norm = tl.load(norms + rows, mask=rows < m, other=float("inf"))
+        length = tl.load(lengths + rows, mask=rows < m, other=0.0)
+        values = norm[None, :] - 2 * products - spread[:, None] * length[None, :]
         tile, place = tl.min(values, axis=1, return_indices=True)
         rest = tl.min(tl.where(here[None, :] == place[:, None], float("inf"), values), axis=1)
         next_low = tl.minimum(tl.minimum(next_low, rest), tl.maximum(low, tile))

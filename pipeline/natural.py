@@ -5,7 +5,10 @@ Mumford and Huang, "Occlusion models for natural images", IJCV 2001); networks l
 (Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021; not re-read).
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +57,8 @@ class NaturalPictures:
 
     def batch(self, places: Sequence[int], size: Size) -> Tensor:
         """Several crops, (B, 3, H, W) uint8."""
-        return torch.from_numpy(np.stack([self.crop(place, size) for place in places]))
+        with ThreadPoolExecutor(max_workers=max(1, min(len(places), len(os.sched_getaffinity(0))))) as pool:
+            return torch.from_numpy(np.stack(list(pool.map(partial(self.crop, size=size), places))))
 
 
 def crop_of(photo: Path, size: Size, seed: tuple[int, int]) -> NDArray[np.uint8]:

@@ -1,13 +1,12 @@
-"""Exact nearest rows of a bank on a GPU: a product of numbers rounded to float16 proposes, float32 settles.
+"""Exact nearest rows of a bank on a GPU: products of numbers rounded to float16 rule out, float32 settles.
 
-What rounding took from each row is known, r(x) = x - half(x), and so is what it can do to a product (Cauchy, Schwarz):
-
-  |q.b - half(q).half(b)| <= |r(q)| |half(b)| + (|half(q)| + |r(q)|) |r(b)|
-
-Sums in float32 add at most D + 4 units of their last place. Where the second least ||b||^2 - 2 q.b lies farther above
-the least than both may be wrong, the row that was proposed is the nearest, and its distance is taken by direct
-differences. Any other query goes the whole way. Rows are taken from the bank's mean, and times a power of two that
-keeps float16 from overflowing: a query that does all the same is one of the others.
+With x = h + r, h what float16 keeps of x and r what it lacks, |q.b - hq.hb| <= |rq||b| + |q||rb| (Cauchy, Schwarz). So
+||b||^2 - 2 hq.hb less a share of |b| that depends on the query alone is a lower bound of ||b||^2 - 2 q.b. The row with
+the least bound is proposed; it is the nearest if its distance, taken by direct differences, is below the second least
+bound. Queries of which that is not so are asked again with r rounded to float16, too (the product is of hq + rq and
+hb + rb then, without rq.rb), and what is left is searched in float32. Distances are always float32's. Rows are taken
+from the bank's mean, and times a power of two that keeps float16 from overflowing: a query that does all the same is
+one of those that are left.
 """
 
 import math
@@ -20,20 +19,22 @@ import torch
 from torch import Tensor
 
 from pipeline.devices import wait_for
-from pipeline.neighbours import check_shapes, nearest, squared_norms
+from pipeline.neighbours import check_shapes, nearest, rounding, squared_norms
 
-Propose: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Queries (N, D) and a bank (M, D), float16, and its squared norms (M,) float32, to each query's least and second least
-of norm - 2 q.b, (N,) float32, summed in float32, and the row that has the least, (N,) int64."""
+Propose: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Queries (N, D) and a bank (M, D), float16, its squared norms (M,), spreads (N,) and lengths (M,), float32, to each
+query's least and second least of norm - 2 q.b - spread length, (N,) float32, summed in float32, and the row that has
+the least, (N,) int64."""
 
 _LARGEST = 256.0  # of the bank's scaled values; float16 ends at 65,504
 _UNIT_ROUNDOFF = 2.0**-24
+_CUT_OFF = 4  # times the error of rounded sums: tensor cores cut off instead
 _BLOCK_BYTES = 1 << 30  # of a product
 _TRIAL_QUERIES = 784  # patches of a picture of 224 x 224
 
 
 class RoundedBank:
-    """A bank prepared for nearest-neighbour queries; never changed.
+    """A bank prepared for nearest-neighbour queries; never changed. Memory: 16 bytes a value of the bank.
 
     Attributes:
         rows: (M, D) float32, the bank itself.
@@ -42,14 +43,20 @@ class RoundedBank:
     def __init__(self, rows: Tensor, propose: Propose) -> None:
         self.rows = rows
         self._propose = propose
-        self._whole_norms = squared_norms(rows)
         self._mean = rows.mean(dim=0)
-        centred = rows - self._mean
-        most = float(centred.abs().max())
+        most = float((rows - self._mean).abs().max())
         self._scale = 2.0 ** math.floor(math.log2(_LARGEST / most)) if 0 < most < math.inf else 1.0
-        self._norms = squared_norms(centred * self._scale)
-        self._half, lengths, lost = self._rounded(rows)
-        self._length, self._lost, self._norm = lengths.max(), lost.max(), self._norms.max()
+        self._scaled = self._scaled_from_mean(rows)
+        self._norms = squared_norms(self._scaled)
+        self._lengths = self._norms.sqrt()
+        half, rest, left = _halves(self._scaled)
+        self._banks = (half, torch.cat([half, half, rest], dim=1))
+        lengths = self._lengths.clamp(min=1e-30)
+        self._lost = tuple(
+            (torch.linalg.vector_norm(each, dim=1) / lengths).max() for each in (self._scaled - half, left)
+        )
+        self._rest = (torch.linalg.vector_norm(rest.float(), dim=1) / lengths).max()
+        self._longest = self._lengths.max()
 
     @classmethod
     def of(cls, rows: Tensor) -> "RoundedBank | None":
@@ -72,7 +79,7 @@ class RoundedBank:
         return bank
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """The row nearest to each query. The host waits for the GPU once, twice where a query goes the whole way.
+        """The row nearest to each query. The host waits for the GPU once, and again for queries asked again.
 
         Args:
             queries: (N, D) float32.
@@ -84,44 +91,80 @@ class RoundedBank:
             ShapeError: D differs.
         """
         check_shapes(queries, self.rows)
-        half, length, lost = self._rounded(queries)
-        least, second, indices = self._propose(half, self._half, self._norms)
-        distances = squared_norms(self.rows.index_select(0, indices).sub_(queries))
-        wrong = 2 * (lost * self._length + (length + lost) * self._lost)
-        wrong += (queries.shape[1] + 4) * _UNIT_ROUNDOFF * (2 * length * self._length + self._norm)
-        unsure = (~(second - least > 2 * wrong)).nonzero().squeeze(1)
-        if len(unsure):
-            settled = nearest(queries[unsure], self.rows, bank_norms=self._whole_norms)
-            distances[unsure], indices[unsure] = settled[0].squeeze(1), settled[1].squeeze(1)
+        scaled = self._scaled_from_mean(queries)
+        distances, indices, sure = self._asked(queries, scaled, again=False)
+        left = (~sure).nonzero().squeeze(1)
+        if len(left):
+            distances[left], indices[left], sure = self._asked(queries[left], scaled[left], again=True)
+            left = left[~sure]
+        if len(left):
+            _, found = nearest(scaled[left], self._scaled, bank_norms=self._norms)
+            indices[left] = found.squeeze(1)
+            distances[left] = self._apart(queries[left], indices[left])
         return distances.unsqueeze(1), indices.unsqueeze(1)
 
-    def _rounded(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows as float16, (N, D); lengths of these, and of what they lack, (N,)."""
-        scaled = (rows - self._mean).mul_(self._scale)
-        half = scaled.half()
-        kept = half.float()
-        return half, torch.linalg.vector_norm(kept, dim=1), torch.linalg.vector_norm(scaled.sub_(kept), dim=1)
+    def _asked(self, queries: Tensor, scaled: Tensor, *, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances to the rows proposed (N,), these rows (N,), and which of them are sure to be the nearest (N,)."""
+        norms = squared_norms(scaled)
+        length = norms.sqrt()
+        if again:
+            half, rest, left = _halves(scaled)
+            asked = torch.cat([half, rest, half], dim=1)
+            lost = torch.linalg.vector_norm(left, dim=1)
+            lost += self._rest * torch.linalg.vector_norm(rest.float(), dim=1)
+            sums = _CUT_OFF * rounding(asked.shape[1])
+        else:
+            asked = scaled.half()
+            lost = torch.linalg.vector_norm(scaled - asked, dim=1)
+            sums = (asked.shape[1] + 4) * _UNIT_ROUNDOFF
+        spreads = 2 * (lost + length * (self._lost[again] + sums + 4 * _UNIT_ROUNDOFF))
+        spreads += 4 * _UNIT_ROUNDOFF * self._longest
+        _, second, indices = self._propose(asked, self._banks[again], self._norms, spreads, self._lengths)
+        distances = self._apart(queries, indices)
+        exact = distances * self._scale**2
+        # Float32 takes the mean off, and sums squares, with an error of its own.
+        slack = rounding(queries.shape[1]) * (norms + exact)
+        return distances, indices, exact + slack < second + norms
+
+    def _scaled_from_mean(self, rows: Tensor) -> Tensor:
+        return torch.add(-self._scale * self._mean, rows, alpha=self._scale)
+
+    def _apart(self, queries: Tensor, indices: Tensor) -> Tensor:
+        return squared_norms(self.rows.index_select(0, indices).sub_(queries))
 
     def _seconds(self, propose: Propose) -> float:
         """How long proposals for a picture's patches take that way, once it is compiled."""
         took = []
+        few = self._banks[0][:_TRIAL_QUERIES]
         for _ in range(4):
             wait_for(self.rows.device)
             started = time.perf_counter()
-            propose(self._half[:_TRIAL_QUERIES], self._half, self._norms)
+            propose(few, self._banks[0], self._norms, self._lengths[:_TRIAL_QUERIES], self._lengths)
             wait_for(self.rows.device)
             took.append(time.perf_counter() - started)
         return min(took)
 
 
-def by_fused_kernel(queries: Tensor, bank: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _halves(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What float16 keeps of rows (N, D), what it keeps of the rest, and what is left then, float32."""
+    half = rows.half()
+    rest = rows - half
+    kept = rest.half()
+    return half, kept, rest.sub_(kept)
+
+
+def by_fused_kernel(
+    queries: Tensor, bank: Tensor, norms: Tensor, spreads: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Proposals without the product in memory, where Triton runs."""
     from pipeline import fused  # noqa: PLC0415 - torch without CUDA comes without Triton
 
-    return fused.least_two(queries, bank, norms)
+    return fused.least_two(queries, bank, norms, spreads, lengths)
 
 
-def by_product(queries: Tensor, bank: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def by_product(
+    queries: Tensor, bank: Tensor, norms: Tensor, spreads: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Proposals from the whole product, some 1 GiB of it at a time."""
     least, second = (torch.empty(len(queries), device=queries.device) for _ in range(2))
     rows = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
@@ -130,6 +173,7 @@ def by_product(queries: Tensor, bank: Tensor, norms: Tensor) -> tuple[Tensor, Te
         part = slice(start, start + step)
         values = _product(queries[part], bank)
         torch.add(norms, values, alpha=-2, out=values)
+        values.addr_(spreads[part], lengths, alpha=-1)
         least[part], rows[part] = values.min(dim=1)
         second[part] = values.scatter_(1, rows[part].unsqueeze(1), torch.inf).amin(dim=1)
     return least, second, rows

@@ -1,6 +1,7 @@
 """What a picture costs, from decoded pixels to verdict and map.
 
-Banks are patch features of drawn parts, taken at random: as many rows as are asked for. The peer's bank has as many.
+Banks are coresets of drawn parts' patch features: as many rows as are asked for, of twice as many patches. The peer's
+bank has as many.
 Weights are random where the backbone does not ship with any: times do not depend on them, accuracy aside.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pipeline import commissioning, engines, goldline_s, methods, synthetic
 from pipeline.backbone import Backbone, default_layers, resolve
+from pipeline.coreset import select
 from pipeline.data import Frame
 from pipeline.decide import calibrate
 from pipeline.decode import Decoded, Limits
@@ -30,7 +32,8 @@ from pipeline.view import View
 
 PART = "cap"
 PEERS = ("torch", "openvino-fp32", "openvino-bf16")
-_GOODS = 10
+_GOODS = 20
+_CORESET_DIMS = 32  # distances that a bank is chosen by are taken in so many
 _FIT = 24
 
 
@@ -216,15 +219,15 @@ def inspector_of(method: str, net: Backbone, bank: int | None, size: int) -> Ins
 
 
 def _bank(net: Backbone, rows: int, size: int) -> Tensor:
-    """Patch features of drawn parts (M, D), taken at random."""
+    """A coreset of drawn parts' patch features, (M, D): rows that lie close together are dearer to search."""
     few = PatchCoreDetector(torch.zeros(9, _dim(net)), PatchCoreConfig(), (size, size), net)
     found, have, first = [], 0, 0
-    while have < 2 * rows:  # of more than are needed, so that neighbouring patches are not all there
+    while have < 2 * rows:
         patches = few.embed(pictures(8, size, first=first).images.pixels).maps["patch"]
         found.append(patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1]))
         have, first = have + len(found[-1]), first + 8
-    chosen = torch.randperm(have, generator=torch.Generator().manual_seed(0))[:rows]
-    return torch.cat(found)[chosen.to(found[0].device)]
+    patches = torch.cat(found)
+    return patches[select(patches, rows, seed=0, projection=_CORESET_DIMS)]
 
 
 def _dim(net: Backbone) -> int:

@@ -67,7 +67,7 @@ def test_what_rounding_hides_is_found(whole_way):
     queries = bank[:100] + 1e-5 * rand(100, 64, 9)
     indices = check(queries, bank)
     half = RoundedBank(bank, by_product)
-    proposed = by_product(half._rounded(queries)[0], half._half, half._norms)[2]
+    proposed = half._asked(queries, half._scaled_from_mean(queries), again=False)[1]
     assert (proposed != indices[:, 0]).any()
     assert whole_way
 
@@ -93,10 +93,28 @@ def test_queries_beyond_float16_and_what_is_no_number(whole_way):
     assert 0 <= int(indices.min()) <= int(indices.max()) < 50
 
 
+def test_bounds_are_below_and_what_is_asked_again_is_mostly_sure():
+    bank = rand(2000, 64, 20) + torch.tensor([30.0, *[0.0] * 63])
+    queries = bank[:300] + 0.6 * rand(300, 64, 21)
+    made = RoundedBank(bank, by_product)
+    scaled = made._scaled_from_mean(queries)
+    truth = torch.cdist(scaled.double(), made._scaled.double()).square() - scaled.double().square().sum(1, keepdim=True)
+    shares = []
+    for again in (False, True):
+        seen = []
+        made._propose = lambda *given, seen=seen: seen.append(given) or by_product(*given)
+        shares.append(float(made._asked(queries, scaled, again=again)[2].double().mean()))
+        asked, rows, norms, spreads, lengths = seen[0]
+        bounds = norms.double() - 2 * asked.double() @ rows.double().T - spreads.double().outer(lengths.double())
+        assert bool((bounds <= truth).all())
+    assert shares[0] > 0.9
+    assert shares[1] > 0.999
+
+
 @pytest.mark.parametrize("bank", [torch.ones(20, 8), torch.zeros(3, 8), torch.ones(1, 8)])
 def test_banks_of_equal_rows(bank):
     distances, _ = RoundedBank(bank, by_product).nearest(torch.ones(4, 8))
-    assert torch.equal(distances[:, 0], torch.full((4,), 8.0 * float(bank[0, 0] == 0)))
+    torch.testing.assert_close(distances[:, 0], torch.full((4,), 8.0 * float(bank[0, 0] == 0)))
 
 
 @pytest.mark.parametrize("block", [1, 7 * 4 * 30, 1 << 30])
@@ -104,8 +122,10 @@ def test_proposals_do_not_depend_on_blocks(block, monkeypatch):
     monkeypatch.setattr(rounded, "_BLOCK_BYTES", block)
     queries, bank = rand(17, 16, 17).half(), rand(30, 16, 18).half()
     norms = bank.float().square().sum(dim=1)
-    least, second, rows = by_product(queries, bank, norms)
-    two = (norms - 2 * queries.float() @ bank.float().T).topk(2, dim=1, largest=False)
+    spreads, lengths = torch.rand(17), torch.rand(30)
+    least, second, rows = by_product(queries, bank, norms, spreads, lengths)
+    bounds = norms - 2 * queries.float() @ bank.float().T - spreads.outer(lengths)
+    two = bounds.topk(2, dim=1, largest=False)
     torch.testing.assert_close(torch.stack([least, second], dim=1), two.values)
     assert torch.equal(rows, two.indices[:, 0])
 
@@ -133,8 +153,9 @@ for n, m, d in ((70, 300, 72), (1, 129, 8), (3, 1, 64), (65, 128, 130)):
     g = torch.Generator().manual_seed(n)
     bank, queries = torch.randn(m, d, generator=g), torch.randn(n, d, generator=g)
     half, norms = bank.half(), bank.square().sum(dim=1)
-    least, second, row = fused.least_two(queries.half(), half, norms)
-    values = norms - 2 * queries.half().float() @ half.float().T
+    spreads, lengths = torch.rand(n, generator=g), torch.rand(m, generator=g)
+    least, second, row = fused.least_two(queries.half(), half, norms, spreads, lengths)
+    values = norms - 2 * queries.half().float() @ half.float().T - spreads.outer(lengths)
     two = torch.cat([values, torch.full((n, 1), torch.inf)], dim=1).topk(2, dim=1, largest=False).values
     truth = torch.cdist(queries.double(), bank.double()).argmin(dim=1)
     told.append({

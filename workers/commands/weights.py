@@ -166,6 +166,7 @@ def verify(what: str, config: Path | None, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The student's weights, .safetensors.")
 @click.option("--epochs", default=6, show_default=True, help="Passes over all views.")
 @click.option("--views", default=8, show_default=True, help="Crops of each photograph that the teacher sees.")
+@click.option("--batch", default=32, show_default=True, help="Crops a step; a GPU does more with more.")
 @click.option("--whiten", default=0.5, show_default=True, help="0: components weigh by variance; 1: all the same.")
 @click.option(
     "--width", default=1.0, show_default=True, help="The student's channels, as a multiple of 32, 64, 128 and 256."
@@ -182,6 +183,7 @@ def distil(
     out: Path,
     epochs: int,
     views: int,
+    batch: int,
     whiten: float,
     width: float,
     limit: int | None,
@@ -210,7 +212,9 @@ def distil(
             net,
             pictures(photos)[:limit],
             out,
-            DistilConfig(epochs=epochs, views=views, whiten=whiten, widths=(stem, one, two, three), seed=seed),
+            DistilConfig(
+                epochs=epochs, views=views, batch=batch, whiten=whiten, widths=(stem, one, two, three), seed=seed
+            ),
             device=str(net.device),
             progress=progress,
         )
