@@ -49,6 +49,7 @@ def _score(report: Report) -> Iterator[str]:
     yield _picked(
         report["rows"],
         {
+            "method": "method",
             "backbone": "backbone",
             "bank": "bank_rows",
             "batch": "batch",
@@ -215,6 +216,22 @@ def _cell(value: Cell) -> str:
 
 _SECTIONS = {
     "score": ("A picture, beside anomalib", "goldline bench score --peers", _score),
+    "score-amx": ("The same with bfloat16 in hardware", "goldline bench score --peers --batch 1", _score),
+    "score-h100": (
+        "PatchCore on a GPU",
+        "goldline bench score --device cuda --backbones wide_resnet50_2 --bank 16385 --batch 1,64 --engines torch-bf16",
+        _score,
+    ),
+    "score-others-h100": (
+        "PaDiM and SPADE on a GPU",
+        "goldline bench score --device cuda --backbones wide_resnet50_2 --methods padim,spade --batch 1,64 --repeats 5",
+        _score,
+    ),
+    "fit-h100": (
+        "A fit of PatchCore on a GPU, beside anomalib",
+        "goldline bench fit --device cuda --peers --repeats 3",
+        _fit,
+    ),
     "fit": ("A fit of PatchCore, beside anomalib", "goldline bench fit --peers", _fit),
     "cost": ("What a picture's cost grows with", "goldline bench cost", _cost),
     "line": ("The highest rate of a line", "goldline bench line", _line),

@@ -1,3 +1,8 @@
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -70,3 +75,40 @@ def test_progress_ends_at_the_end():
     assert calls[-1] == ("coreset", 250, 250)
     assert len(calls) == 100
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+
+
+# Triton reads its variable when it is imported, so that this needs a process of its own.
+INTERPRETED = """
+import json
+import torch
+from pipeline.fused_greedy import farthest_in_turn
+
+told = []
+for n, p, count in ((300, 16, 140), (70, 8, 70), (5, 4, 5), (64, 1, 3)):
+    points = torch.randn(n, p, generator=torch.Generator().manual_seed(n)).half()
+    double = points.double()
+    farness, wanted = double.square().sum(dim=1), []
+    for _ in range(count):
+        wanted.append(int(farness.argmax()))
+        farness = torch.minimum(farness, (double - double[wanted[-1]]).square().sum(dim=1))
+        farness[wanted] = -torch.inf
+    heard = []
+    chosen = farthest_in_turn(points, points.float().square().sum(dim=1), count, lambda *said: heard.append(said))
+    told.append([chosen.tolist() == wanted, heard[-1] == ("coreset", count, count)])
+told.append(sorted(farthest_in_turn(torch.ones(70, 4).half(), torch.ones(70), 70).tolist()) == list(range(70)))
+print(json.dumps(told))
+"""
+
+
+def test_the_kernels_choices_are_the_definitions():
+    pytest.importorskip("triton")
+    told = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout) == [[True, True]] * 4 + [True]
