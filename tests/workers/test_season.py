@@ -55,6 +55,20 @@ def test_a_station_ages_and_a_new_lamp_is_as_bright_as_the_first() -> None:
     assert lamps[1] < 0.9 < lamps[0] == lamps[2]
 
 
+def test_changes_are_as_large_as_asked_for_and_of_the_same_season() -> None:
+    usual, large, none = (World(Course(days=70, parts_per_day=10, changes=times)) for times in (1.0, 3.0, 0.0))
+    for number in (0, 20, 59):
+        a, b = usual.day(number), large.day(number)
+        assert a.lot == b.lot
+        assert b.warmer_c == pytest.approx(3 * a.warmer_c)
+        assert np.array(b.change.lot) - 1 == pytest.approx(3 * (np.array(a.change.lot) - 1))
+        still = none.day(number).change
+        assert (still.lamp, still.lot, still.blur_px, still.scale) == (1.0, (1.0, 1.0, 1.0), 0.0, 1.0)
+    assert large.day(59).change.lamp < usual.day(59).change.lamp < 0.9
+    with pytest.raises(ConfigError, match="changes of a season must be 0 to 10"):
+        Course(changes=-1)
+
+
 def test_misses_are_found_late_or_never() -> None:
     parts = [p for n in range(3) for p in World(Course(days=3, size=(64, 64), defect_rate=0.5)).day(n).parts]
     bad = [part for part in parts if part.defect is not None]

@@ -24,6 +24,9 @@ def command() -> None:
 @click.option("--part", default="cap", show_default=True, help="What is drawn: gear, cap or board.")
 @click.option("--method", default="padim", show_default=True, help="The method that all strategies use.")
 @click.option("--defect-rate", type=float, default=0.005, show_default=True, help="Share of parts that is defective.")
+@click.option(
+    "--changes", type=float, default=1.0, show_default=True, help="Times the usual, of lots, lamp and warmth."
+)
 @click.option("--rate", type=float, default=0.02, show_default=True, help="Share of good parts that may be rejected.")
 @click.option("--audits", type=click.IntRange(min=0), default=10, show_default=True, help="Parts audited each day.")
 @click.option("--cost-miss", type=float, default=50.0, show_default=True, help="Of a defective part that passes.")
@@ -37,6 +40,7 @@ def season(
     part: str,
     method: str,
     defect_rate: float,
+    changes: float,
     rate: float,
     audits: int,
     cost_miss: float,
@@ -57,6 +61,7 @@ def season(
     Examples:
       goldline simulate season --days 90 --html season.html --json season.json
       goldline simulate season --seed 1 --part gear --cost-miss 200
+      goldline simulate season --changes 3
     """
     from workers.season import page, run  # noqa: PLC0415 - torch takes seconds to import
     from workers.season.ledger import Costs  # noqa: PLC0415
@@ -68,6 +73,7 @@ def season(
         seed=seed,
         parts_per_day=parts_per_day,
         defect_rate=defect_rate,
+        changes=changes,
         audits_per_day=audits,
     )
     costs = Costs(miss=cost_miss, false_reject=cost_false_reject)

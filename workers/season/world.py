@@ -19,6 +19,7 @@ _FIRST_H, _SHIFTS_H = 6, 16  # parts come from 6 to 22 o'clock
 _YEAR_DAYS = 365
 _SERIALS = 10_000_000  # parts of one seed: no two seeds share one
 _PARTS_MOST = 2_000_000
+_CHANGES_MOST = 10  # beyond it a lamp may be dark before it is replaced
 _DEFECTIVE_FROM, _PROBE_FROM, _CHALLENGE_FROM = 4_000_000, 6_000_000, 9_000_000
 
 
@@ -38,6 +39,7 @@ class Course:
         lamp_per_day: share of its light that the lamp loses each day; after `lamp_days` it is replaced.
         lot_days: how long a lot of material lasts, about; `lot_spread`: how lots differ in each colour (deviation).
         warmest_c: degrees above those of the first day, a quarter of a year later; `weather_c`: from day to day.
+        changes: lamp, lots and warmth change so many times as much as the above says.
         blur_px_per_c, scale_per_c, red_per_c: what a degree does to focus (in pixels of a picture 224 wide), to the
             size that parts appear in, and to red; blue goes the other way.
     """
@@ -61,6 +63,7 @@ class Course:
     lot_spread: float = 0.02
     warmest_c: float = 8.0
     weather_c: float = 1.5
+    changes: float = 1.0
     blur_px_per_c: float = 0.05
     scale_per_c: float = 0.0003
     red_per_c: float = 0.003
@@ -72,6 +75,8 @@ class Course:
                 f"a season has 1 day or more, a seed of 0 or more and a defect rate in [0, 1), not {self.days}, "
                 f"{self.seed} and {self.defect_rate}"
             )
+        if not 0 <= self.changes <= _CHANGES_MOST:
+            raise ConfigError(f"changes of a season must be 0 to {_CHANGES_MOST} times the usual, not {self.changes}")
         if not self.audits_per_day <= self.parts_per_day <= _PARTS_MOST // (self.days + 10):
             raise ConfigError(
                 f"{self.parts_per_day} parts a day: there must be {self.audits_per_day}, which are audited, and not "
@@ -137,7 +142,7 @@ class World:
             left -= 1
             weather.append(anomaly)
             anomaly = 0.7 * anomaly + float(rng.normal(0, course.weather_c * math.sqrt(1 - 0.7**2)))
-        spread = rng.normal(1, course.lot_spread, (lot + 1, 3))
+        spread = rng.normal(1, course.changes * course.lot_spread, (lot + 1, 3))
         spread[0] = 1.0  # the first lot is the one that was commissioned with
         self._lots = list(zip(lots, spread[lots].tolist(), strict=True))
         self._weather = weather
@@ -213,13 +218,13 @@ class World:
 
     def _warmer(self, number: int) -> float:
         season = self.course.warmest_c * math.sin(2 * math.pi * number / _YEAR_DAYS)
-        return season + self._weather[number]
+        return self.course.changes * (season + self._weather[number])
 
     def _change(self, number: int) -> Change:
         course, warmer = self.course, self._warmer(number)
         red, green, blue = self._lots[number][1]
         return Change(
-            lamp=(1 - course.lamp_per_day) ** (number % course.lamp_days),
+            lamp=(1 - course.changes * course.lamp_per_day) ** (number % course.lamp_days),
             lot=(red, green, blue),
             balance=(1 + course.red_per_c * warmer, 1.0, 1 - course.red_per_c * warmer),
             blur_px=course.blur_px_per_c * abs(warmer),
