@@ -34,7 +34,8 @@ def page(folder: Path) -> str:
         path = folder / f"{name}.json"
         if path.exists():
             report = json.loads(path.read_text(encoding="utf-8"))
-            parts.append(f"## {title}\n\n`{command} --json tests/benchmarks/{name}.json`, {_machine(report)}\n")
+            shown = f"```sh\n{command} --json tests/benchmarks/{name}.json\n```"
+            parts.append(f"## {title}\n\n{shown}\n\n{textwrap.fill(_machine(report), 118)}\n")
             parts += [f"{text if text.startswith('|') else textwrap.fill(text, 118)}\n" for text in told(report)]
     return "\n".join(parts)
 
@@ -42,9 +43,9 @@ def page(folder: Path) -> str:
 def _machine(report: Report) -> str:
     told = report.get("machine")
     if told is None:  # nothing in it depends on one
-        return "for one or several methods and sources at a time:"
+        return "On any machine, for one or several methods and sources at a time:"
     gpu = f", {told['gpu']}" if told["gpu"] else ""
-    return f"on {told['cpu']}, {told['cores']} cores, {told['instructions'] or 'no vector instructions'}{gpu}:"
+    return f"On {told['cpu']}, {told['cores']} cores, {told['instructions'] or 'no vector instructions'}{gpu}:"
 
 
 def _score(report: Report) -> Iterator[str]:
