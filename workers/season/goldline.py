@@ -51,7 +51,7 @@ class Goldline:
     delta: float
     seed: int
     refit_every: int = 3
-    goods_kept: int = 200
+    goods_kept: int = 600
     calibrate_every: int = 7
     name: str = "goldline"
     anchor: Inspector = field(init=False)
