@@ -31,14 +31,16 @@ def select(
 ) -> Tensor:
     """Rows that cover all rows: the same for the same seed, device type and features.
 
-    Time: count * N * projection multiply-adds. Memory beyond `features`: N * (projection + 4) float32.
+    Time: count * N * projection multiply-adds. Memory beyond `features`: N * (projection + 4) float32; on a GPU twice
+    that.
 
     Args:
         features: (N, D) float32.
         count: rows to keep, 1 to N.
         seed: of the projection and of the ten random rows.
         projection: dimensions in which distances are taken; D where D is not larger.
-        progress: called as `progress("coreset", done, count)`, about a hundred times.
+        progress: called as `progress("coreset", done, count)`, about a hundred times; on a GPU as steps are
+            launched.
 
     Returns:
         (count,) int64 on the device of `features`: distinct rows, in the order of their choice.

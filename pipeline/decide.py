@@ -140,8 +140,7 @@ def decide(decoded: Decoded, scores: Scores, threshold: Threshold) -> tuple[list
     """A verdict for every decoded frame, in order; a score or a map that is not finite is a failure, never a pass."""
     verdicts, failures = [], []
     maps = scores.map.detach().cpu().numpy()
-    flat = maps.reshape(len(maps), -1)
-    lowest, highest = flat.min(axis=1), flat.max(axis=1)  # NaN where there is one
+    lowest, highest = maps.min(axis=(1, 2)), maps.max(axis=(1, 2))  # NaN where there is one
     finite = np.isfinite(lowest) & np.isfinite(highest)
     for i, (frame_id, score) in enumerate(zip(decoded.frame_ids, scores.image.tolist(), strict=True)):
         if not math.isfinite(score):

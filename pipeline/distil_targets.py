@@ -6,7 +6,6 @@ components are kept on disk, so that every further epoch costs the student's tim
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.goldline_s import CHANNELS, LAYERS
 from pipeline.natural import GREY, SMALLEST_CROP, crop_of
 from pipeline.progress import Progress
+from pipeline.threads import cores
 
 _PCA_PHOTOS = 400
 _AT_ONCE = 32
@@ -108,7 +108,7 @@ def make(
         layer: _array(folder / f"{layer}.npy", np.float16, (count, c, size // stride, size // stride))
         for layer, c, stride in zip(LAYERS, CHANNELS, _STRIDES, strict=True)
     }
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(max_workers=cores()) as pool:
         for at in range(0, count, _AT_ONCE):
             progress("teacher", at, count)
             places = range(at, min(at + _AT_ONCE, count))

@@ -25,7 +25,7 @@ def least_two(
 
     Returns:
         Least and second least (N,) float32, products summed in float32, and the row of the least (N,) int64; inf is
-        second to a bank of one row.
+        second to a bank of one row. What is no number counts as -inf.
     """
     n, m = queries.shape[0], bank.shape[0]
     blocks, tiles = triton.cdiv(n, _QUERIES), triton.cdiv(m, _ROWS)
@@ -53,7 +53,7 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
 def _least_two(  # type: ignore[no-untyped-def]
     queries, bank, norms, spreads, lengths, least, second, row, n, m, each,
     dim: tl.constexpr, queries_in: tl.constexpr, rows_in: tl.constexpr, step: tl.constexpr,
@@ -85,6 +85,7 @@ def _least_two(  # type: ignore[no-untyped-def]
         norm = tl.load(norms + rows, mask=rows < m, other=float("inf"))
         length = tl.load(lengths + rows, mask=rows < m, other=0.0)
         values = norm[None, :] - 2 * products - spread[:, None] * length[None, :]
+        values = tl.where(values == values, values, float("-inf"))  # noqa: PLR0124 - minima leave out what is no number
         tile, place = tl.min(values, axis=1, return_indices=True)
         rest = tl.min(tl.where(here[None, :] == place[:, None], float("inf"), values), axis=1)
         next_low = tl.minimum(tl.minimum(next_low, rest), tl.maximum(low, tile))

@@ -22,7 +22,7 @@ _STEPS = 128  # of a recording; even, as steps write to two places in turn
 def farthest_in_turn(points: Tensor, farness: Tensor, count: int, progress: Progress = silent) -> Tensor:
     """The point with the largest farness, again and again; each choice lowers its neighbours' to the distance from it.
 
-    Nothing is waited for: the choices are still being made when this returns.
+    Nothing is waited for but while steps are recorded: the choices are still being made when this returns.
 
     Args:
         points: (N, P) float16, P a power of two.
@@ -68,13 +68,14 @@ class _Run:
 
     def steps(self, count: int = _STEPS) -> None:
         """So many further steps; `chosen` has their choices."""
-        for i in range(count):
-            _step[(self._programs,)](
-                self._points, self._farness, self._peaks[i % 2], self._places[i % 2],
-                self._peaks[1 - i % 2], self._places[1 - i % 2], self.chosen[i:], len(self._points), self._each,
-                programs=self._programs, programs_in=triton.next_power_of_2(self._programs),
-                dim=self._points.shape[1], points_in=_POINTS, num_warps=_WARPS,
-            )  # fmt: skip
+        with torch.cuda.device(self._points.get_device()):  # of a CPU that is -1, which changes nothing
+            for i in range(count):
+                _step[(self._programs,)](
+                    self._points, self._farness, self._peaks[i % 2], self._places[i % 2],
+                    self._peaks[1 - i % 2], self._places[1 - i % 2], self.chosen[i:], len(self._points), self._each,
+                    programs=self._programs, programs_in=triton.next_power_of_2(self._programs),
+                    dim=self._points.shape[1], points_in=_POINTS, num_warps=_WARPS,
+                )  # fmt: skip
 
 
 def _programs(device: torch.device) -> int:

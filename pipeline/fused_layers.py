@@ -9,7 +9,9 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional
 
 _RELUS = {torch.relu, torch.relu_, functional.relu, functional.relu_, "relu", "relu_"}
-_SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_OVERWRITING_SUMS = {operator.iadd, "add_"}
+_SUMS = {operator.add, torch.add, "add", *_OVERWRITING_SUMS}
+_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
 
 
 class ConvRelu(nn.Module):
@@ -44,16 +46,18 @@ def fuse_layers(net: GraphModule) -> None:
             continue
         before = relu.all_input_nodes[0]
         conv, others = before, list[Node]()
-        if _is(before, modules, nn.Identity, _SUMS) and len(before.users) == 1 and len(before.all_input_nodes) == 2:
+        if _is_sum(before) and len(before.users) == 1:
             conv, others = next(
                 ((a, [b]) for a, b in (before.all_input_nodes, before.all_input_nodes[::-1]) if _fits(a, modules)),
                 (before, []),
             )
         if not _fits(conv, modules):
             continue
-        net.set_submodule(str(conv.target), ConvRelu(modules[str(conv.target)]))
+        target = str(conv.target)
+        modules[target] = ConvRelu(modules[target])
+        net.set_submodule(target, modules[target])
         with net.graph.inserting_before(relu):
-            both = net.graph.call_module(str(conv.target), (conv.all_input_nodes[0], *others))
+            both = net.graph.call_module(target, (conv.all_input_nodes[0], *others))
         relu.replace_all_uses_with(both)
         for done in [relu, *([before] if others else []), conv]:
             net.graph.erase_node(done)
@@ -65,17 +69,46 @@ def _is(node: Node, modules: dict[str, nn.Module], kind: type[nn.Module], functi
     """A call of such a module, or of one of these functions or methods, with tensors alone."""
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], kind)
+    return _calls(node, functions)
+
+
+def _calls(node: Node, functions: set[Any]) -> bool:
     plain = node.op in {"call_function", "call_method"} and node.target in functions
     return plain and not set(node.kwargs) - {"inplace"} and len(node.args) == len(node.all_input_nodes)
 
 
+def _is_sum(node: Node) -> bool:
+    """A sum of two maps; one that overwrites a map which others see as well is none."""
+    if not _calls(node, _SUMS) or len(node.all_input_nodes) != 2:
+        return False
+    return node.target not in _OVERWRITING_SUMS or len(node.all_input_nodes[0].users) == 1
+
+
 def _fits(node: Node, modules: dict[str, nn.Module]) -> bool:
-    """A convolution as cuDNN fuses them, called here alone and used once."""
+    """A convolution as cuDNN fuses them, called here alone, used once, of a map that nobody overwrites."""
     conv = modules.get(str(node.target)) if node.op == "call_module" else None
     once = len(node.users) == 1 and sum(each.target == node.target for each in node.graph.nodes) == 1
-    return type(conv) is nn.Conv2d and once and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if type(conv) is not nn.Conv2d or not once or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return False
+    seen = node.all_input_nodes[0]
+    return not any(_overwrites(user, seen, modules) for user in seen.users)
+
+
+def _overwrites(user: Node, node: Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether this user of a map may write to it: what is computed later would see that."""
+    if not user.args or user.args[0] is not node:
+        return False
+    if user.op == "call_module":
+        return bool(getattr(modules[str(user.target)], "inplace", False))
+    name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
+    return name.endswith("_") or name in _IN_PLACE or True in user.args or user.kwargs.get("inplace") is True
 
 
 def _alike(other: Tensor, x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether `other` is as large as what the convolution makes of x: a sum may also spread a smaller one."""
-    return other.dim() == 4 and other.shape[:2] == (x.shape[0], conv.out_channels) and 1 not in other.shape[2:]
+    assert not isinstance(conv.padding, str)  # noqa: S101 - such a one is not fused
+    sides = tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
+    )
+    return other.shape == (x.shape[0], conv.out_channels, *sides) and other.dtype == x.dtype

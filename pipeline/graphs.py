@@ -121,7 +121,7 @@ def called(network: Network, images: Tensor) -> Recording:
 def captured(network: Network, images: Tensor) -> Recording:
     """A CUDA graph, as torch documents them; where it cannot be captured, what `called` gives, with a warning.
 
-    Other threads may use the GPU meanwhile, and allocate memory there.
+    Other threads may use the GPU meanwhile, and allocate memory there, but not draw random numbers there.
     """
     device = images.device
     here = torch.cuda.current_stream(device)
@@ -144,6 +144,8 @@ def captured(network: Network, images: Tensor) -> Recording:
 
 def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """What does the same again, on the same memory: from a CUDA graph, or `work` itself where none can be captured.
+
+    What other threads may do meanwhile is as in `captured`.
 
     Args:
         work: launches kernels that have run before; it is called once to be recorded, and does nothing then.

@@ -5,7 +5,6 @@ Mumford and Huang, "Occlusion models for natural images", IJCV 2001); networks l
 (Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021; not re-read).
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from pipeline.data import Size
 from pipeline.errors import ConfigError
+from pipeline.threads import cores
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 SMALLEST_CROP = 0.5  # of a picture's short side
@@ -57,8 +57,11 @@ class NaturalPictures:
 
     def batch(self, places: Sequence[int], size: Size) -> Tensor:
         """Several crops, (B, 3, H, W) uint8."""
-        with ThreadPoolExecutor(max_workers=max(1, min(len(places), len(os.sched_getaffinity(0))))) as pool:
-            return torch.from_numpy(np.stack(list(pool.map(partial(self.crop, size=size), places))))
+        crop = partial(self.crop, size=size)
+        if len(places) == 1:
+            return torch.from_numpy(crop(places[0])[None])
+        with ThreadPoolExecutor(max_workers=cores()) as pool:
+            return torch.from_numpy(np.stack(list(pool.map(crop, places))))
 
 
 def crop_of(photo: Path, size: Size, seed: tuple[int, int]) -> NDArray[np.uint8]:

@@ -1,12 +1,12 @@
 """Exact nearest rows of a bank on a GPU: products of numbers rounded to float16 rule out, float32 settles.
 
-With x = h + r, h what float16 keeps of x and r what it lacks, |q.b - hq.hb| <= |rq||b| + |q||rb| (Cauchy, Schwarz). So
-||b||^2 - 2 hq.hb less a share of |b| that depends on the query alone is a lower bound of ||b||^2 - 2 q.b. The row with
-the least bound is proposed; it is the nearest if its distance, taken by direct differences, is below the second least
-bound. Queries of which that is not so are asked again with r rounded to float16, too (the product is of hq + rq and
-hb + rb then, without rq.rb), and what is left is searched in float32. Distances are always float32's. Rows are taken
-from the bank's mean, and times a power of two that keeps float16 from overflowing: a query that does all the same is
-one of those that are left.
+With x = h + r, h what float16 keeps of x and r what it lacks, |q.b - hq.hb| <= |rq||b| + (|q| + |rq|)|rb| (Cauchy,
+Schwarz). So ||b||^2 - 2 hq.hb less a share of |b| that depends on the query alone is a lower bound of ||b||^2 - 2 q.b.
+The row with the least bound is proposed; it is the nearest if its distance, taken by direct differences, is below the
+second least bound. Queries of which that is not so are asked again with r rounded to float16, too (the product is of
+hq + rq and hb + rb then, without rq.rb), and what is left is searched in float32. Distances are always float32's. Rows
+are taken from the bank's mean, and times a power of two that keeps float16 from overflowing: a query that does all the
+same is one of those that are left.
 """
 
 import math
@@ -28,9 +28,9 @@ the least, (N,) int64."""
 
 _LARGEST = 256.0  # of the bank's scaled values; float16 ends at 65,504
 _UNIT_ROUNDOFF = 2.0**-24
-_CUT_OFF = 4  # times the error of rounded sums: tensor cores cut off instead
 _BLOCK_BYTES = 1 << 30  # of a product
 _TRIAL_QUERIES = 784  # patches of a picture of 224 x 224
+_TRIAL_MOST = 64 * _TRIAL_QUERIES  # of a batch
 
 
 class RoundedBank:
@@ -50,7 +50,8 @@ class RoundedBank:
         self._norms = squared_norms(self._scaled)
         self._lengths = self._norms.sqrt()
         half, rest, left = _halves(self._scaled)
-        self._banks = (half, torch.cat([half, half, rest], dim=1))
+        self._banks = (half, torch.cat([half, rest, half], dim=1))
+        self._whole_norms = squared_norms(rows)
         lengths = self._lengths.clamp(min=1e-30)
         self._lost = tuple(
             (torch.linalg.vector_norm(each, dim=1) / lengths).max() for each in (self._scaled - half, left)
@@ -98,9 +99,8 @@ class RoundedBank:
             distances[left], indices[left], sure = self._asked(queries[left], scaled[left], again=True)
             left = left[~sure]
         if len(left):
-            _, found = nearest(scaled[left], self._scaled, bank_norms=self._norms)
-            indices[left] = found.squeeze(1)
-            distances[left] = self._apart(queries[left], indices[left])
+            settled = nearest(queries[left], self.rows, bank_norms=self._whole_norms)
+            distances[left], indices[left] = settled[0].squeeze(1), settled[1].squeeze(1)
         return distances.unsqueeze(1), indices.unsqueeze(1)
 
     def _asked(self, queries: Tensor, scaled: Tensor, *, again: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,22 +109,22 @@ class RoundedBank:
         length = norms.sqrt()
         if again:
             half, rest, left = _halves(scaled)
-            asked = torch.cat([half, rest, half], dim=1)
+            asked = torch.cat([rest, half, half], dim=1)  # the large products last: sums are small until then
             lost = torch.linalg.vector_norm(left, dim=1)
             lost += self._rest * torch.linalg.vector_norm(rest.float(), dim=1)
-            sums = _CUT_OFF * rounding(asked.shape[1])
         else:
             asked = scaled.half()
             lost = torch.linalg.vector_norm(scaled - asked, dim=1)
-            sums = (asked.shape[1] + 4) * _UNIT_ROUNDOFF
-        spreads = 2 * (lost + length * (self._lost[again] + sums + 4 * _UNIT_ROUNDOFF))
+        spreads = 2 * (
+            lost + (length + lost) * self._lost[again] + length * (_sums(scaled.shape[1]) + 4 * _UNIT_ROUNDOFF)
+        )
         spreads += 4 * _UNIT_ROUNDOFF * self._longest
         _, second, indices = self._propose(asked, self._banks[again], self._norms, spreads, self._lengths)
         distances = self._apart(queries, indices)
         exact = distances * self._scale**2
         # Float32 takes the mean off, and sums squares, with an error of its own.
         slack = rounding(queries.shape[1]) * (norms + exact)
-        return distances, indices, exact + slack < second + norms
+        return distances, indices, (exact + slack < second + norms) & spreads.isfinite()
 
     def _scaled_from_mean(self, rows: Tensor) -> Tensor:
         return torch.add(-self._scale * self._mean, rows, alpha=self._scale)
@@ -133,16 +133,29 @@ class RoundedBank:
         return squared_norms(self.rows.index_select(0, indices).sub_(queries))
 
     def _seconds(self, propose: Propose) -> float:
-        """How long proposals for a picture's patches take that way, once it is compiled."""
+        """How long proposals for a picture's patches take that way, once all of it is compiled."""
+        many = torch.arange(_TRIAL_MOST, device=self.rows.device) % len(self.rows)
+        for rows in self._banks:
+            for few in (many[:_TRIAL_QUERIES], many):
+                propose(rows[few], rows, self._norms, self._lengths[few], self._lengths)
+        few = many[:_TRIAL_QUERIES]
         took = []
-        few = self._banks[0][:_TRIAL_QUERIES]
-        for _ in range(4):
+        for _ in range(3):
             wait_for(self.rows.device)
             started = time.perf_counter()
-            propose(few, self._banks[0], self._norms, self._lengths[:_TRIAL_QUERIES], self._lengths)
+            propose(self._banks[0][few], self._banks[0], self._norms, self._lengths[few], self._lengths)
             wait_for(self.rows.device)
             took.append(time.perf_counter() - started)
         return min(took)
+
+
+def _sums(dim: int) -> float:
+    """Error of a sum of so many products in float32, in units of |q||b|.
+
+    Tensor cores add four products and more at a time, and cut off what does not fit instead of rounding it: at most two
+    units for each four of them.
+    """
+    return (dim + 16) * _UNIT_ROUNDOFF
 
 
 def _halves(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import symbolic_trace
 
 from pipeline.backbone import resolve
-from pipeline.fused_layers import ConvRelu, fuse_layers
+from pipeline.fused_layers import ConvRelu, _alike, fuse_layers
 
 
 class Net(nn.Module):
@@ -54,8 +54,59 @@ class Swapped(Net):
         return (x + self.a(x)).relu()
 
 
+class Nested(Net):
+    def forward(self, x):
+        return torch.relu(torch.relu(self.a(x) + self.b(x)) + x)
+
+
+class Twice(Net):
+    def forward(self, x):
+        return torch.relu(torch.relu(self.a(x)) + x)
+
+
+class SumOfReluOfSum(Net):
+    def forward(self, x):
+        return torch.relu(torch.relu(self.a(x) + x))
+
+
+class OverwrittenBefore(Net):
+    def forward(self, x):
+        x = self.d(x)
+        y = self.a(x)
+        return torch.relu(y + torch.relu_(x))
+
+
+class OverwrittenByModule(Net):
+    def forward(self, x):
+        x = self.d(x)
+        y = self.a(x)
+        return torch.relu(y) + self.relu(x)
+
+
+class OverwrittenOther(Net):
+    def forward(self, x):
+        x = self.d(x)
+        y = x.add_(self.a(self.b(x)))
+        return torch.relu(y) + x
+
+
 @pytest.mark.parametrize(
-    ("kind", "fused"), [(Net, 3), (Shared, 0), (Seen, 0), (Spread, 1), (Same, 0), (Number, 0), (Swapped, 1)]
+    ("kind", "fused"),
+    [
+        (Net, 3),
+        (Shared, 0),
+        (Seen, 0),
+        (Spread, 1),
+        (Same, 0),
+        (Number, 0),
+        (Swapped, 1),
+        (Nested, 1),
+        (Twice, 1),
+        (SumOfReluOfSum, 1),
+        (OverwrittenBefore, 0),
+        (OverwrittenByModule, 0),
+        (OverwrittenOther, 0),
+    ],
 )
 def test_fused_nets_say_the_same(kind, fused):
     torch.manual_seed(0)
@@ -81,3 +132,14 @@ def test_of_a_backbone_shortcuts_and_heads_are_left(name, left):
     with torch.no_grad():
         for layer, truth in net(x).items():
             assert torch.equal(changed(x)[layer], truth)
+
+
+@pytest.mark.parametrize(
+    ("shape", "alike"), [((2, 4, 5, 4), True), ((2, 4, 1, 1), False), ((2, 1, 5, 4), False), ((2, 4, 9, 7), False)]
+)
+def test_a_map_of_another_size_is_not_added_in_the_kernel(shape, alike):
+    conv = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+    x = torch.zeros(2, 4, 9, 7)
+    assert conv(x).shape == (2, 4, 5, 4)
+    assert _alike(torch.zeros(shape), x, conv) == alike
+    assert not _alike(torch.zeros(2, 4, 5, 4, dtype=torch.float16), x, conv)

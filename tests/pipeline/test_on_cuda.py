@@ -135,6 +135,15 @@ def test_the_kernel_gives_the_least_two_of_each_row(n, m, d):
     torch.testing.assert_close(values.gather(1, row.unsqueeze(1))[:, 0].float(), least, rtol=1e-4, atol=1e-2)
 
 
+def test_queries_beyond_float16_are_searched_in_float32():
+    bank = rand(3000, 64, 2)
+    queries = 1e6 * rand(20, 64, 3)
+    made = RoundedBank.of(bank.to(CUDA))
+    rows = made.nearest(queries.to(CUDA))[1].cpu()[:, 0]
+    truth = torch.cdist(queries.double(), bank.double())
+    torch.testing.assert_close(truth.gather(1, rows.unsqueeze(1))[:, 0], truth.amin(dim=1), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("count", [0, 1, 500])
 def test_the_search_in_a_bank_is_exact(count):
     bank = rand(3000, 256, 2)

@@ -19,7 +19,7 @@ _FIRST_H, _SHIFTS_H = 6, 16  # parts come from 6 to 22 o'clock
 _YEAR_DAYS = 365
 _SERIALS = 10_000_000  # parts of one seed: no two seeds share one
 _PARTS_MOST = 2_000_000
-_CHANGES_MOST = 10  # beyond it a lamp may be dark before it is replaced
+_CHANGES_MOST = 10
 _DEFECTIVE_FROM, _PROBE_FROM, _CHALLENGE_FROM = 4_000_000, 6_000_000, 9_000_000
 
 
@@ -75,7 +75,7 @@ class Course:
                 f"a season has 1 day or more, a seed of 0 or more and a defect rate in [0, 1), not {self.days}, "
                 f"{self.seed} and {self.defect_rate}"
             )
-        if not 0 <= self.changes <= _CHANGES_MOST:
+        if not 0 <= self.changes <= _CHANGES_MOST or not 0 <= self.changes * self.lamp_per_day < 1:
             raise ConfigError(f"changes of a season must be 0 to {_CHANGES_MOST} times the usual, not {self.changes}")
         if not self.audits_per_day <= self.parts_per_day <= _PARTS_MOST // (self.days + 10):
             raise ConfigError(
