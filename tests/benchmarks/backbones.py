@@ -35,14 +35,30 @@ def main() -> None:
     words.add_argument("--data", type=Path, default=os.environ.get("GOLDLINE_DATA"), help="has data/ and weights/")
     words.add_argument("--students", nargs="*", type=Path, default=[], help="weights files of further students")
     words.add_argument("--json", type=Path, default=Path("tests/benchmarks/backbones.json"))
+    words.add_argument("--times", action="store_true", help="measure the milliseconds of the rows in JSON anew, alone")
     asked = words.parse_args()
     if asked.data is None:
         sys.exit("name the folder of data/ and weights/: GOLDLINE_DATA=DIR")
+    if asked.times:
+        print(markdown(_timed(asked.json, _backbones(asked.data, asked.students))))
+        return
     with tempfile.TemporaryDirectory() as drawn:
         pictures = [trial.read(folder, VIEW, Limits()) for folder in _folders(asked.data, Path(drawn))]
     rows = [_row(name, net, pictures) for name, net in _backbones(asked.data, asked.students)]
     asked.json.write_text(json.dumps({"machine": _machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
     print(markdown(rows))
+
+
+def _timed(file: Path, backbones: list[tuple[str, Backbone]]) -> list[dict[str, Any]]:
+    """The rows of an earlier run with times of now: what else ran then does not slow these."""
+    report = json.loads(file.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = report["rows"]
+    if [row["backbone"] for row in rows] != [name for name, _ in backbones]:
+        sys.exit(f"{file} is of other backbones: name the same --students")
+    for row, (_, net) in zip(rows, backbones, strict=True):
+        row["ms"] = {engine: _milliseconds(net.on(engine)) for engine in engines.candidates(torch.device("cpu"))}
+    file.write_text(json.dumps({**report, "machine": _machine()}, indent=2) + "\n", encoding="utf-8")
+    return rows
 
 
 def _folders(data: Path, drawn: Path) -> list[Path]:

@@ -113,6 +113,9 @@ def test_strategies_are_compared_at_equal_false_rejects() -> None:
     days = [day([0.5, 0.9, 1.1, 1.2], [0.8, 1.05, 1.3, 2.0])]
     assert ledger.misses_at(days, 0.5) == 0.25  # a line at 0.9: two goods above it, one defect below
     assert ledger.misses_at(days, 0.0) == 0.5
+    assert ledger.false_rejects_at(days, 0.25) == 0.5  # a line just below 1.05: one defect below it, two goods above
+    assert ledger.false_rejects_at(days, 0.0) == 0.75
+    assert ledger.false_rejects_at(days, 1.0) == 0.0
     found = ledger.rates([day([0.5, 1.1] * 50, [0.5, 2.0, 2.0, 2.0] * 25)])
     assert found == {"false_reject_rate": 0.5, "miss_rate": 0.25}
 

@@ -85,8 +85,9 @@ def season(
         html_file.write_text(page.render(report), encoding="utf-8")
     table = Table(box=None, padding=(0, 2, 0, 0), caption=f"{days} days in {report['wall_s']:.0f} s")
     table.add_column("")
-    equal = page.share(report["equal_false_reject_rate"])
-    for head in ("false rejects", "misses", f"misses at\n{equal} f.r.", "cost of\n1,000", "refits\nlive"):
+    rejects, misses = page.share(report["equal_false_reject_rate"]), page.share(report["equal_miss_rate"])
+    equal = (f"misses at\n{rejects} f.r.", f"f.r. at\n{misses} m.")
+    for head in ("false\nrejects", "misses", *equal, "cost of\n1,000", "refits\nlive"):
         table.add_column(head, justify="right")
     for name, found in report["strategies"].items():
         cost = found["cost_per_1000_parts"]
@@ -95,6 +96,7 @@ def season(
             page.share(found["false_reject_rate"]),
             page.share(found["miss_rate"]),
             page.share(found["miss_rate_at_equal_false_rejects"]),
+            page.share(found["false_reject_rate_at_equal_misses"]),
             "-" if cost is None else f"{cost:.1f}",
             str(found["nights"].get("live", 0)),
         )

@@ -97,8 +97,22 @@ def misses_at(days: Sequence[DayOf], false_reject_rate: float) -> float:
     return float((defects <= factor).mean())
 
 
+def false_rejects_at(days: Sequence[DayOf], miss_rate: float) -> float:
+    """False rejects, were each threshold times one factor, such that at most this share of the defects is missed."""
+    goods = np.concatenate([day.goods for day in days])
+    defects = np.sort(np.concatenate([day.defects for day in days]))
+    most = int(miss_rate * len(defects) + 1e-9)
+    return float((goods >= defects[most]).mean()) if most < len(defects) else 0.0
+
+
 def summary(
-    days: Sequence[DayOf], defective: set[str], *, costs: Costs, defect_rate: float, equal_at: float
+    days: Sequence[DayOf],
+    defective: set[str],
+    *,
+    costs: Costs,
+    defect_rate: float,
+    equal_false_rejects: float,
+    equal_misses: float | None,
 ) -> dict[str, Any]:
     """A strategy's season.
 
@@ -107,19 +121,22 @@ def summary(
         defective: ids of the line's defective parts.
         costs: of a miss and of a false reject.
         defect_rate: of the line.
-        equal_at: share of false rejects at which strategies are compared.
+        equal_false_rejects: share at which strategies' misses are compared.
+        equal_misses: share at which their false rejects are compared; None where too few parts say.
     """
     found = rates(days)
     miss, false = found["miss_rate"], found["false_reject_rate"]
-    cost = equal = None
+    cost = misses = rejects = None
     if miss is not None and false is not None:
-        equal = misses_at(days, equal_at)
+        misses = misses_at(days, equal_false_rejects)
+        rejects = None if equal_misses is None else false_rejects_at(days, equal_misses)
         cost = costs.of(miss_rate=miss, false_reject_rate=false, defect_rate=defect_rate)
     nights = [day.night.outcome for day in days]
     learnt = {part for day in days for part in day.night.learnt}
     return {
         **found,
-        "miss_rate_at_equal_false_rejects": equal,
+        "miss_rate_at_equal_false_rejects": misses,
+        "false_reject_rate_at_equal_misses": rejects,
         "cost_per_1000_parts": cost,
         "line": {key: sum(day.line[key] for day in days) for key in days[0].line},
         "nights": {outcome: nights.count(outcome) for outcome in sorted(set(nights))},

@@ -57,7 +57,8 @@ def _line(course: dict[str, Any]) -> str:
     return html.escape(
         f"Drawn parts ({course['part']}), {course['parts_per_day']} a day, {course['defect_rate']:.2%} of them "
         f"defective, {course['audits_per_day']} audited. {course['found_share']:.0%} of the defects that pass are "
-        f"found later, after {course['found_after_h']:g} hours on average. Seed {course['seed']}."
+        f"found later, after {course['found_after_h']:g} hours on average. Lots, lamp and warmth change "
+        f"{course['changes']:g} times as much as usual. Seed {course['seed']}."
     )
 
 
@@ -107,7 +108,8 @@ def _table(report: dict[str, Any]) -> str:
         "",
         "false rejects",
         "misses",
-        f"misses at {report['equal_false_reject_rate']:.2%} false rejects",
+        f"misses at {share(report['equal_false_reject_rate'])} false rejects",
+        f"false rejects at {share(report['equal_miss_rate'])} misses",
     )
     heads += ("cost of 1,000 parts", "refits live", "refused", "defective parts learnt")
     rows = [f"<tr>{''.join(f'<th class=n>{html.escape(h)}</th>' if h else '<th></th>' for h in heads)}</tr>"]
@@ -117,6 +119,7 @@ def _table(report: dict[str, Any]) -> str:
             share(found["false_reject_rate"]),
             share(found["miss_rate"]),
             share(found["miss_rate_at_equal_false_rejects"]),
+            share(found["false_reject_rate_at_equal_misses"]),
             "-" if found["cost_per_1000_parts"] is None else f"{found['cost_per_1000_parts']:.1f}",
             str(nights.get("live", 0)),
             str(nights.get("refused", 0)),

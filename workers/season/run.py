@@ -160,17 +160,27 @@ def _report(
     course: Course, line: Line, costs: Costs, days: list[Day], played: dict[str, list[DayOf]]
 ) -> dict[str, Any]:
     defective = {part.frame.frame_id for day in days for part in day.parts if part.defect is not None}
-    equal_at = ledger.rates(next(iter(played.values())))["false_reject_rate"] or line.rate
+    first = next(iter(played.values()))
+    told = ledger.rates(first)["miss_rate"] is not None
+    equal_misses = ledger.misses_at(first, line.rate) if told else None
     weeks = {name: ledger.weekly(each) for name, each in played.items()}
     return {
         "course": asdict(course),
         "line": {**asdict(line), "settings": dict(line.settings)},
         "costs": asdict(costs),
         "strategies": {
-            name: ledger.summary(each, defective, costs=costs, defect_rate=course.defect_rate, equal_at=equal_at)
+            name: ledger.summary(
+                each,
+                defective,
+                costs=costs,
+                defect_rate=course.defect_rate,
+                equal_false_rejects=line.rate,
+                equal_misses=equal_misses,
+            )
             for name, each in played.items()
         },
-        "equal_false_reject_rate": equal_at,
+        "equal_false_reject_rate": line.rate,
+        "equal_miss_rate": equal_misses,
         "days": [
             {
                 "day": k,
