@@ -249,7 +249,7 @@ def _cell(value: Cell) -> str:
 
 
 _SECTIONS = {
-    "score": ("A picture, beside anomalib", "goldline bench score --peers", _score),
+    "score": ("A picture, beside anomalib", "goldline bench score --peers --batch 1", _score),
     "score-amx": ("The same with bfloat16 in hardware", "goldline bench score --peers --batch 1", _score),
     "score-h100": (
         "PatchCore on a GPU",
