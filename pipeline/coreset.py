@@ -31,8 +31,8 @@ def select(
 ) -> Tensor:
     """Rows that cover all rows: the same for the same seed, device type and features.
 
-    Time: count * N * projection multiply-adds. Memory beyond `features`: N * (projection + 4) float32; on a GPU twice
-    that.
+    Time: count * N * projection multiply-adds. Memory beyond `features`: N * (projection + 4) float32; on a GPU 2.5
+    times that.
 
     Args:
         features: (N, D) float32.

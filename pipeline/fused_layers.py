@@ -12,6 +12,7 @@ _RELUS = {torch.relu, torch.relu_, functional.relu, functional.relu_, "relu", "r
 _OVERWRITING_SUMS = {operator.iadd, "add_"}
 _SUMS = {operator.add, torch.add, "add", *_OVERWRITING_SUMS}
 _IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
+_VIEWS = {"view", "reshape", "permute", "transpose", "flatten", "squeeze", "unsqueeze", "chunk", "split", "getitem"}
 
 
 class ConvRelu(nn.Module):
@@ -46,7 +47,7 @@ def fuse_layers(net: GraphModule) -> None:
             continue
         before = relu.all_input_nodes[0]
         conv, others = before, list[Node]()
-        if _is_sum(before) and len(before.users) == 1:
+        if _is_sum(before, modules) and len(before.users) == 1:
             conv, others = next(
                 ((a, [b]) for a, b in (before.all_input_nodes, before.all_input_nodes[::-1]) if _fits(a, modules)),
                 (before, []),
@@ -77,11 +78,14 @@ def _calls(node: Node, functions: set[Any]) -> bool:
     return plain and not set(node.kwargs) - {"inplace"} and len(node.args) == len(node.all_input_nodes)
 
 
-def _is_sum(node: Node) -> bool:
-    """A sum of two maps; one that overwrites a map which others see as well is none."""
+def _is_sum(node: Node, modules: dict[str, nn.Module]) -> bool:
+    """A sum of two maps; not one that overwrites a map which others see as well, nor one of what others overwrite."""
     if not _calls(node, _SUMS) or len(node.all_input_nodes) != 2:
         return False
-    return node.target not in _OVERWRITING_SUMS or len(node.all_input_nodes[0].users) == 1
+    overwritten = any(
+        _overwrites(user, each, modules) for each in node.all_input_nodes for user in {*each.users} - {node}
+    )
+    return not overwritten and (node.target not in _OVERWRITING_SUMS or len(node.all_input_nodes[0].users) == 1)
 
 
 def _fits(node: Node, modules: dict[str, nn.Module]) -> bool:
@@ -95,13 +99,13 @@ def _fits(node: Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def _overwrites(user: Node, node: Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether this user of a map may write to it: what is computed later would see that."""
-    if not user.args or user.args[0] is not node:
-        return False
+    """Whether this user of a map may write to it, or to a view of it: what is computed later would see that."""
     if user.op == "call_module":
         return bool(getattr(modules[str(user.target)], "inplace", False))
     name = user.target if isinstance(user.target, str) else getattr(user.target, "__name__", "")
-    return name.endswith("_") or name in _IN_PLACE or True in user.args or user.kwargs.get("inplace") is True
+    writes = name.endswith("_") and not name.endswith("__") and node in user.args[:1]
+    told = user.kwargs.get("inplace") is True or any(each is True for each in user.args)
+    return user.op != "output" and (writes or told or name in _IN_PLACE or name in _VIEWS)
 
 
 def _alike(other: Tensor, x: Tensor, conv: nn.Conv2d) -> bool:

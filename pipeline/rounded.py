@@ -1,12 +1,13 @@
 """Exact nearest rows of a bank on a GPU: products of numbers rounded to float16 rule out, float32 settles.
 
 With x = h + r, h what float16 keeps of x and r what it lacks, |q.b - hq.hb| <= |rq||b| + (|q| + |rq|)|rb| (Cauchy,
-Schwarz). So ||b||^2 - 2 hq.hb less a share of |b| that depends on the query alone is a lower bound of ||b||^2 - 2 q.b.
-The row with the least bound is proposed; it is the nearest if its distance, taken by direct differences, is below the
-second least bound. Queries of which that is not so are asked again with r rounded to float16, too (the product is of
-hq + rq and hb + rb then, without rq.rb), and what is left is searched in float32. Distances are always float32's. Rows
-are taken from the bank's mean, and times a power of two that keeps float16 from overflowing: a query that does all the
-same is one of those that are left.
+Schwarz). So ||b||^2 - 2 hq.hb less a share of |b| that depends on the query alone is a lower bound of ||b||^2 - 2
+q.b. The row with the least bound is proposed; it is the nearest if its distance, taken by direct differences, is
+below the second least bound. Queries of which that is not so are asked again with r rounded to float16, too (the
+product is of hq + rq and hb + rb then, without rq.rb), and what is left is searched in float32. Distances are always
+float32's, and what float32's own sums may err by is what is likely, as in `neighbours`. Rows are taken from the
+bank's mean, and times a power of two that keeps float16 from overflowing: a query that does all the same is one of
+those that are left.
 """
 
 import math
@@ -152,10 +153,10 @@ class RoundedBank:
 def _sums(dim: int) -> float:
     """Error of a sum of so many products in float32, in units of |q||b|.
 
-    Tensor cores add four products and more at a time, and cut off what does not fit instead of rounding it: at most two
-    units for each four of them.
+    Tensor cores add four products and more at a time to what they have, and cut off what does not fit instead of
+    rounding it: each of the five at most two units of what is the largest.
     """
-    return (dim + 16) * _UNIT_ROUNDOFF
+    return (2.5 * dim + 16) * _UNIT_ROUNDOFF
 
 
 def _halves(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

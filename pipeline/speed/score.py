@@ -2,7 +2,7 @@
 
 Banks are coresets of drawn parts' patch features: as many rows as are asked for, of twice as many patches. The peer's
 bank has as many.
-Weights are random where the backbone does not ship with any: times do not depend on them, accuracy aside.
+Weights are random where the backbone does not ship with any, accuracy aside: a search may then have more to settle.
 """
 
 import time

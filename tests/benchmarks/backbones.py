@@ -57,7 +57,7 @@ def _timed(file: Path, backbones: list[tuple[str, Backbone]]) -> list[dict[str, 
         sys.exit(f"{file} is of other backbones: name the same --students")
     for row, (_, net) in zip(rows, backbones, strict=True):
         row["ms"] = {engine: _milliseconds(net.on(engine)) for engine in engines.candidates(torch.device("cpu"))}
-    file.write_text(json.dumps({**report, "machine": _machine()}, indent=2) + "\n", encoding="utf-8")
+    file.write_text(json.dumps({**report, "times_machine": _machine()}, indent=2) + "\n", encoding="utf-8")
     return rows
 
 

@@ -90,9 +90,27 @@ class OverwrittenOther(Net):
         return torch.relu(y) + x
 
 
+class OverwrittenAfterTheSum(Net):
+    def forward(self, x):
+        other = self.b(x)
+        y = self.a(x) + other
+        other.add_(1)
+        return torch.relu(y) + other
+
+
+class OverwrittenThroughAView(Net):
+    def forward(self, x):
+        x = self.d(x)
+        y = self.a(x)
+        x.view(-1).mul_(2)
+        return torch.relu(y) + x
+
+
 @pytest.mark.parametrize(
     ("kind", "fused"),
     [
+        (OverwrittenAfterTheSum, 0),
+        (OverwrittenThroughAView, 0),
         (Net, 3),
         (Shared, 0),
         (Seen, 0),

@@ -93,7 +93,7 @@ def misses_at(days: Sequence[DayOf], false_reject_rate: float) -> float:
     """Misses, were each threshold times one factor, such that at most this share of the season's goods is rejected."""
     goods = np.sort(np.concatenate([day.goods for day in days]))[::-1]
     defects = np.concatenate([day.defects for day in days])
-    factor = goods[min(int(false_reject_rate * len(goods)), len(goods) - 1)]
+    factor = goods[min(int(false_reject_rate * len(goods) + 1e-9), len(goods) - 1)]
     return float((defects <= factor).mean())
 
 
