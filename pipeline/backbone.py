@@ -57,7 +57,7 @@ class Backbone:
             self._net, spec.layers, (1 / (255 * std)).float(), (-mean / std).float(), bgr=spec.order == "bgr"
         ).eval()
         self.channels: dict[str, int] = _probe(self._net, spec)
-        engine: Engine = engines.make(self._whole, spec.engine, device)
+        engine: Engine = engines.make(self._whole, spec.engine, device, spec.ranges)
         self._engine = Remembered(engine, remember_bytes) if remember_bytes else engine
         self._one_pass = OnePass()
 
@@ -67,7 +67,13 @@ class Backbone:
 
     def on(self, engine: str) -> "Backbone":
         """The same features from another engine."""
-        return Backbone(self._net, replace(self.spec, engine=engine), self.device)
+        return Backbone(self._net, replace(self.spec, engine=engine, ranges=()), self.device)
+
+    def ranged(self, images: Tensor) -> "Backbone":
+        """In 8 bits, from what good pictures (B, 3, H, W) uint8 show; itself where its engine needs no ranges."""
+        if self.spec.engine != engines.INT8 or self.spec.ranges:
+            return self
+        return Backbone(self._net, replace(self.spec, ranges=engines.ranges_of(self._whole, images)), self.device)
 
     def remembering(self, most_bytes: int) -> "Backbone":
         """The same features, kept for pictures that come again; one thread's."""
@@ -147,6 +153,7 @@ def resolve(
     random_weights: bool = False,
     preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - frozen
     engine: str = "torch",
+    ranges: tuple[float, ...] = (),
     device: str = "cpu",
     seed: int = 0,
     expected_sha256: str | None = None,
@@ -162,6 +169,7 @@ def resolve(
         random_weights: take random ones on purpose, the same for the same seed.
         preprocessing: what the network wants of its pixels.
         engine: what runs it, see `engines`.
+        ranges: of an artifact that runs in 8 bits, see `BackboneSpec`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         seed: of random weights.
         expected_sha256: digest that the weights must have, from an artifact.
@@ -194,6 +202,7 @@ def resolve(
         std=preprocessing.std,
         order=preprocessing.order,
         engine=engine,
+        ranges=ranges,
     )
     return Backbone(_folded(name, net), spec, place)
 

@@ -1,8 +1,9 @@
 """What has to be known of a frozen network for two of them to give the same features; models carry it with them."""
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import msgspec
@@ -44,6 +45,7 @@ class BackboneSpec:
         std: likewise.
         order: of the channels that the network wants: `rgb` or `bgr`.
         engine: what runs it, see `engines`; thresholds are calibrated with it.
+        ranges: least and largest input of each convolution by turns, of good pictures (`int8`); for 8 bits alone.
     """
 
     name: str
@@ -54,10 +56,13 @@ class BackboneSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     order: Literal["rgb", "bgr"] = "rgb"
     engine: str = "torch"
+    ranges: tuple[float, ...] = ()
 
     def to_meta(self) -> Meta:
         """JSON values that `from_meta` reads back."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        if not self.ranges:
+            del plain["ranges"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
     @classmethod
@@ -68,7 +73,7 @@ class BackboneSpec:
             ArtifactError: a value is missing, unknown, or of the wrong kind.
         """
         known = {entry.name for entry in fields(cls)}
-        if not isinstance(meta, Mapping) or set(meta) != known:
+        if not isinstance(meta, Mapping) or not known - {"ranges"} <= set(meta) <= known:
             raise ArtifactError(f"backbone: needs exactly the values {', '.join(sorted(known))}, not {meta!r:.200}")
         try:
             spec = msgspec.convert(dict(meta), cls)
@@ -83,9 +88,14 @@ class BackboneSpec:
             raise ArtifactError(f"backbone: mean must be finite and std positive, not {spec.mean} {spec.std}")
         if spec.engine not in engines.ENGINES:
             raise ArtifactError(f"backbone: no engine {spec.engine!r:.40}; there are {', '.join(engines.ENGINES)}")
+        low, high = spec.ranges[::2], spec.ranges[1::2]
+        spans = len(low) == len(high) and all(
+            a <= 0 < b and math.isfinite(b - a) for a, b in zip(low, high, strict=True)
+        )
+        if not spans or bool(spec.ranges) != (spec.engine == engines.INT8):
+            raise ArtifactError(f"backbone: {spec.engine} with ranges {spec.ranges!r:.80}")
         return spec
 
     def same_features(self, other: "BackboneSpec") -> bool:
         """Whether both give equal features; where the weights came from does not matter."""
-        ours, theirs = self.to_meta(), other.to_meta()
-        return all(ours[key] == theirs[key] for key in ours if key != "weights")
+        return replace(self, weights="") == replace(other, weights="")

@@ -1,4 +1,4 @@
-"""What runs a frozen network: torch anywhere, or OpenVINO on a CPU, in float32 or bfloat16.
+"""What runs a frozen network: torch anywhere, or OpenVINO on a CPU, in float32, bfloat16 or 8 bits.
 
 The engine belongs to a model version: thresholds are calibrated with it, so it is chosen when a model is fitted, never
 when it is loaded. OpenVINO sees one picture at a time: on a CPU a batch gains nothing (measured), and a picture's
@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from pipeline import int8
 from pipeline.devices import wait_for
 from pipeline.errors import ConfigError
 from pipeline.fused_layers import fuse_layers
 from pipeline.graphs import Replayed
 
-ENGINES = ("torch", "torch-bf16", "openvino-fp32", "openvino-bf16")
+INT8 = "openvino-int8"
+ENGINES = ("torch", "torch-bf16", "openvino-fp32", "openvino-bf16", INT8)
 AUTO = "auto"
 _AGREE = 0.02  # relative error of features that an engine may have against torch in float32
 _TRIALS = 7
@@ -101,15 +103,19 @@ class _OfThread(threading.local):
 
 
 class OpenVinoEngine:
-    """Runs on the CPU; a graph is compiled for each size of picture when the first of it comes."""
+    """Runs on the CPU; a graph is compiled for each size of picture when the first of it comes.
 
-    def __init__(self, net: Preprocessed, precision: str) -> None:
+    In 8 bits it needs ranges; without, it is in float32 until `Backbone.ranged` has taken them.
+    """
+
+    def __init__(self, net: Preprocessed, precision: str, ranges: tuple[float, ...] = ()) -> None:
         self._core = _openvino().Core()
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigError("this CPU has no bfloat16: fit anew here, or with --engine openvino-fp32")
         self._net = net.cpu()
+        self._ranges = ranges
         self._options = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
@@ -146,17 +152,30 @@ class OpenVinoEngine:
         return requests[size]
 
     def _compiled(self, size: tuple[int, int]) -> Any:
-        example = torch.zeros(1, 3, *size, dtype=torch.uint8)
-        # Autocast around a caller would be exported with the network, and OpenVINO reads it wrongly.
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's and OpenVINO's about each other
-            graph = _openvino().convert_model(torch.export.export(self._net, (example,)))
-        graph.reshape({0: example.shape})
+        graph = converted(self._net, size)
+        if self._ranges:
+            int8.quantise(_openvino(), graph, self._ranges)
         return self._core.compile_model(graph, "CPU", self._options)
 
 
-def make(net: Preprocessed, engine: str, device: torch.device) -> Engine:
-    """The engine of that name, running this network.
+def converted(net: Preprocessed, size: tuple[int, int]) -> Any:
+    """OpenVINO's graph of a network for one picture of (H, W)."""
+    example = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    # Autocast around a caller would be exported with the network, and OpenVINO reads it wrongly.
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's and OpenVINO's about each other
+        graph = _openvino().convert_model(torch.export.export(net, (example,)))
+    graph.reshape({0: example.shape})
+    return graph
+
+
+def ranges_of(net: Preprocessed, images: Tensor) -> tuple[float, ...]:
+    """What 8 bits have to span: see `int8.ranges_of`; `images` (B, 3, H, W) uint8."""
+    return int8.ranges_of(_openvino(), converted(net.cpu(), (images.shape[2], images.shape[3])), images.cpu())
+
+
+def make(net: Preprocessed, engine: str, device: torch.device, ranges: tuple[float, ...] = ()) -> Engine:
+    """The engine of that name, running this network; in 8 bits with these ranges.
 
     Raises:
         ConfigError: no such engine, or it cannot run here or not on this device.
@@ -169,7 +188,7 @@ def make(net: Preprocessed, engine: str, device: torch.device) -> Engine:
         raise ConfigError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
     if device.type != "cpu":
         raise ConfigError(f"{engine} runs on the CPU, and the device asked for is {device}: choose cpu, or fit anew")
-    return OpenVinoEngine(net, engine.partition("-")[2])
+    return OpenVinoEngine(net, engine.partition("-")[2], ranges)
 
 
 def candidates(device: torch.device) -> list[str]:

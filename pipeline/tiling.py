@@ -24,6 +24,7 @@ from pipeline.view import MOST_TILES, are_tiles, seen_size
 
 WHOLE = (1,)
 _TUNE_SHARE = 0.2
+_RANGE_PICTURES = 32
 _TUNE_MIN = 4
 _BATCH = 4
 _LEAST_DEVIATION = 1e-6  # of scores; goods that are all alike must not divide by nothing
@@ -117,6 +118,8 @@ def fit(
         ConfigError: the method keeps statistics by position, which tiles have not.
         FitError: too few pictures.
     """
+    few = images.pixels[:: max(1, len(images) // _RANGE_PICTURES)][:_RANGE_PICTURES]
+    backbone = backbone.ranged(few if tiles == WHOLE else torch.cat([cut(few, size, n) for n in tiles]))
     if tiles == WHOLE:
         return methods.fit(method, images, config, backbone=backbone, seed=seed, scratch=scratch, progress=progress)
     if method in METHODS and METHODS[method].by_position:

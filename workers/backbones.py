@@ -113,6 +113,7 @@ def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone
             factories=settings.backbones.keys(),
             preprocessing=Preprocessing(mean=spec.mean, std=spec.std, order=spec.order),
             engine=spec.engine,
+            ranges=spec.ranges,
             device="cpu" if device == AUTO and cpu_only(spec.engine) else device,
             seed=int(seeded.group(1)) if seeded else 0,
             expected_sha256=spec.weights_sha256,

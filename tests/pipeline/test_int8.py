@@ -1,0 +1,126 @@
+"""8 bits: near float32, the same again from what a model keeps, and refused where they do not fit."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from pipeline import engines, methods
+from pipeline.backbone import resolve
+from pipeline.backbone_spec import BackboneSpec
+from pipeline.commissioning import commission
+from pipeline.data import Frame
+from pipeline.decode import Limits
+from pipeline.errors import ArtifactError, ConfigError
+from pipeline.inspection import Inspector
+from pipeline.settings import Settings
+from pipeline.synthetic import draw, encode
+from pipeline.view import View
+from workers.backbones import opener
+
+SIZE = (64, 64)
+
+
+def pictures(count, first=0):
+    drawn = [draw("cap", seed=first + k, size=SIZE).image for k in range(count)]
+    return torch.stack([torch.from_numpy(each.copy()).permute(2, 0, 1) for each in drawn])
+
+
+def backbone(name="goldline-s", ranges=()):
+    random = name != "goldline-s"
+    layers = ("features.6", "features.10") if name == "mobilenet_v2" else ("layer2", "layer3")
+    return resolve(name, layers, weights=None, random_weights=random, factories=(), engine=engines.INT8, ranges=ranges)
+
+
+@pytest.fixture(scope="module")
+def own():
+    return backbone().ranged(pictures(8))
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("goldline-s", 0.1), ("resnet18", 0.05), ("mobilenet_v2", 0.3)])
+def test_features_are_near_torchs(name, tolerance):
+    net = backbone(name).ranged(pictures(8))
+    made, truth = net(pictures(3, first=100)), net.on("torch")(pictures(3, first=100))
+    for layer, expected in truth.items():
+        assert made[layer].shape == expected.shape
+        error = float((made[layer] - expected).norm() / expected.norm())
+        assert 1e-4 < error < tolerance  # not float32 by another name
+
+
+def test_convolutions_multiply_integers(own):
+    own(pictures(1))
+    graph = own._engine._graphs[SIZE].get_runtime_model()
+    told = [node.get_rt_info() for node in graph.get_ordered_ops()]
+    kinds = [each["runtimePrecision"].astype(str) for each in told if each["layerType"].astype(str) == "Convolution"]
+    assert len(kinds) == 18
+    assert set(kinds) <= {"u8", "i8"}
+
+
+def test_ranges_hold_what_pictures_show_and_zero(own):
+    low, high = own.spec.ranges[::2], own.spec.ranges[1::2]
+    assert len(low) == len(high) == 18  # also where two convolutions share one input
+    assert all(a <= 0 < b for a, b in zip(low, high, strict=True))
+    pixels = own.prepare(pictures(8).float())
+    assert low[0] == pytest.approx(float(pixels.min()), rel=1e-5)
+    assert high[0] == pytest.approx(float(pixels.max()), rel=1e-5)
+    assert low[1:].count(0.0) >= 14  # what comes from a ReLU is not negative
+    assert backbone().ranged(pictures(8)).spec == own.spec
+    assert backbone().ranged(pictures(8, first=50)).spec != own.spec
+    assert own.ranged(pictures(8, first=50)) is own
+
+
+def test_without_ranges_it_is_float32_and_other_engines_have_none(own):
+    plain, images = backbone(), pictures(2)
+    truth = plain.on("openvino-fp32")(images)
+    assert all(torch.equal(plain(images)[layer], truth[layer]) for layer in truth)
+    assert own.on("openvino-fp32").spec.ranges == ()
+    other = own.on("torch")
+    assert other.ranged(images) is other
+
+
+def test_a_spec_keeps_them_and_others_are_written_as_ever(own):
+    meta = json.loads(json.dumps(own.spec.to_meta()))
+    assert BackboneSpec.from_meta(meta) == own.spec
+    assert own.spec.same_features(BackboneSpec.from_meta(meta))
+    assert "ranges" not in own.on("torch").spec.to_meta()
+    changed = {**meta, "ranges": [2 * value for value in meta["ranges"]]}
+    assert not own.spec.same_features(BackboneSpec.from_meta(changed))
+
+
+@pytest.mark.parametrize(
+    "ranges", [[], [0.0], [0.0, 0.0], [0.5, 1.0], [-1.0, math.inf], [math.nan, 1.0], [-1.0, math.nan]]
+)
+def test_ranges_that_are_none_are_refused(ranges, own):
+    with pytest.raises(ArtifactError, match="openvino-int8 with ranges"):
+        BackboneSpec.from_meta({**own.spec.to_meta(), "ranges": ranges})
+
+
+def test_another_engine_with_ranges_is_refused(own):
+    with pytest.raises(ArtifactError, match="torch with ranges"):
+        BackboneSpec.from_meta({**own.spec.to_meta(), "engine": "torch"})
+
+
+def test_ranges_of_another_network_are_refused(own):
+    net = backbone(ranges=own.spec.ranges[:-2])
+    with pytest.raises(ConfigError, match="8-bit ranges of 17 convolutions, and its network 18 here: fit anew"):
+        net(pictures(1))
+
+
+def goods(count, first=0):
+    return [Frame(frame_id=str(k), image=encode(draw("cap", seed=first + k, size=SIZE).image)) for k in range(count)]
+
+
+@pytest.mark.parametrize("tiles", [(1,), (1, 2)])
+def test_a_model_keeps_its_ranges_and_scores_the_same_when_it_is_loaded(tiles):
+    made = commission(
+        goods(20), method="patchcore", config=methods.make_config("patchcore", {"coreset": 0.1}),
+        view=View(size=SIZE, tiles=tiles), backbone=backbone(), limits=Limits(), rate=0.1,
+    ).inspector  # fmt: skip
+    artifact = made.save()
+    assert len(artifact.meta["backbone"]["ranges"]) == 36
+    loaded = Inspector.load(artifact, open_backbone=opener(Settings(), "cpu"), limits=Limits())
+    frames = goods(4, first=100)
+    ours, theirs = made.inspect(frames), loaded.inspect(frames)
+    assert [v.score for v in ours.verdicts] == [v.score for v in theirs.verdicts]
+    assert len(ours.verdicts) == 4
