@@ -257,7 +257,7 @@ def test_every_file_that_is_named_exists(path):
 def test_a_package_says_what_lives_in_it(package):
     folder = ROOT / package
     text = (folder / "README.md").read_text()
-    named = set(re.findall(r"`([a-z_]+\.py)`|`([a-z_]+/)`", text))
+    named = set(re.findall(r"`([a-z_0-9]+\.py)`|`([a-z_0-9]+/)`", text))
     there = {p.name for p in folder.glob("*.py") if not p.name.startswith("__")}
     there |= {f"{p.name}/" for p in folder.iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert there <= {name for pair in named for name in pair}
