@@ -69,10 +69,13 @@ class Backbone:
         """The same features from another engine."""
         return Backbone(self._net, replace(self.spec, engine=engine, ranges=()), self.device)
 
+    @property
+    def lacks_ranges(self) -> bool:
+        """Whether it is to run in 8 bits, and has not seen good pictures yet."""
+        return self.spec.engine == engines.INT8 and not self.spec.ranges
+
     def ranged(self, images: Tensor) -> "Backbone":
-        """In 8 bits, from what good pictures (B, 3, H, W) uint8 show; itself where its engine needs no ranges."""
-        if self.spec.engine != engines.INT8 or self.spec.ranges:
-            return self
+        """In 8 bits, from what good pictures (B, 3, H, W) uint8 show."""
         return Backbone(self._net, replace(self.spec, ranges=engines.ranges_of(self._whole, images)), self.device)
 
     def remembering(self, most_bytes: int) -> "Backbone":

@@ -5,7 +5,6 @@ farthest, on average, from ten random rows; every further one is the row farthes
 that average counting as the initial distance.
 """
 
-import math
 import warnings
 from collections.abc import Callable
 
@@ -15,10 +14,10 @@ from torch import Tensor
 from pipeline.errors import FitError
 from pipeline.neighbours import nearest
 from pipeline.progress import Progress, silent
+from pipeline.rounded import half_scale
 
 _STARTS = 10
 _REPORTS = 100  # progress calls in all
-_LARGEST = 256.0  # of values rounded to float16, which ends at 65,504
 
 
 def select(
@@ -133,8 +132,7 @@ def _fused(points: Tensor, farness: Tensor, count: int, progress: Progress) -> T
     """`_greedy` by one kernel a step, on points rounded to float16: exact for these."""
     from pipeline.fused_greedy import farthest_in_turn  # noqa: PLC0415 - torch without CUDA comes without Triton
 
-    most = float(points.abs().max())
-    scale = 2.0 ** math.floor(math.log2(_LARGEST / most)) if 0 < most < math.inf else 1.0
+    scale = half_scale(float(points.abs().max()))
     p, n = points.shape
     half = torch.zeros(n, 1 << max(0, p - 1).bit_length(), dtype=torch.float16, device=points.device)
     half[:, :p] = points.T * scale

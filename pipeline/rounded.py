@@ -1,13 +1,13 @@
 """Exact nearest rows of a bank on a GPU: products of numbers rounded to float16 rule out, float32 settles.
 
 With x = h + r, h what float16 keeps of x and r what it lacks, |q.b - hq.hb| <= |rq||b| + (|q| + |rq|)|rb| (Cauchy,
-Schwarz). So ||b||^2 - 2 hq.hb less a share of |b| that depends on the query alone is a lower bound of ||b||^2 - 2
-q.b. The row with the least bound is proposed; it is the nearest if its distance, taken by direct differences, is
-below the second least bound. Queries of which that is not so are asked again with r rounded to float16, too (the
-product is of hq + rq and hb + rb then, without rq.rb), and what is left is searched in float32. Distances are always
-float32's, and what float32's own sums may err by is what is likely, as in `neighbours`. Rows are taken from the
-bank's mean, and times a power of two that keeps float16 from overflowing: a query that does all the same is one of
-those that are left.
+Schwarz). So ||b||^2 - 2 hq.hb less a share of |b| that depends on the query alone is a lower bound of
+||b||^2 - 2 q.b. The row with the least bound is proposed; it is the nearest if its distance, taken by direct
+differences, is below the second least bound. Queries of which that is not so are asked again with r rounded to
+float16, too (the product is of hq + rq and hb + rb then, without rq.rb), and what is left is searched in float32.
+Distances are always float32's, and what float32's own sums may err by is what is likely, as in `neighbours`. Rows are
+taken from the bank's mean, and times a power of two that keeps float16 from overflowing: a query that does all the
+same is one of those that are left.
 """
 
 import math
@@ -27,7 +27,8 @@ Propose: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Te
 query's least and second least of norm - 2 q.b - spread length, (N,) float32, summed in float32, and the row that has
 the least, (N,) int64."""
 
-_LARGEST = 256.0  # of the bank's scaled values; float16 ends at 65,504
+_LARGEST = 256.0  # of scaled values; float16 ends at 65,504
+_EXPONENT_MOST = 60  # of a scale, whose square is taken in float32
 _UNIT_ROUNDOFF = 2.0**-24
 _BLOCK_BYTES = 1 << 30  # of a product
 _TRIAL_QUERIES = 784  # patches of a picture of 224 x 224
@@ -35,7 +36,7 @@ _TRIAL_MOST = 64 * _TRIAL_QUERIES  # of a batch
 
 
 class RoundedBank:
-    """A bank prepared for nearest-neighbour queries; never changed. Memory: 16 bytes a value of the bank.
+    """A bank prepared for nearest-neighbour queries; never changed. Memory: 12 bytes a value of the bank.
 
     Attributes:
         rows: (M, D) float32, the bank itself.
@@ -46,17 +47,15 @@ class RoundedBank:
         self._propose = propose
         self._mean = rows.mean(dim=0)
         most = float((rows - self._mean).abs().max())
-        self._scale = 2.0 ** math.floor(math.log2(_LARGEST / most)) if 0 < most < math.inf else 1.0
-        self._scaled = self._scaled_from_mean(rows)
-        self._norms = squared_norms(self._scaled)
+        self._scale = half_scale(most)
+        scaled = self._scaled_from_mean(rows)
+        self._norms = squared_norms(scaled)
         self._lengths = self._norms.sqrt()
-        half, rest, left = _halves(self._scaled)
+        half, rest, left = _halves(scaled)
         self._banks = (half, torch.cat([half, rest, half], dim=1))
         self._whole_norms = squared_norms(rows)
         lengths = self._lengths.clamp(min=1e-30)
-        self._lost = tuple(
-            (torch.linalg.vector_norm(each, dim=1) / lengths).max() for each in (self._scaled - half, left)
-        )
+        self._lost = tuple((torch.linalg.vector_norm(each, dim=1) / lengths).max() for each in (scaled - half, left))
         self._rest = (torch.linalg.vector_norm(rest.float(), dim=1) / lengths).max()
         self._longest = self._lengths.max()
 
@@ -148,6 +147,12 @@ class RoundedBank:
             wait_for(self.rows.device)
             took.append(time.perf_counter() - started)
         return min(took)
+
+
+def half_scale(most: float) -> float:
+    """A power of two, times which values of up to `most` use float16's range and do not leave it."""
+    exponent = math.floor(math.log2(_LARGEST / most)) if 0 < most < math.inf else 0
+    return 2.0 ** max(-_EXPONENT_MOST, min(exponent, _EXPONENT_MOST))
 
 
 def _sums(dim: int) -> float:

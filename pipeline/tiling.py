@@ -118,8 +118,9 @@ def fit(
         ConfigError: the method keeps statistics by position, which tiles have not.
         FitError: too few pictures.
     """
-    few = images.pixels[:: max(1, len(images) // _RANGE_PICTURES)][:_RANGE_PICTURES]
-    backbone = backbone.ranged(few if tiles == WHOLE else torch.cat([cut(few, size, n) for n in tiles]))
+    if backbone.lacks_ranges:
+        few = images.pixels[:: max(1, len(images) // _RANGE_PICTURES)][:_RANGE_PICTURES]
+        backbone = backbone.ranged(few if tiles == WHOLE else torch.cat([cut(few, size, n) for n in tiles]))
     if tiles == WHOLE:
         return methods.fit(method, images, config, backbone=backbone, seed=seed, scratch=scratch, progress=progress)
     if method in METHODS and METHODS[method].by_position:

@@ -1,6 +1,5 @@
 """Variants measured in turns."""
 
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline import threads
 from pipeline.progress import Progress, silent
 
 
@@ -66,7 +66,7 @@ def machine() -> dict[str, str | int]:
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return {
         "cpu": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
+        "cores": threads.cores(),
         "instructions": " ".join(name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",

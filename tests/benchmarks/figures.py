@@ -42,8 +42,8 @@ def page(folder: Path) -> str:
 
 def _machine(report: Report) -> str:
     told = report.get("machine")
-    if told is None:  # nothing in it depends on one
-        return "On any machine, for one or several methods and sources at a time:"
+    if told is None:
+        return "Nothing in it depends on the machine:"
     gpu = f", {told['gpu']}" if told["gpu"] else ""
     return f"On {told['cpu']}, {told['cores']} cores, {told['instructions'] or 'no vector instructions'}{gpu}:"
 
@@ -201,8 +201,8 @@ def _poisoning(report: Report) -> Iterator[str]:
     rows = report["rows"]
     pairs = sorted({f"{row['method']} on {row['source']}" for row in rows})
     yield (
-        f"{', '.join(pairs)}, {report['size'][0]} px, golden and other defects of the same kinds: what refits learnt, "
-        "and what those that went live lost of the golden defects (and found, that the model before them missed). "
+        f"{', '.join(pairs)}, each run by itself, {report['size'][0]} px, golden and other defects of the same kinds: "
+        "what refits learnt, and what those that went live lost of the golden defects (and found, that the model before them missed). "
         "Harmful are those that lost more than a point of recall, with 95 % certainty, on defects that no rule knows. "
         "Of missed defects there are 0, 0.1, 1, 5 and 10 % in the pool; slow are ten nights of parts that are each a "
         "little worse."

@@ -16,11 +16,11 @@ def at_the_broker(broker, monkeypatch):
 
 def test_swaps_lose_no_frame_and_every_score_is_that_of_the_version_that_its_result_names():
     # Slowly: of two swaps within the time that a busy machine takes to load a model the worker sees neither.
-    report = bench_line.swaps(frames=240, times=5, share=0.15, deadline_ms=PATIENT_MS)
+    report = bench_line.swaps(frames=640, times=6, share=0.4, deadline_ms=PATIENT_MS)
     assert (report["lost"], report["late"], report["mismatched"], report["repeats"]) == (0, 0, 0, 0)
-    assert sum(report["said"].values()) == 240
+    assert sum(report["said"].values()) == 640
     assert report["said"].keys() <= {"pass", "reject"}, "no frame went without a decision"
-    assert report["promotions"] == 5
+    assert report["promotions"] == 6
     assert report["swaps_seen"] >= 2, "the worker did swap meanwhile"
 
 

@@ -1,13 +1,9 @@
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from pipeline.coreset import select
 from pipeline.errors import FitError
+from tests import interpreted
 
 
 def greedy(points, starts, count):
@@ -77,7 +73,6 @@ def test_progress_ends_at_the_end():
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
 
 
-# Triton reads its variable when it is imported, so that this needs a process of its own.
 INTERPRETED = """
 import json
 import torch
@@ -101,14 +96,4 @@ print(json.dumps(told))
 
 
 def test_the_kernels_choices_are_the_definitions():
-    pytest.importorskip("triton")
-    told = subprocess.run(
-        [sys.executable, "-c", INTERPRETED],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
-    assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout) == [[True, True]] * 4 + [True]
+    assert interpreted.run(INTERPRETED) == [[True, True]] * 4 + [True]
