@@ -202,10 +202,10 @@ def _poisoning(report: Report) -> Iterator[str]:
     pairs = sorted({f"{row['method']} on {row['source']}" for row in rows})
     yield (
         f"{', '.join(pairs)}, each run by itself, {report['size'][0]} px, golden and other defects of the same kinds: "
-        "what refits learnt, and what those that went live lost of the golden defects (and found, that the model before "
-        "them missed). Harmful are those that lost more than a point of recall, with 95 % certainty, on defects that no "
-        "rule knows. Of missed defects there are 0, 0.1, 1, 5 and 10 % in the pool; slow are ten nights of parts that "
-        "are each a little worse."
+        "what refits learnt, and what those that went live lost of the golden defects (and found, that the model "
+        "before them missed). Harmful are those that lost more than a point of recall, with 95 % certainty, on "
+        "defects that no rule knows. Of missed defects there are 0, 0.1, 1, 5 and 10 % in the pool; slow are ten "
+        "nights of parts that are each a little worse."
     )
     found: dict[tuple[str, str], list[Report]] = {}
     for row in rows:
