@@ -45,7 +45,7 @@ class BackboneSpec:
         std: likewise.
         order: of the channels that the network wants: `rgb` or `bgr`.
         engine: what runs it, see `engines`; thresholds are calibrated with it.
-        ranges: least and largest input of each convolution by turns, of good pictures (`int8`); for 8 bits alone.
+        ranges: where the input of each convolution is cut off, 0 where it stays float32 (`int8`); for 8 bits alone.
     """
 
     name: str
@@ -88,10 +88,7 @@ class BackboneSpec:
             raise ArtifactError(f"backbone: mean must be finite and std positive, not {spec.mean} {spec.std}")
         if spec.engine not in engines.ENGINES:
             raise ArtifactError(f"backbone: no engine {spec.engine!r:.40}; there are {', '.join(engines.ENGINES)}")
-        low, high = spec.ranges[::2], spec.ranges[1::2]
-        spans = len(low) == len(high) and all(
-            a <= 0 < b and math.isfinite(b - a) for a, b in zip(low, high, strict=True)
-        )
+        spans = all(high >= 0 and math.isfinite(high) for high in spec.ranges)
         if not spans or bool(spec.ranges) != (spec.engine == engines.INT8):
             raise ArtifactError(f"backbone: {spec.engine} with ranges {spec.ranges!r:.80}")
         return spec

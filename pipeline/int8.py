@@ -1,14 +1,22 @@
 """Convolutions in 8 bits for OpenVINO: what good pictures show of each one's input says how finely it is rounded.
 
-Weights are rounded symmetrically channel by channel, inputs to 256 steps between the least and the largest value seen;
-sums are exact, and everything between convolutions stays float32. Which convolutions there are, and in which order, is
-the graph's own: a model keeps the ranges, and they are as good as the network whose digest it keeps as well.
+Weights are rounded symmetrically channel by channel, inputs to 256 steps from zero to a largest value. Larger ones are
+cut off; where, is what costs the good pictures least of rounding and cutting off together. Sums are exact, and
+everything between convolutions stays float32.
+
+Inputs that may be negative stay float32: pixels, and what comes from no ReLU. A processor without VNNI adds two
+products in 16 bits, which signed inputs overflow.
+
+Which convolutions there are, and in which order, is the graph's own: a model keeps the ranges, and they are as good as
+the network whose digest it keeps as well.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.errors import ConfigError
@@ -16,34 +24,50 @@ from pipeline.errors import ConfigError
 _STEPS, _WEIGHT_STEPS = 256, 255  # of inputs; of weights, as many on either side of zero
 _LEAST = 1e-6  # of a range: an input that is always zero
 _KINDS = {"Convolution": 1, "GroupConvolution": 2}  # and how many axes of its weights name an output
+_BINS = 2048
+_CUTS = np.linspace(0.3, 1.0, 71)  # where an input may be cut off, of the largest value seen
+FLOAT = 0.0  # range of an input that is not rounded
 
 
 def ranges_of(openvino: Any, graph: Any, images: Tensor) -> tuple[float, ...]:
-    """The least and the largest value that each convolution's input has over these pictures, zero within.
+    """Where each convolution's input is cut off, convolution by convolution; `FLOAT` where it may be negative.
 
     Args:
         openvino: the package.
         graph: a network of one picture (1, 3, H, W) uint8; it is changed.
         images: (B, 3, H, W) uint8, good pictures.
-
-    Returns:
-        Least and largest by turns, convolution by convolution.
     """
     first = len(graph.outputs)
     inputs = [conv.input_value(0) for conv in _convolutions(graph)]
     graph.add_results([openvino.opset13.result(each) for each in inputs])
     request = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
-    seen = np.zeros((len(inputs), 2))
-    for image in torch.split(images, 1):
-        request.infer({0: image.numpy()})
-        for place in range(len(inputs)):
-            values = request.get_output_tensor(first + place).data
-            seen[place] = min(seen[place, 0], values.min()), max(seen[place, 1], values.max(), _LEAST)
-    return tuple(float(value) for value in seen.flatten())
+
+    def seen() -> Iterator[tuple[int, NDArray[np.float32]]]:
+        for image in torch.split(images, 1):
+            request.infer({0: image.numpy()})
+            yield from ((k, request.get_output_tensor(first + k).data) for k in range(len(inputs)))
+
+    low, high = np.zeros(len(inputs)), np.full(len(inputs), _LEAST)
+    for k, values in seen():
+        low[k], high[k] = min(low[k], values.min()), max(high[k], values.max())
+    counts = np.zeros((len(inputs), _BINS))
+    for k, values in seen():
+        counts[k] += np.histogram(values[values > 0], _BINS, (0, high[k]))[0]
+    return tuple(FLOAT if low[k] < 0 else float(_best_cut(counts[k], float(high[k]))) for k in range(len(inputs)))
+
+
+def _best_cut(counts: NDArray[np.float64], high: float) -> float:
+    """The least squared error of all values: a step's variance, and what is cut off. Zeros are exact in any case."""
+    middles = (np.arange(_BINS) + 0.5) / _BINS * high
+    errors = [
+        counts.sum() * (cut / (_STEPS - 1)) ** 2 / 12 + (counts * (middles - cut).clip(0) ** 2).sum()
+        for cut in _CUTS * high
+    ]
+    return float(_CUTS[int(np.argmin(errors))] * high)
 
 
 def quantise(openvino: Any, graph: Any, ranges: tuple[float, ...]) -> None:
-    """Let each convolution multiply integers.
+    """Let each convolution multiply integers, but for those whose range is `FLOAT`.
 
     Args:
         openvino: the package.
@@ -54,14 +78,16 @@ def quantise(openvino: Any, graph: Any, ranges: tuple[float, ...]) -> None:
         ConfigError: they are of another network.
     """
     convolutions = _convolutions(graph)
-    if len(ranges) != 2 * len(convolutions):
+    if len(ranges) != len(convolutions):
         raise ConfigError(
-            f"the model has 8-bit ranges of {len(ranges) // 2} convolutions, and its network {len(convolutions)} here: "
+            f"the model has 8-bit ranges of {len(ranges)} convolutions, and its network {len(convolutions)} here: "
             "fit anew, or with another --engine"
         )
     opset = openvino.opset13
-    for conv, low, high in zip(convolutions, ranges[::2], ranges[1::2], strict=True):
-        asked = opset.fake_quantize(conv.input_value(0), *_constants(opset, low, high), _STEPS)
+    for conv, high in zip(convolutions, ranges, strict=True):
+        if high == FLOAT:
+            continue
+        asked = opset.fake_quantize(conv.input_value(0), *_constants(opset, 0.0, high), _STEPS)
         conv.input(0).replace_source_output(asked.output(0))
         weights = conv.input_value(1)
         values = weights.get_node().data

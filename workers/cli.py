@@ -1,6 +1,7 @@
 """The command `goldline`: one group, one file for each command in `workers/commands`."""
 
 import importlib
+import os
 import sys
 
 import click
@@ -42,6 +43,12 @@ COMMANDS = {
 }
 
 
+# Torch's threads wait for their next operation by turning in circles, for milliseconds unless told otherwise, on the
+# cores that OpenVINO and the event loop want. Some ten microseconds are enough from one small operation to the next.
+_SPINS = {"GOMP_SPINCOUNT": "5000"}
+_WAITS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -79,6 +86,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; an error of ours is one clear line and exit status 2."""
+    if not any(name in os.environ for name in _WAITS):
+        os.environ.update(_SPINS)  # read when torch is loaded, which no command has done yet
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -1,7 +1,7 @@
 """What a picture costs, from decoded pixels to verdict and map.
 
 Banks are coresets of drawn parts' patch features: as many rows as are asked for, of twice as many patches. The peer's
-bank has as many.
+bank has as many, unless it is asked to have others.
 Weights are random where the backbone does not ship with any, accuracy aside: a search may then have more to settle.
 """
 
@@ -46,6 +46,7 @@ class Asked:
         engines: what runs the backbones; where there are none, all that are worth it on this device.
         size: side of the pictures, in pixels.
         peers: whether anomalib's PatchCore is measured beside ours.
+        peer_bank: rows of its bank; 0 for as many as ours.
     """
 
     methods: Sequence[str] = ("patchcore",)
@@ -57,6 +58,7 @@ class Asked:
     size: int = 224
     repeats: int = 9
     peers: bool = False
+    peer_bank: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,7 @@ class Row:
         ms_low, ms_high: quartiles of the turns, as those of the peer.
         turns: how many there were.
         peer: what it is compared with, measured in the same turns; None for nothing.
+        peer_bank_rows: of its bank, where it has not as many as ours.
         ratio: how many times as long the peer takes.
         exact_agreement: share of patches whose nearest row is the one that brute force in float64 finds.
         score_error: largest relative error of a patch's distance against it.
@@ -87,6 +90,7 @@ class Row:
     ms_high: float
     turns: int
     peer: str | None = None
+    peer_bank_rows: int | None = None
     peer_ms_per_image: float | None = None
     peer_ms_low: float | None = None
     peer_ms_high: float | None = None
@@ -144,7 +148,7 @@ def _measured(
                 layers=("layer2", "layer3"),
                 size=asked.size,
                 images=batch,
-                bank_rows=bank or 0,
+                bank_rows=asked.peer_bank or bank or 0,
                 threads=torch.get_num_threads(),
                 device=str(device),
             )
@@ -172,6 +176,7 @@ def _measured(
             replace(
                 row,
                 peer=peer,
+                peer_bank_rows=asked.peer_bank or None,
                 peer_ms_per_image=_ms(each.median, batch),
                 peer_ms_low=_ms(each.low, batch),
                 peer_ms_high=_ms(each.high, batch),
@@ -209,6 +214,8 @@ def net_of(name: str, engine: str, device: str) -> Backbone:
 def inspector_of(method: str, net: Backbone, bank: int | None, size: int) -> Inspector:
     """An inspector of drawn parts; of PatchCore with so many rows."""
     images = pictures(_FIT, size).images
+    if net.lacks_ranges:
+        net = net.ranged(images.pixels)
     if bank is None:
         config = methods.make_config(method, {})
         detector: Detector = methods.fit(method, images, config, backbone=net, seed=0)

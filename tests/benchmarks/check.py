@@ -18,7 +18,8 @@ from typing import Any
 from pipeline.speed import score, turns
 
 FILE = Path(__file__).parent / "score.json"
-KEY = ("method", "backbone", "bank_rows", "batch", "device", "precision", "size", "peer")
+KEY = ("method", "backbone", "bank_rows", "batch", "device", "precision", "size", "peer", "peer_bank_rows")
+_ONE_RUN = ("method", "backbone", "bank_rows", "device", "size", "peer_bank_rows")
 SIGMAS = 3.0
 FLOOR = 0.03
 
@@ -70,10 +71,10 @@ def main() -> None:
 
 
 def again(rows: Sequence[Mapping[str, Any]], *, repeats: int) -> list[score.Asked]:
-    """What to ask for to have the rows again: a run for each method, backbone, bank, device and size."""
+    """What to ask for to have the rows again: a run for each method, backbone, bank, device, size and peer's bank."""
     runs: dict[tuple[Any, ...], dict[str, list[Any]]] = {}
     for row in rows:
-        run = runs.setdefault(tuple(row[name] for name in ("method", "backbone", "bank_rows", "device", "size")), {})
+        run = runs.setdefault(tuple(row.get(name) for name in _ONE_RUN), {})
         for name in ("batch", "precision"):
             values = run.setdefault(name, [])
             if row[name] not in values:
@@ -89,17 +90,18 @@ def again(rows: Sequence[Mapping[str, Any]], *, repeats: int) -> list[score.Aske
             size=size,
             repeats=repeats,
             peers=True,
+            peer_bank=peer_bank or 0,
         )
-        for (method, backbone, bank, device, size), run in runs.items()
+        for (method, backbone, bank, device, size, peer_bank), run in runs.items()
     ]
 
 
 def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Compared]:
     """Each row of before that is in after, too."""
-    now = {tuple(row[name] for name in KEY): row for row in after}
+    now = {tuple(row.get(name) for name in KEY): row for row in after}
     found = []
     for row in before:
-        key = tuple(row[name] for name in KEY)
+        key = tuple(row.get(name) for name in KEY)
         if key not in now:
             continue
         old, new = (

@@ -49,6 +49,7 @@ def _machine(report: Report) -> str:
 
 
 def _score(report: Report) -> Iterator[str]:
+    other = {"its bank": "peer_bank_rows"} if any(row.get("peer_bank_rows") for row in report["rows"]) else {}
     yield _picked(
         report["rows"],
         {
@@ -59,6 +60,7 @@ def _score(report: Report) -> Iterator[str]:
             "run by": "precision",
             "ms a picture": "ms_per_image",
             "peer": "peer",
+            **other,
             "peer's ms": "peer_ms_per_image",
             "ratio": "ratio",
             "right neighbours": "exact_agreement",
@@ -249,7 +251,19 @@ def _cell(value: Cell) -> str:
 
 
 _SECTIONS = {
-    "score": ("A picture, beside anomalib", "goldline bench score --peers --batch 1", _score),
+    "score": (
+        "A picture, beside anomalib",
+        "goldline bench score --peers --batch 1 --engines torch,openvino-fp32,openvino-int8",
+        _score,
+    ),
+    "score-default": (
+        "The default, beside anomalib's",
+        (
+            "goldline bench score --peers --backbones goldline-s --bank 1638 --peer-bank 16385 --batch 1 "
+            "--engines torch,openvino-fp32,openvino-int8"
+        ),
+        _score,
+    ),
     "score-amx": ("The same with bfloat16 in hardware", "goldline bench score --peers --batch 1", _score),
     "score-h100": (
         "PatchCore on a GPU",

@@ -67,14 +67,16 @@ def test_noise_alone_is_rarely_called_worse():
 
 def test_rows_are_asked_for_again_as_they_were():
     rows = [row(), row(batch=8), row(precision="openvino-fp32"), row(bank_rows=16385), row(backbone="resnet18")]
-    asked = check.again(rows, repeats=3)
-    assert [(run.backbones, run.bank_rows, run.batches, run.engines) for run in asked] == [
-        (["goldline-s"], [1638], [1, 8], ["torch", "openvino-fp32"]),
-        (["goldline-s"], [16385], [1], ["torch"]),
-        (["resnet18"], [1638], [1], ["torch"]),
+    asked = check.again([*rows, row(peer_bank_rows=16385)], repeats=3)
+    assert [(run.backbones, run.bank_rows, run.batches, run.engines, run.peer_bank) for run in asked] == [
+        (["goldline-s"], [1638], [1, 8], ["torch", "openvino-fp32"], 0),
+        (["goldline-s"], [16385], [1], ["torch"], 0),
+        (["resnet18"], [1638], [1], ["torch"], 0),
+        (["goldline-s"], [1638], [1], ["torch"], 16385),
     ]
     assert all(run.peers and run.size == 224 and run.repeats == 3 for run in asked)
 
 
 def test_what_is_not_measured_again_is_left_out():
     assert check.compare([row(), row(batch=8)], [row(batch=8)])[0].row.split()[3] == "8"
+    assert check.compare([row()], [row(peer_bank_rows=16385)]) == []

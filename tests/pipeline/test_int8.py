@@ -3,10 +3,12 @@
 import json
 import math
 
+import numpy as np
+import openvino
 import pytest
 import torch
 
-from pipeline import engines, methods
+from pipeline import engines, int8, methods
 from pipeline.backbone import resolve
 from pipeline.backbone_spec import BackboneSpec
 from pipeline.commissioning import commission
@@ -38,7 +40,7 @@ def own():
     return backbone().ranged(pictures(8))
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("goldline-s", 0.1), ("resnet18", 0.05), ("mobilenet_v2", 0.3)])
+@pytest.mark.parametrize(("name", "tolerance"), [("goldline-s", 0.1), ("resnet18", 0.05), ("mobilenet_v2", 0.1)])
 def test_features_are_near_torchs(name, tolerance):
     net = backbone(name).ranged(pictures(8))
     made, truth = net(pictures(3, first=100)), net.on("torch")(pictures(3, first=100))
@@ -48,23 +50,44 @@ def test_features_are_near_torchs(name, tolerance):
         assert 1e-4 < error < tolerance  # not float32 by another name
 
 
-def test_convolutions_multiply_integers(own):
+def test_integers_are_multiplied_as_float32_would(own):
+    """Rounded as for integers, and multiplied in float32: the same, or sums have overflowed."""
+    graph = engines.converted(own._whole.cpu(), SIZE)
+    int8.quantise(openvino, graph, own.spec.ranges)
+    options = {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "NO"}  # OpenVINO's own, for debugging
+    request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+    white = torch.full((1, 3, *SIZE), 255, dtype=torch.uint8)
+    for images in (*pictures(3, first=100).split(1), white):
+        request.infer({0: images.numpy()})
+        emulated = [torch.from_numpy(output.data.copy()) for output in request.output_tensors]
+        for made, expected in zip(own(images).values(), emulated, strict=True):
+            assert float((made - expected).norm() / expected.norm()) < 0.05  # ties are rounded either way
+
+
+def test_convolutions_multiply_integers_but_for_that_of_the_pixels(own):
     own(pictures(1))
     graph = own._engine._graphs[SIZE].get_runtime_model()
     told = [node.get_rt_info() for node in graph.get_ordered_ops()]
     kinds = [each["runtimePrecision"].astype(str) for each in told if each["layerType"].astype(str) == "Convolution"]
     assert len(kinds) == 18
-    assert set(kinds) <= {"u8", "i8"}
+    assert kinds.count("f32") == 1
+    assert set(kinds) <= {"u8", "i8", "f32"}
 
 
-def test_ranges_hold_what_pictures_show_and_zero(own):
-    low, high = own.spec.ranges[::2], own.spec.ranges[1::2]
-    assert len(low) == len(high) == 18  # also where two convolutions share one input
-    assert all(a <= 0 < b for a, b in zip(low, high, strict=True))
-    pixels = own.prepare(pictures(8).float())
-    assert low[0] == pytest.approx(float(pixels.min()), rel=1e-5)
-    assert high[0] == pytest.approx(float(pixels.max()), rel=1e-5)
-    assert low[1:].count(0.0) >= 14  # what comes from a ReLU is not negative
+def test_an_input_is_cut_off_where_that_costs_least():
+    counts = np.zeros(2048)
+    counts[:1024] = 1000.0
+    assert int8._best_cut(counts, 2.0) == pytest.approx(1.0, abs=0.02)  # nothing lies beyond
+    counts[-1] = 1.0  # a single value: its loss is less than what finer steps gain
+    assert int8._best_cut(counts, 2.0) < 1.9
+    counts[-1] = 1e6
+    assert int8._best_cut(counts, 2.0) == pytest.approx(2.0, abs=0.02)
+
+
+def test_ranges_are_of_what_good_pictures_show(own):
+    assert len(own.spec.ranges) == 18  # also where two convolutions share one input
+    assert own.spec.ranges[0] == int8.FLOAT  # normalised pixels are negative, too
+    assert min(own.spec.ranges[1:]) > 0
     assert backbone().ranged(pictures(8)).spec == own.spec
     assert backbone().ranged(pictures(8, first=50)).spec != own.spec
     assert backbone().lacks_ranges
@@ -88,9 +111,7 @@ def test_a_spec_keeps_them_and_others_are_written_as_ever(own):
     assert not own.spec.same_features(BackboneSpec.from_meta(changed))
 
 
-@pytest.mark.parametrize(
-    "ranges", [[], [0.0], [0.0, 0.0], [0.5, 1.0], [-1.0, math.inf], [math.nan, 1.0], [-1.0, math.nan]]
-)
+@pytest.mark.parametrize("ranges", [[], [-0.5, 1.0], [1.0, math.inf], [math.nan, 1.0]])
 def test_ranges_that_are_none_are_refused(ranges, own):
     with pytest.raises(ArtifactError, match="openvino-int8 with ranges"):
         BackboneSpec.from_meta({**own.spec.to_meta(), "ranges": ranges})
@@ -102,7 +123,7 @@ def test_another_engine_with_ranges_is_refused(own):
 
 
 def test_ranges_of_another_network_are_refused(own):
-    net = backbone(ranges=own.spec.ranges[:-2])
+    net = backbone(ranges=own.spec.ranges[:-1])
     with pytest.raises(ConfigError, match="8-bit ranges of 17 convolutions, and its network 18 here: fit anew"):
         net(pictures(1))
 
@@ -118,7 +139,7 @@ def test_a_model_keeps_its_ranges_and_scores_the_same_when_it_is_loaded(tiles):
         view=View(size=SIZE, tiles=tiles), backbone=backbone(), limits=Limits(), rate=0.1,
     ).inspector  # fmt: skip
     artifact = made.save()
-    assert len(artifact.meta["backbone"]["ranges"]) == 36
+    assert len(artifact.meta["backbone"]["ranges"]) == 18
     loaded = Inspector.load(artifact, open_backbone=opener(Settings(), "cpu"), limits=Limits())
     frames = goods(4, first=100)
     ours, theirs = made.inspect(frames), loaded.inspect(frames)

@@ -3,6 +3,7 @@
 import json
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 
@@ -154,6 +155,29 @@ def test_a_peer_gets_its_task_and_works_once_for_each_line(peer_script):
         assert [peer.run(), peer.run()] == [9.0, 10.0]
         process = peer._process
     assert process.poll() is not None
+
+
+def test_a_peers_bank_may_have_other_rows(peer_script):
+    peer_script("""
+        import json, sys
+        task = json.loads(sys.argv[1])
+        print(json.dumps({"ready": True}), flush=True)
+        for _ in sys.stdin:
+            print(json.dumps({"seconds": task["bank_rows"]}), flush=True)
+    """)
+    asked = score.Asked(
+        backbones=["goldline-s"], bank_rows=[50], batches=[1], engines=["torch"], size=64, repeats=1, peers=True
+    )
+    of_torch = [row for row in score.run(asked) if row.peer == "anomalib torch"]
+    assert [(row.peer_bank_rows, row.peer_ms_per_image) for row in of_torch] == [(None, 50_000)]
+    of_torch = [row for row in score.run(replace(asked, peer_bank=70)) if row.peer == "anomalib torch"]
+    assert [(row.bank_rows, row.peer_bank_rows, row.peer_ms_per_image) for row in of_torch] == [(50, 70, 70_000)]
+
+
+def test_8_bits_are_measured_with_ranges():
+    net = score.net_of("goldline-s", "openvino-int8", "cpu")
+    inspector = score.inspector_of("patchcore", net, 50, 64)
+    assert inspector.save().meta["backbone"]["ranges"]
 
 
 def test_a_peer_that_dies_is_an_error(peer_script):

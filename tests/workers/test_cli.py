@@ -4,8 +4,10 @@ import getpass
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
+import textwrap
 from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
@@ -639,3 +641,28 @@ def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
     assert "nearest: patchcore" in goldline("evaluate", folder, *options, "--methods", "patchcor").refused()
     assert "none of patchcore has the setting" in goldline("evaluate", folder, *options, "--set", "x=1").refused()
     assert "neither a dataset" in goldline("evaluate", tmp_path / "sets" / "gear" / "test", *options).refused()
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [({}, "5000 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE"), ({"GOMP_SPINCOUNT": "7"}, "7 None")],
+)
+def test_threads_are_told_how_to_wait_before_torch_is_loaded_unless_somebody_has_said_so(said, expected):
+    program = """
+        import os, sys
+        from workers import cli
+        assert "torch" not in sys.modules
+        try:
+            cli.main()
+        finally:
+            print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"), file=sys.stderr)
+    """
+    plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), "--help"],
+        env={**plain, **said},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stderr.strip() == expected

@@ -31,6 +31,7 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 @click.option("--methods", default="patchcore", show_default=True, help="As in patchcore,padim.")
 @click.option("--backbones", default="wide_resnet50_2,goldline-s", show_default=True, help="With random weights.")
 @click.option("--bank", "bank_rows", default="1638,16385", show_default=True, help="Rows of PatchCore's bank.")
+@click.option("--peer-bank", default=0, help="Rows of the peer's bank.  [as many as ours]")
 @click.option("--batch", "batches", default="", help="Pictures at once.  [1,8; on a GPU 1,8,64]")
 @click.option("--engines", default="", help="As in torch,torch-bf16.  [all that are worth it on the device]")
 @click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
@@ -42,6 +43,7 @@ def score(
     methods: str,
     backbones: str,
     bank_rows: str,
+    peer_bank: int,
     batches: str,
     engines: str,
     size: int,
@@ -66,6 +68,7 @@ def score(
         size=size,
         repeats=repeats,
         peers=peers,
+        peer_bank=peer_bank,
         engines=_names(engines),
     )
     with shown() as progress:
