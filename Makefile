@@ -47,7 +47,7 @@ bench-peers: setup ## measure beside anomalib, in an environment of its own (sev
 	@$(BIN)/goldline bench score --peers $(ARGS)
 
 bench-check: setup ## minutes: whether ratios to the peers are as good as the checked-in ones
-	@$(BIN)/python -m tests.benchmarks.check $(ARGS)
+	@GOMP_SPINCOUNT=5000 $(BIN)/python -m tests.benchmarks.check $(ARGS)
 
 backbones: setup ## the table of backbones, on the pictures that GOLDLINE_DATA names
 	@$(BIN)/python -m tests.benchmarks.backbones $(ARGS)

@@ -1,6 +1,5 @@
 """What has to be known of a frozen network for two of them to give the same features; models carry it with them."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -15,6 +14,7 @@ from pipeline.errors import ArtifactError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_SMALLEST, _LARGEST = 1e-7, 1e30  # of an 8-bit range, in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +88,9 @@ class BackboneSpec:
             raise ArtifactError(f"backbone: mean must be finite and std positive, not {spec.mean} {spec.std}")
         if spec.engine not in engines.ENGINES:
             raise ArtifactError(f"backbone: no engine {spec.engine!r:.40}; there are {', '.join(engines.ENGINES)}")
-        spans = all(high >= 0 and math.isfinite(high) for high in spec.ranges)
+        spans = all(high == 0 or _SMALLEST <= high <= _LARGEST for high in spec.ranges)
         if not spans or bool(spec.ranges) != (spec.engine == engines.INT8):
-            raise ArtifactError(f"backbone: {spec.engine} with ranges {spec.ranges!r:.80}")
+            raise ArtifactError(f"backbone: {spec.engine} with ranges {spec.ranges!r:.80}: fit anew")
         return spec
 
     def same_features(self, other: "BackboneSpec") -> bool:

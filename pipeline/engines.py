@@ -170,7 +170,7 @@ def converted(net: Preprocessed, size: tuple[int, int]) -> Any:
 
 
 def ranges_of(net: Preprocessed, images: Tensor) -> tuple[float, ...]:
-    """What 8 bits have to span: see `int8.ranges_of`; `images` (B, 3, H, W) uint8."""
+    """Where inputs are cut off for 8 bits: see `int8.ranges_of`; `images` (B, 3, H, W) uint8."""
     return int8.ranges_of(_openvino(), converted(net.cpu(), (images.shape[2], images.shape[3])), images.cpu())
 
 

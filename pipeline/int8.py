@@ -1,11 +1,12 @@
 """Convolutions in 8 bits for OpenVINO: what good pictures show of each one's input says how finely it is rounded.
 
-Weights are rounded symmetrically channel by channel, inputs to 256 steps from zero to a largest value. Larger ones are
-cut off; where, is what costs the good pictures least of rounding and cutting off together. Sums are exact, and
-everything between convolutions stays float32.
+Weights are rounded symmetrically channel by channel, inputs to 127 steps from zero to a largest value. Larger ones are
+cut off; where, is what costs the good pictures least of rounding and cutting off together. Everything between
+convolutions stays float32.
 
-Inputs that may be negative stay float32: pixels, and what comes from no ReLU. A processor without VNNI adds two
-products in 16 bits, which signed inputs overflow.
+A processor without VNNI adds two products in 16 bits: 2 x 255 x 127 would overflow these, and what a defect lights up
+most would be lost first, so that inputs have one bit less, on every processor: models score alike on all. Inputs that
+were negative on good pictures stay float32: pixels, and what comes from no ReLU.
 
 Which convolutions there are, and in which order, is the graph's own: a model keeps the ranges, and they are as good as
 the network whose digest it keeps as well.
@@ -19,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FitError
 
-_STEPS, _WEIGHT_STEPS = 256, 255  # of inputs; of weights, as many on either side of zero
+_LARGEST = 127  # of integers; 2 x 127 x 127 fits into 16 bits
+_LEVELS, _WEIGHT_LEVELS = 256, 255  # that OpenVINO multiplies as integers, inputs from 0 and weights from -127
 _LEAST = 1e-6  # of a range: an input that is always zero
 _KINDS = {"Convolution": 1, "GroupConvolution": 2}  # and how many axes of its weights name an output
 _BINS = 2048
-_CUTS = np.linspace(0.3, 1.0, 71)  # where an input may be cut off, of the largest value seen
+_CUTS = np.linspace(0.3, 1.0, 71)  # where an input may be cut off, of the largest value seen: defects lie higher
 FLOAT = 0.0  # range of an input that is not rounded
 
 
@@ -36,6 +38,9 @@ def ranges_of(openvino: Any, graph: Any, images: Tensor) -> tuple[float, ...]:
         openvino: the package.
         graph: a network of one picture (1, 3, H, W) uint8; it is changed.
         images: (B, 3, H, W) uint8, good pictures.
+
+    Raises:
+        FitError: an input is not finite, or none can be rounded.
     """
     first = len(graph.outputs)
     inputs = [conv.input_value(0) for conv in _convolutions(graph)]
@@ -47,20 +52,28 @@ def ranges_of(openvino: Any, graph: Any, images: Tensor) -> tuple[float, ...]:
             request.infer({0: image.numpy()})
             yield from ((k, request.get_output_tensor(first + k).data) for k in range(len(inputs)))
 
-    low, high = np.zeros(len(inputs)), np.full(len(inputs), _LEAST)
+    low, high = np.zeros(len(inputs)), np.zeros(len(inputs))
     for k, values in seen():
         low[k], high[k] = min(low[k], values.min()), max(high[k], values.max())
+    if not bool(np.isfinite(high).all()):
+        raise FitError("what the network makes of these pictures is not finite: are these the right weights?")
+    high[high < _LEAST] = FLOAT  # zero on all good pictures: what lights up there stays as it is
     counts = np.zeros((len(inputs), _BINS))
     for k, values in seen():
-        counts[k] += np.histogram(values[values > 0], _BINS, (0, high[k]))[0]
-    return tuple(FLOAT if low[k] < 0 else float(_best_cut(counts[k], float(high[k]))) for k in range(len(inputs)))
+        counts[k] += np.histogram(values[values > 0], _BINS, (0, high[k] or 1.0))[0]
+    rounded = (low == 0) & (high > FLOAT)
+    if not rounded.any():
+        raise FitError(
+            "no input of this network can be rounded to 8 bits, as no ReLU comes before one: take another --engine"
+        )
+    return tuple(_best_cut(counts[k], float(high[k])) if rounded[k] else FLOAT for k in range(len(inputs)))
 
 
 def _best_cut(counts: NDArray[np.float64], high: float) -> float:
     """The least squared error of all values: a step's variance, and what is cut off. Zeros are exact in any case."""
     middles = (np.arange(_BINS) + 0.5) / _BINS * high
     errors = [
-        counts.sum() * (cut / (_STEPS - 1)) ** 2 / 12 + (counts * (middles - cut).clip(0) ** 2).sum()
+        counts.sum() * (cut / _LARGEST) ** 2 / 12 + (counts * (middles - cut).clip(0) ** 2).sum()
         for cut in _CUTS * high
     ]
     return float(_CUTS[int(np.argmin(errors))] * high)
@@ -87,13 +100,14 @@ def quantise(openvino: Any, graph: Any, ranges: tuple[float, ...]) -> None:
     for conv, high in zip(convolutions, ranges, strict=True):
         if high == FLOAT:
             continue
-        asked = opset.fake_quantize(conv.input_value(0), *_constants(opset, 0.0, high), _STEPS)
+        cut = opset.clamp(conv.input_value(0), 0.0, high)
+        asked = opset.fake_quantize(cut, *_constants(opset, 0.0, high * (_LEVELS - 1) / _LARGEST), _LEVELS)
         conv.input(0).replace_source_output(asked.output(0))
         weights = conv.input_value(1)
         values = weights.get_node().data
         axes = tuple(range(_KINDS[conv.get_type_name()], values.ndim))
         most = np.maximum(np.abs(values).max(axis=axes, keepdims=True), _LEAST).astype(np.float32)
-        rounded = opset.fake_quantize(weights, *_constants(opset, -most, most), _WEIGHT_STEPS)
+        rounded = opset.fake_quantize(weights, *_constants(opset, -most, most), _WEIGHT_LEVELS)
         conv.input(1).replace_source_output(rounded.output(0))
     graph.validate_nodes_and_infer_types()
 

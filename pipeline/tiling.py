@@ -125,6 +125,8 @@ def fit(
         return methods.fit(method, images, config, backbone=backbone, seed=seed, scratch=scratch, progress=progress)
     if method in METHODS and METHODS[method].by_position:
         raise ConfigError(f"{method} keeps statistics by position, and tiles of one frame have none in common")
+    if getattr(config, "by_position", False):
+        raise ConfigError(f"tiles of one frame have no positions in common: {method} with --set by_position=false")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     kept = max(_TUNE_MIN, round(len(images) * _TUNE_SHARE))
     if len(images) - kept < kept:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model_store import ModelKey, open_store
-from pipeline import commissioning, methods, settings, synthetic
+from pipeline import commissioning, engines, methods, settings, synthetic
 from pipeline.data import Frame
 from pipeline.decode import Limits
 from pipeline.inspection import Inspector
@@ -39,6 +39,7 @@ def run(
     size_bytes: int,
     seconds: float,
     method: str = "patchcore",
+    engine: str = engines.AUTO,
     workers: int = 1,
     p99_ms: float = 200.0,
     progress: Progress = silent,
@@ -51,6 +52,7 @@ def run(
         size_bytes: of a frame, about: parts are drawn as large as that takes.
         seconds: how long each rate is tried.
         method: of the models, with goldline-s and its defaults.
+        engine: what runs it.
         workers: processes, which share the cores.
         p99_ms: the bound, from capture to result read.
         progress: told of every rate.
@@ -61,7 +63,7 @@ def run(
     """
     names = [f"bench/c{i:02d}" for i in range(stations)]
     images = pictures_of(size_bytes)
-    inspector = fitted(images, method)
+    model = fitted(images, method, engine).save()
     tree = {
         "stations": {name: {"deadline_ms": _DEADLINE_MS} for name in names},
         "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},
@@ -70,7 +72,7 @@ def run(
     with temporary(tree) as rig:
         store = open_store(rig.store_url)
         for name in names:
-            version = store.put(ModelKey(name), inspector.save())
+            version = store.put(ModelKey(name), model)
             store.promote(ModelKey(name), version, expected=None, who="bench")
         running = [rig.run(f"worker-{i}", "worker", "--config", str(rig.config)) for i in range(workers)]
         assigned(rig, stations)
@@ -94,6 +96,7 @@ def run(
         "stations": stations,
         "workers": workers,
         "method": method,
+        "engine": model.meta["backbone"]["engine"],
         "frame_bytes": round(statistics.mean(map(len, images))),
         "seconds": seconds,
         "p99_bound_ms": p99_ms,
@@ -105,7 +108,7 @@ def run(
 def table(report: dict[str, Any]) -> str:
     """For people: rates, and a waterfall of the highest that was kept up with, or else of the lowest."""
     lines = [
-        f"{report['stations']} stations, {report['workers']} workers, {report['method']}, "
+        f"{report['stations']} stations, {report['workers']} workers, {report['method']} run by {report['engine']}, "
         f"{report['frame_bytes']:,} bytes a frame: "
         + (f"{report['highest_per_s']:g}/s kept up with" if report["highest_per_s"] else "no rate was kept up with"),
     ]
@@ -196,7 +199,7 @@ def pictures_of(size_bytes: int) -> list[bytes]:
     return [synthetic.encode(synthetic.draw(PART, seed=i, size=(side, side)).image) for i in range(_PICTURES)]
 
 
-def fitted(images: Sequence[bytes], method: str) -> Inspector:
+def fitted(images: Sequence[bytes], method: str, engine: str = engines.AUTO) -> Inspector:
     """A model of these pictures on goldline-s, with its defaults."""
     view = View()
     goods = [Frame(frame_id=str(i), image=images[i % len(images)]) for i in range(_GOODS)]
@@ -204,7 +207,7 @@ def fitted(images: Sequence[bytes], method: str) -> Inspector:
         goods,
         method=method,
         config=methods.make_config(method, {}),
-        backbone=choose(Choice(name="goldline-s"), settings.Settings(), view.size),
+        backbone=choose(Choice(name="goldline-s", engine=engine), settings.Settings(), view.size),
         view=view,
         limits=Limits(),
         rate=0.05,

@@ -12,6 +12,9 @@ Departures, and why:
   be magnified to nothing but blur.
 * `stride` describes every n-th patch instead of all; what it describes is the same to rounding.
 * The paper gives no score of the whole picture: here it is the largest of the map.
+* `by_position` standardises the maps at each place by what good pictures show there, where the paper has one mean and
+  one deviation for all places: what students find hard in good parts, a rim or a highlight, then hides no defect.
+  Variances count with one picture more, of what places vary by on average. The quick settings take it.
 * Epochs of the good pictures are counted in steps: 20,000 are the paper's 100 of 200 pictures. `crop_px` and
   `one_cycle` make trainings of minutes useful; the quick settings take them, and one patch size.
 * All networks start from He's weights.
@@ -44,6 +47,7 @@ QUICK = {
     "one_cycle": True,
     "crop_px": 96,
     "stride": 4,
+    "by_position": True,
 }
 _FEWEST_IMAGES = 2
 _SMALLEST_PX = 64
@@ -74,6 +78,7 @@ class StudentsConfig:
         crop_px: students learn from crops of this side; 0 for whole pictures.
         stride: px between patches: 1, 2, 4 or 8.
         held_out: share of the good pictures, at least one, that the maps' means and deviations are taken of.
+        by_position: take them at each place, for parts that lie the same way in each picture.
     """
 
     fields: str = "17,33,65"
@@ -95,6 +100,7 @@ class StudentsConfig:
     crop_px: int = 0
     stride: int = 1
     held_out: float = 0.1
+    by_position: bool = False
 
     def __post_init__(self) -> None:
         sizes = self.sizes()
@@ -125,7 +131,8 @@ class StudentsDetector:
     """Families of networks and the scales of their maps; never changed by scoring.
 
     Attributes:
-        scales: (F, 2, 2) float32, by patch size and map (error, variance) its mean and deviation over held-out goods.
+        scales: (F, 2, 2) float32, by patch size and map (error, variance) its mean and deviation over held-out goods;
+            (F, 2, 2, h, w) by position.
     """
 
     def __init__(
@@ -164,13 +171,15 @@ class StudentsDetector:
             map (B, H, W), and image (B,), its largest value.
 
         Raises:
-            ShapeError: another number of patch sizes.
+            ShapeError: another number of patch sizes or, by position, of places.
         """
         maps = torch.stack([features.maps["error"], features.maps["variance"]], dim=2)
         if maps.shape[1] != len(self.scales):
             raise ShapeError(f"features are of {maps.shape[1]} patch sizes, the model has {len(self.scales)}")
-        means, stds = self.scales[None, ..., None, None].unbind(dim=3)
-        grid = ((maps - means) / stds).sum(dim=2).mean(dim=1)
+        scales = self.scales if self.config.by_position else self.scales[..., None, None]
+        if self.config.by_position and maps.shape[3:] != scales.shape[3:]:
+            raise ShapeError(f"features are of {tuple(maps.shape[3:])} places, the model has {tuple(scales.shape[3:])}")
+        grid = ((maps - scales[:, :, 0]) / scales[:, :, 1]).sum(dim=2).mean(dim=1)
         scores = upsample(grid, features.image_size)
         return Scores(image=scores.flatten(1).amax(dim=1), map=scores)
 
@@ -228,9 +237,7 @@ class Students:
             families.train(family, how, checkpoint=checkpoint, progress=progress)
         nets = nn.ModuleList(each)
         maps = families.maps_of(nets, images.pixels[held], config.stride, backbone.device, progress)
-        values = maps.permute(1, 2, 0, 3, 4).flatten(2).double()
-        scales = torch.stack([values.mean(dim=2), values.std(dim=2).clamp_(min=_LEAST_SPREAD)], dim=2).float()
-        return StudentsDetector(nets, scales, config, images.size, backbone)
+        return StudentsDetector(nets, _scales(maps, config.by_position), config, images.size, backbone)
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> StudentsDetector:
         """The detector that `save` described.
@@ -245,10 +252,26 @@ class Students:
             raise ArtifactError(f"{config.students} students for each patch size, and {len(artifact.tensors)} tensors")
         with torch.device("meta"):
             nets = nn.ModuleList(Family(field, config.students) for field in config.sizes())
-        (scales,) = learned.restore(artifact, {"families": nets}, {"scales": (len(nets), 2, 2)})
-        if not bool((scales[..., 1] > 0).all()):
+        places = patch_cnn.grid_of(size, config.stride) if config.by_position else ()
+        (scales,) = learned.restore(artifact, {"families": nets}, {"scales": (len(nets), 2, 2, *places)})
+        if not bool((scales[:, :, 1] > 0).all()):
             raise ArtifactError("scales have a deviation that is not positive")
         return StudentsDetector(nets, scales, config, size, backbone)
+
+
+def _scales(maps: Tensor, by_position: bool) -> Tensor:
+    """Means and deviations of the maps (N, F, 2, h, w) of held-out goods, as `StudentsDetector.scales`."""
+    values = maps.double()
+    everywhere = (0, 3, 4)
+    if not by_position:
+        spread = values.std(dim=everywhere)
+        means = values.mean(dim=everywhere)
+    else:
+        count = len(values)
+        means, at_each = values.mean(dim=0), values.var(dim=0, unbiased=False)
+        usual = at_each.mean(dim=(2, 3)) if count > 1 else values.var(dim=everywhere, unbiased=False)
+        spread = ((count * at_each + usual[..., None, None]) / (count + 1)).sqrt()
+    return torch.stack([means, spread.clamp(min=_LEAST_SPREAD)], dim=2).float()
 
 
 def _rate(config: StudentsConfig, rate: float) -> training.Rate:
@@ -273,7 +296,7 @@ def _distil(
     )
     checkpoint = None
     if scratch is not None:
-        others = ("students", "steps", "rate", "crop_px", "stride", "held_out")
+        others = ("students", "steps", "rate", "crop_px", "stride", "held_out", "by_position")
         said = {name: value for name, value in asdict(config).items() if name not in others}
         key = training.digest(said, seed, backbone.spec.to_meta())
         checkpoint = training.Checkpoint(path=scratch / f"{NAME}-teacher.safetensors", key=key)

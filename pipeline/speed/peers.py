@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 
 VARIABLE = "GOLDLINE_PEERS"
 FOLDER = ".venv-peers"
-_OURS = {"GOMP_SPINCOUNT"}  # how `goldline` has torch's threads wait: a peer runs as its users would run it
+_OURS = {("GOMP_SPINCOUNT", "5000")}  # how `goldline` has torch's threads wait: a peer runs as its users would run it
 _SCRIPT = Path(__file__).with_name("anomalib_peer.py")
 
 
@@ -61,7 +61,7 @@ class Peer:
 
     def __enter__(self) -> Self:
         asked = json.dumps({name: getattr(self._task, name) for name in PeerTask.__slots__})
-        plain = {name: value for name, value in os.environ.items() if name not in _OURS}
+        plain = dict(os.environ.items() - _OURS)
         self._process = subprocess.Popen(
             [python(), str(_SCRIPT), asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=plain
         )

@@ -176,7 +176,7 @@ def _measured(
             replace(
                 row,
                 peer=peer,
-                peer_bank_rows=asked.peer_bank or None,
+                peer_bank_rows=asked.peer_bank if asked.peer_bank not in (0, bank) else None,
                 peer_ms_per_image=_ms(each.median, batch),
                 peer_ms_low=_ms(each.low, batch),
                 peer_ms_high=_ms(each.high, batch),

@@ -105,8 +105,9 @@ def _cost(report: Report) -> Iterator[str]:
 
 def _line(report: Report) -> Iterator[str]:
     highest = report["highest_per_s"]
+    run_by = f", run by {report['engine']}" if "engine" in report else ""  # the oldest reports do not say
     yield (
-        f"{report['stations']} stations, {report['workers']} worker processes, frames of "
+        f"{report['stations']} stations, {report['workers']} worker processes{run_by}, frames of "
         f"{report['frame_bytes'] / 1000:.0f} kB, p99 within {report['p99_bound_ms']:g} ms: "
         + (f"**{highest} a second**." if highest else "no rate was kept up with.")
     )
@@ -284,6 +285,12 @@ _SECTIONS = {
     "cost": ("What a picture's cost grows with", "goldline bench cost", _cost),
     "line": ("The highest rate of a line", "goldline bench line", _line),
     "line-two-workers": ("The same with two workers", "goldline bench line --workers 2", _line),
+    "line-int8": ("The same in 8 bits", "goldline bench line --engine openvino-int8", _line),
+    "line-int8-two-workers": (
+        "The same in 8 bits with two workers",
+        "goldline bench line --engine openvino-int8 --workers 2",
+        _line,
+    ),
     "profile": ("What a worker's time goes to", "python -m tests.benchmarks.walk_profile", _profile),
     "refit": ("A refit beside a line", "goldline bench refit", _refit),
     "poisoning": ("What poisoned pools do", "python -m tests.benchmarks.poisoning", _poisoning),

@@ -14,7 +14,7 @@ from pipeline.backbone_spec import BackboneSpec
 from pipeline.commissioning import commission
 from pipeline.data import Frame
 from pipeline.decode import Limits
-from pipeline.errors import ArtifactError, ConfigError
+from pipeline.errors import ArtifactError, ConfigError, FitError
 from pipeline.inspection import Inspector
 from pipeline.settings import Settings
 from pipeline.synthetic import draw, encode
@@ -54,8 +54,9 @@ def test_integers_are_multiplied_as_float32_would(own):
     """Rounded as for integers, and multiplied in float32: the same, or sums have overflowed."""
     graph = engines.converted(own._whole.cpu(), SIZE)
     int8.quantise(openvino, graph, own.spec.ranges)
-    options = {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "NO"}  # OpenVINO's own, for debugging
-    request = openvino.Core().compile_model(graph, "CPU", options).create_infer_request()
+    compiled = compiled_of(graph, integers=False)
+    assert set(precisions(compiled)) == {"f32"}
+    request = compiled.create_infer_request()
     white = torch.full((1, 3, *SIZE), 255, dtype=torch.uint8)
     for images in (*pictures(3, first=100).split(1), white):
         request.infer({0: images.numpy()})
@@ -64,11 +65,36 @@ def test_integers_are_multiplied_as_float32_would(own):
             assert float((made - expected).norm() / expected.norm()) < 0.05  # ties are rounded either way
 
 
+def compiled_of(graph, *, integers):
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    if not integers:
+        options["LP_TRANSFORMS_MODE"] = "NO"  # OpenVINO's own, for debugging
+    return openvino.Core().compile_model(graph, "CPU", options)
+
+
+def precisions(compiled):
+    told = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    return [each["runtimePrecision"].astype(str) for each in told if each["layerType"].astype(str) == "Convolution"]
+
+
+@pytest.mark.parametrize("value", [0.3, 0.55, 0.75, 1.0, 3.0])
+def test_the_largest_inputs_and_weights_do_not_overflow(value):
+    opset = openvino.opset13
+    pixels = opset.parameter([1, 64, 8, 8], np.float32)
+    weights = opset.constant(np.full((16, 64, 1, 1), 0.5, np.float32))
+    inputs = opset.relu(pixels)
+    made = opset.relu(opset.convolution(inputs, weights, [1, 1], [0, 0], [0, 0], [1, 1]))
+    graph = openvino.Model([opset.result(made)], [pixels])
+    int8.quantise(openvino, graph, (1.0,))
+    compiled = compiled_of(graph, integers=True)
+    assert set(precisions(compiled)) <= {"u8", "i8"}
+    seen = compiled(np.full((1, 64, 8, 8), value, np.float32))[0]
+    assert np.allclose(seen, 32 * round(min(value, 1.0) * 127) / 127, rtol=1e-4)
+
+
 def test_convolutions_multiply_integers_but_for_that_of_the_pixels(own):
     own(pictures(1))
-    graph = own._engine._graphs[SIZE].get_runtime_model()
-    told = [node.get_rt_info() for node in graph.get_ordered_ops()]
-    kinds = [each["runtimePrecision"].astype(str) for each in told if each["layerType"].astype(str) == "Convolution"]
+    kinds = precisions(own._engine._graphs[SIZE])
     assert len(kinds) == 18
     assert kinds.count("f32") == 1
     assert set(kinds) <= {"u8", "i8", "f32"}
@@ -111,7 +137,7 @@ def test_a_spec_keeps_them_and_others_are_written_as_ever(own):
     assert not own.spec.same_features(BackboneSpec.from_meta(changed))
 
 
-@pytest.mark.parametrize("ranges", [[], [-0.5, 1.0], [1.0, math.inf], [math.nan, 1.0]])
+@pytest.mark.parametrize("ranges", [[], [-0.5, 1.0], [1.0, math.inf], [math.nan, 1.0], [1e39], [1e-46]])
 def test_ranges_that_are_none_are_refused(ranges, own):
     with pytest.raises(ArtifactError, match="openvino-int8 with ranges"):
         BackboneSpec.from_meta({**own.spec.to_meta(), "ranges": ranges})
@@ -145,3 +171,14 @@ def test_a_model_keeps_its_ranges_and_scores_the_same_when_it_is_loaded(tiles):
     ours, theirs = made.inspect(frames), loaded.inspect(frames)
     assert [v.score for v in ours.verdicts] == [v.score for v in theirs.verdicts]
     assert len(ours.verdicts) == 4
+
+
+def test_a_network_without_relu_is_refused():
+    opset = openvino.opset13
+    pixels = opset.parameter([1, 3, 32, 32], np.uint8)
+    weights = opset.constant(np.ones((4, 3, 3, 3), np.float32))
+    inputs = opset.add(opset.convert(pixels, "f32"), np.float32(-100))
+    made = opset.convolution(inputs, weights, [1, 1], [0, 0], [0, 0], [1, 1])
+    graph = openvino.Model([opset.result(made)], [pixels])
+    with pytest.raises(FitError, match="take another --engine"):
+        int8.ranges_of(openvino, graph, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.speed import cost, fit, peers, score, turns
+from workers import cli
 
 
 def test_variants_take_turns_and_their_medians_count():
@@ -178,6 +179,19 @@ def test_8_bits_are_measured_with_ranges():
     net = score.net_of("goldline-s", "openvino-int8", "cpu")
     inspector = score.inspector_of("patchcore", net, 50, 64)
     assert inspector.save().meta["backbone"]["ranges"]
+
+
+def test_a_peers_threads_wait_as_they_would_without_us_unless_somebody_has_said_how(peer_script, monkeypatch):
+    peer_script("""
+        import json, os, sys
+        print(json.dumps({"ready": True}), flush=True)
+        for _ in sys.stdin:
+            print(json.dumps({"seconds": os.environ.get("GOMP_SPINCOUNT", 0)}), flush=True)
+    """)
+    for said, expected in ((cli._SPIN_COUNT, 0), ("7", 7)):
+        monkeypatch.setenv("GOMP_SPINCOUNT", said)
+        with peers.Peer(TASK) as peer:
+            assert peer.run() == expected
 
 
 def test_a_peer_that_dies_is_an_error(peer_script):

@@ -1,5 +1,7 @@
 """Uninformed Students' numbers against slow and obvious versions of the paper's equations."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,9 +9,10 @@ from torch import nn
 from pipeline import families, methods, patch_cnn, training
 from pipeline.backbone import resolve
 from pipeline.data import Features, Images
-from pipeline.errors import ConfigError, FitError
+from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.families import Family
 from pipeline.learned import normalised
+from pipeline.methods import students
 from pipeline.patch_cnn import PatchCnn
 from tests.conformance.pictures import TINY, good
 
@@ -98,7 +101,8 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def detector(backbone):
-    config = methods.make_config("students", {**TINY["students"], "fields": "33,65", "stride": 8}, quick=True)
+    tiny = {**TINY["students"], "fields": "33,65", "stride": 8, "by_position": False}
+    config = methods.make_config("students", tiny, quick=True)
     return methods.fit("students", Images(good(6)), config, backbone=backbone, seed=0)
 
 
@@ -111,6 +115,42 @@ def test_maps_are_standardised_summed_and_averaged_over_patch_sizes(detector):
         expected += ((error[:, p] - e_mean) / e_std + (variance[:, p] - v_mean) / v_std) / 2
     torch.testing.assert_close(scored.map, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scored.image, expected.amax(dim=(1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_by_position_a_place_is_judged_by_what_good_pictures_show_there(detector, backbone):
+    maps = 5 + torch.randn(40, 1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    maps[..., 3, 4] = 100 + 10 * maps[..., 3, 4]  # a rim
+    scales = students._scales(maps, by_position=True)
+    assert scales.shape == (1, 2, 2, 8, 8)
+    torch.testing.assert_close(scales[:, :, 0], maps.mean(dim=0))
+    variances = maps.var(dim=0, unbiased=False)
+    usual = variances.mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(scales[:, :, 1], ((40 * variances + usual) / 41).sqrt())
+    assert 1.4 * float(scales[0, 0, 1, 3, 4]) < 20  # a defect two deviations above the rim shows
+    config = replace(detector.config, by_position=True)
+    grid = (64 // 8, 64 // 8)
+    scales = scales.expand(2, -1, -1, -1, -1)
+    places = students.StudentsDetector(detector._nets, scales, config, (64, 64), backbone)
+    error, variance = torch.rand(2, 2, 2, *grid, generator=torch.Generator().manual_seed(0))
+    scored = places.score(Features(maps={"error": error, "variance": variance}, image_size=grid))
+    expected = sum(((each - scales[:, k, 0]) / scales[:, k, 1]).mean(dim=1) for k, each in enumerate((error, variance)))
+    torch.testing.assert_close(scored.map, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ShapeError, match=r"of \(4, 4\) places, the model has \(8, 8\)"):
+        places.score(Features(maps={"error": error[..., :4, :4], "variance": variance[..., :4, :4]}, image_size=grid))
+
+
+def test_by_position_one_held_out_picture_is_enough(backbone):
+    config = methods.make_config("students", TINY["students"], quick=True)
+    assert config.by_position
+    made = methods.fit("students", Images(good(4)), config, backbone=backbone, seed=0)
+    again = methods.load(made.save(), backbone=backbone)
+    scored = again.score(again.embed(good(2)))
+    assert bool(scored.map.isfinite().all())
+    assert torch.equal(scored.map, made.score(made.embed(good(2))).map)
+    artifact = made.save()
+    damaged = {**artifact.tensors, "scales": artifact.tensors["scales"][..., :2]}
+    with pytest.raises(ArtifactError, match="scales"):
+        methods.load(replace(artifact, tensors=damaged), backbone=backbone)
 
 
 def test_the_teacher_is_normalised_over_the_good_pictures():

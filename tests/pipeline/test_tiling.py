@@ -159,6 +159,12 @@ def test_too_few_pictures_and_methods_by_position_are_refused(backbone):
         )
 
 
+def test_students_by_position_are_refused(backbone):
+    config = methods.make_config("students", {}, quick=True)
+    with pytest.raises(ConfigError, match="students with --set by_position=false"):
+        tiling.fit("students", Images(pictures(8)), config, tiles=TILES, size=SIZE, backbone=backbone, seed=0)
+
+
 def test_a_tiled_inspector_goes_the_whole_way(backbone):
     drawn = [draw("cap", seed=k, size=(150, 150)) for k in range(30)]
     goods = [Frame(frame_id=str(k), image=encode(d.image, format="PNG")) for k, d in enumerate(drawn)]

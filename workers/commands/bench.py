@@ -42,6 +42,7 @@ def walk(size: int, rate: float, frames: int, json_file: Path | None) -> None:
 @click.option("--size", default=200_000, show_default=True, help="Bytes of a frame, about.")
 @click.option("--seconds", default=20.0, show_default=True, help="How long each rate is tried.")
 @click.option("--method", default="patchcore", show_default=True, help="Of the models, with goldline-s.")
+@click.option("--engine", default="auto", show_default=True, help="What runs the backbone.")
 @click.option("--workers", default=1, show_default=True, help="Worker processes.")
 @click.option("--p99", "p99_ms", default=200.0, show_default=True, help="Bound, capture to result read, in ms.")
 @as_file
@@ -51,6 +52,7 @@ def line(
     size: int,
     seconds: float,
     method: str,
+    engine: str,
     workers: int,
     p99_ms: float,
     json_file: Path | None,
@@ -68,6 +70,7 @@ def line(
             size_bytes=size,
             seconds=seconds,
             method=method,
+            engine=engine,
             workers=workers,
             p99_ms=p99_ms,
             progress=progress,

@@ -31,7 +31,7 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 @click.option("--methods", default="patchcore", show_default=True, help="As in patchcore,padim.")
 @click.option("--backbones", default="wide_resnet50_2,goldline-s", show_default=True, help="With random weights.")
 @click.option("--bank", "bank_rows", default="1638,16385", show_default=True, help="Rows of PatchCore's bank.")
-@click.option("--peer-bank", default=0, help="Rows of the peer's bank.  [as many as ours]")
+@click.option("--peer-bank", type=click.IntRange(min=0), default=0, help="Rows of the peer's bank.  [as many as ours]")
 @click.option("--batch", "batches", default="", help="Pictures at once.  [1,8; on a GPU 1,8,64]")
 @click.option("--engines", default="", help="As in torch,torch-bf16.  [all that are worth it on the device]")
 @click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
@@ -59,6 +59,8 @@ def score(
     """
     from pipeline.speed import score as measured  # noqa: PLC0415 - torch takes seconds to import
 
+    if peer_bank and not peers:
+        raise click.UsageError("--peer-bank is of peers: add --peers")
     asked = measured.Asked(
         methods=_names(methods),
         backbones=_names(backbones),
@@ -73,10 +75,8 @@ def score(
     )
     with shown() as progress:
         rows = measured.run(asked, progress=progress)
-    _table(
-        rows,
-        ("method", "backbone", "bank_rows", "batch", "precision", "ms_per_image", "peer", "ratio", "exact_agreement"),
-    )
+    of_peer = ("peer", "peer_bank_rows", "ratio") if peer_bank else ("peer", "ratio")
+    _table(rows, ("method", "backbone", "bank_rows", "batch", "precision", "ms_per_image", *of_peer, "exact_agreement"))
     write(measured.body(rows), json_file)
 
 
