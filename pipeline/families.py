@@ -10,6 +10,8 @@ from pipeline import learned, patch_cnn, training
 from pipeline.patch_cnn import PatchCnn
 from pipeline.progress import Progress, silent
 
+_LEAST_SPREAD = 1e-6  # of a map over good pictures
+
 
 class Family(nn.Module):
     """A teacher and its students, all of one patch size."""
@@ -50,6 +52,24 @@ def maps_of(nets: nn.Module, images: Tensor, stride: int, device: torch.device, 
             maps[place, each, 0], maps[place, each, 1] = (values[0] for values in family(pixels, stride))
     progress("scales", len(images), len(images))
     return maps
+
+
+def scales_of(maps: Tensor, by_position: bool) -> Tensor:
+    """Means and deviations of the maps (N, F, 2, h, w) of held-out goods, as `StudentsDetector.scales`.
+
+    By position the variances count with one picture more, of what places vary by on average.
+    """
+    values = maps.double()
+    everywhere = (0, 3, 4)
+    if not by_position:
+        spread = values.std(dim=everywhere)
+        means = values.mean(dim=everywhere)
+    else:
+        count = len(values)
+        means, at_each = values.mean(dim=0), values.var(dim=0, unbiased=False)
+        usual = at_each.mean(dim=(2, 3)) if count > 1 else values.var(dim=everywhere, unbiased=False)
+        spread = ((count * at_each + usual[..., None, None]) / (count + 1)).sqrt()
+    return torch.stack([means, spread.clamp(min=_LEAST_SPREAD)], dim=2).float()
 
 
 def normalise(family: Family, images: Tensor, stride: int, progress: Progress) -> None:

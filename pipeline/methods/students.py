@@ -51,7 +51,6 @@ QUICK = {
 }
 _FEWEST_IMAGES = 2
 _SMALLEST_PX = 64
-_LEAST_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +236,7 @@ class Students:
             families.train(family, how, checkpoint=checkpoint, progress=progress)
         nets = nn.ModuleList(each)
         maps = families.maps_of(nets, images.pixels[held], config.stride, backbone.device, progress)
-        return StudentsDetector(nets, _scales(maps, config.by_position), config, images.size, backbone)
+        return StudentsDetector(nets, families.scales_of(maps, config.by_position), config, images.size, backbone)
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> StudentsDetector:
         """The detector that `save` described.
@@ -257,21 +256,6 @@ class Students:
         if not bool((scales[:, :, 1] > 0).all()):
             raise ArtifactError("scales have a deviation that is not positive")
         return StudentsDetector(nets, scales, config, size, backbone)
-
-
-def _scales(maps: Tensor, by_position: bool) -> Tensor:
-    """Means and deviations of the maps (N, F, 2, h, w) of held-out goods, as `StudentsDetector.scales`."""
-    values = maps.double()
-    everywhere = (0, 3, 4)
-    if not by_position:
-        spread = values.std(dim=everywhere)
-        means = values.mean(dim=everywhere)
-    else:
-        count = len(values)
-        means, at_each = values.mean(dim=0), values.var(dim=0, unbiased=False)
-        usual = at_each.mean(dim=(2, 3)) if count > 1 else values.var(dim=everywhere, unbiased=False)
-        spread = ((count * at_each + usual[..., None, None]) / (count + 1)).sqrt()
-    return torch.stack([means, spread.clamp(min=_LEAST_SPREAD)], dim=2).float()
 
 
 def _rate(config: StudentsConfig, rate: float) -> training.Rate:

@@ -120,7 +120,7 @@ def test_maps_are_standardised_summed_and_averaged_over_patch_sizes(detector):
 def test_by_position_a_place_is_judged_by_what_good_pictures_show_there(detector, backbone):
     maps = 5 + torch.randn(40, 1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     maps[..., 3, 4] = 100 + 10 * maps[..., 3, 4]  # a rim
-    scales = students._scales(maps, by_position=True)
+    scales = families.scales_of(maps, by_position=True)
     assert scales.shape == (1, 2, 2, 8, 8)
     torch.testing.assert_close(scales[:, :, 0], maps.mean(dim=0))
     variances = maps.var(dim=0, unbiased=False)
