@@ -152,7 +152,7 @@ except KeyboardInterrupt:
 
 
 def test_an_interrupt_that_somebody_swallows_is_not_lost(tmp_path):
-    """In a process of its own: an event loop that another test left may, once collected, give SIGTERM its default back."""
+    """In a process of its own: a collected event loop of another test may give SIGTERM its default back."""
     told = ran(sys.executable, "-c", SWALLOWED, str(tmp_path / "line"))
     assert (told.returncode, told.stdout.split()) == (0, ["first", "interrupted"]), told.stderr
 
