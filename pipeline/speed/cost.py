@@ -174,7 +174,7 @@ def fit(rows: Sequence[Row]) -> NDArray[np.float64]:
     if np.linalg.matrix_rank(system) < there.sum() or not there.any():
         raise ConfigError(
             f"{len(rows)} points cannot tell {there.sum()} terms apart: name two sizes at least, and two banks on "
-            "one side or each side of 2048 rows, where searches begin to be bounded"
+            "one side or each side of 768 rows, where searches begin to be bounded"
         )
     found = np.zeros(len(TERMS))
     found[there] = nnls(system / measured[:, None], np.ones(len(rows)))[0] / largest
