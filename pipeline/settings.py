@@ -72,6 +72,7 @@ class Worker(Section, frozen=True):
     batch_max: Annotated[int, Meta(ge=1, le=1024)] = 16
     wait_ms: Annotated[float, Meta(ge=0.0, le=1000.0)] = 5.0
     threads: Annotated[int, Meta(ge=0)] = 0
+    at_once: Annotated[int, Meta(ge=0, le=64)] = 0
     window: Annotated[int, Meta(ge=0)] = 0
     models_max_mb: Positive = 4096
     heatmaps: Literal["all", "reject", "none"] = "reject"

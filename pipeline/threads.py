@@ -1,10 +1,28 @@
-"""How many threads there may be, and how many torch's own operations take."""
+"""How many threads there may be, how many torch's own operations take, and how many of these run at once."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+_shared = 1
+
+
+def share(threads: int, at_once: int) -> None:
+    """Let this process compute so many things at once, from threads of its own, with so many threads among them all.
+
+    To be called before a backbone is opened: its engine is made for as many.
+    """
+    global _shared  # noqa: PLW0603 - as torch's own number, it is the process's
+    _shared = at_once
+    torch.set_num_threads(max(1, threads // at_once))
+
+
+def at_once() -> int:
+    """How many things this process computes at once, with as many threads each as torch says."""
+    return _shared
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The micro-batcher: frames of all stations, one device, one thread.
+"""The micro-batcher: frames of all stations, one device, a thread for each batch that is computed at the same time.
 
 A batch closes when it is full, when its first frame has waited `wait_s`, or when waiting longer would make its most
 urgent frame late, whichever comes first. While the device is busy frames gather, so load makes batches larger, as far
@@ -53,9 +53,10 @@ class Batcher(Generic[Work, Done]):
         process: called in the executor with pieces, whether each is given up since there is no time for it, and yields
             answers by the piece's place as they come, so that no piece waits for the whole batch. An exception is the
             answer of those not answered yet. It returns how many took the device's time.
-        executor: where `process` runs; one thread, since one device is behind it.
+        executor: where `process` runs; it has a thread for each of `at_once`.
         batch_max: most pieces to process together.
         wait_s: longest time that the first piece waits for others.
+        at_once: how many batches are processed at the same time; each takes its share of what waits.
         clock: seconds of wall time, as deadlines are.
         on_batch: told how many are processed together.
     """
@@ -67,6 +68,7 @@ class Batcher(Generic[Work, Done]):
         *,
         batch_max: int,
         wait_s: float,
+        at_once: int = 1,
         clock: Callable[[], float] = time.time,
         on_batch: Callable[[int], object] = lambda _: None,
     ) -> None:
@@ -75,6 +77,8 @@ class Batcher(Generic[Work, Done]):
         self._executor = executor
         self._batch_max = batch_max
         self._wait_s = wait_s
+        self._at_once = at_once
+        self._gathering = asyncio.Lock()
         self._clock = clock
         self._queues: OrderedDict[Hashable, deque[_Waiting[Work, Done]]] = OrderedDict()  # who is next, first
         self._lately: dict[Hashable, tuple[float, float]] = {}  # when whose piece came last, and what it had in all
@@ -103,8 +107,12 @@ class Batcher(Generic[Work, Done]):
 
     async def run(self) -> None:
         """Serve until cancelled."""
+        await asyncio.gather(*(self._serve() for _ in range(self._at_once)))
+
+    async def _serve(self) -> None:
         while True:
-            batch = await self._gather()
+            async with self._gathering:
+                batch = await self._gather()
             if batch.size:
                 self._on_batch(batch.size)
             started = self._clock()
@@ -134,13 +142,14 @@ class Batcher(Generic[Work, Done]):
     def _next(self) -> _Batch[Work, Done]:
         """Take a batch: the oldest piece of each in turn, and those given up on the way."""
         now, alone_s = self._clock(), self.pace(1)
+        most = min(self._batch_max, math.ceil(len(self) / self._at_once))
         drawn: list[tuple[Hashable, float]] = []
         hopeful: list[tuple[Hashable, float]] = []
         for turn, waiting in self._in_turn():
             drawn.append((turn, waiting.due - now))
             if waiting.due - now >= alone_s:
                 hopeful.append(drawn[-1])
-                if len(hopeful) == self._batch_max:
+                if len(hopeful) == most:
                     break
         longest = max(self._queues, key=lambda turn: len(self._queues[turn]))
         candidates = _candidates(hopeful, longest, self._usual(longest))

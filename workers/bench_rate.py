@@ -41,6 +41,7 @@ def run(
     method: str = "patchcore",
     engine: str = engines.AUTO,
     workers: int = 1,
+    at_once: int = 0,
     p99_ms: float = 200.0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def run(
         method: of the models, with goldline-s and its defaults.
         engine: what runs it.
         workers: processes, which share the cores.
+        at_once: batches that each computes at the same time; 0 leaves it to the worker.
         p99_ms: the bound, from capture to result read.
         progress: told of every rate.
 
@@ -67,7 +69,7 @@ def run(
     tree = {
         "stations": {name: {"deadline_ms": _DEADLINE_MS} for name in names},
         "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},
-        "worker": {"threads": max(1, (os.cpu_count() or 1) // workers)},
+        "worker": {"threads": max(1, (os.cpu_count() or 1) // workers), "at_once": at_once},
     }
     with temporary(tree) as rig:
         store = open_store(rig.store_url)
@@ -95,6 +97,7 @@ def run(
     return {
         "stations": stations,
         "workers": workers,
+        "at_once": at_once,
         "method": method,
         "engine": model.meta["backbone"]["engine"],
         "frame_bytes": round(statistics.mean(map(len, images))),

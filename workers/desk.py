@@ -1,4 +1,4 @@
-"""Where a frame becomes an outcome: picture fetched, batch gathered, inspected on the device's thread."""
+"""Where a frame becomes an outcome: picture fetched, batch gathered, inspected in a thread of the device's."""
 
 import asyncio
 import time
@@ -74,10 +74,11 @@ class Desk:
     Args:
         models: who decides where.
         settings: how batches are made.
-        executor: the device's thread.
+        executor: the device's threads.
         claims: fetches the pictures that messages only refer to.
-        on_tried: told, in that thread, of what models on trial said.
-        on_decided: told, in that thread, of frames whose verdicts are out; it must not take long.
+        at_once: how many batches are inspected at the same time, each in a thread of the executor.
+        on_tried: told, in such a thread, of what models on trial said.
+        on_decided: told, in such a thread, of frames whose verdicts are out; it must not take long.
         on_batch: told how many frames a batch has.
     """
 
@@ -88,6 +89,7 @@ class Desk:
         executor: Executor,
         claims: Claims | None = None,
         *,
+        at_once: int = 1,
         on_tried: Callable[[list[Tried]], object] = lambda _: None,
         on_decided: Callable[[list[Decided]], object] = lambda _: None,
         on_batch: Callable[[int], object] = lambda _: None,
@@ -97,7 +99,12 @@ class Desk:
         self._on_tried = on_tried
         self._on_decided = on_decided
         self.batcher: Batcher[_Ticket, Outcome] = Batcher(
-            self._process, executor, batch_max=settings.batch_max, wait_s=settings.wait_ms / 1000, on_batch=on_batch
+            self._process,
+            executor,
+            batch_max=settings.batch_max,
+            wait_s=settings.wait_ms / 1000,
+            at_once=at_once,
+            on_batch=on_batch,
         )
 
     def at_once(self, arrival: Arrival) -> Outcome | None:
@@ -139,7 +146,7 @@ class Desk:
     def _process(
         self, tickets: Sequence[_Ticket], given_up: Sequence[bool]
     ) -> Generator[Mapping[int, Outcome], None, int]:
-        """In the device's thread: the frames still in time, model by model, each model's as soon as it is done.
+        """In a thread of the device's: the frames still in time, model by model, each model's as soon as it is done.
 
         Models on trial come last, and only where more than half of every frame's time is left.
 

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import torch
-
 from model_store import ModelKey, open_store
 from model_store.frames import open_roots
 from model_store.pool import open_pool
 from pipeline.decode import Limits
+from pipeline.devices import resolve_device
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
+from pipeline.threads import share
 from workers import app as faust_app
 from workers import clients, logs, pauses, spans, topics, watchdog
 from workers.backbones import opener
@@ -74,7 +74,7 @@ def run(settings: Settings, models: Models | PassAll | None = None, *, metrics_p
     """
     check(settings)
     tracing = spans.opened(settings, "worker")
-    torch.set_num_threads(settings.worker.threads or max(1, os.cpu_count() or 1))
+    at_once = _share(settings)
     metrics = WorkerMetrics(settings)
     models = models or _models_of(settings, metrics)
     vitals = Vitals(settings, models)
@@ -82,11 +82,24 @@ def run(settings: Settings, models: Models | PassAll | None = None, *, metrics_p
     health.start()
     try:
         models.start()
-        return asyncio.run(_serve(settings, models, metrics, vitals, tracing))
+        return asyncio.run(_serve(settings, models, metrics, vitals, tracing, at_once))
     finally:
         models.stop()
         health.stop()
         tracing.close()
+
+
+def _share(settings: Settings) -> int:
+    """Let this process compute as the settings say.
+
+    Returns:
+        How many batches at once.
+    """
+    threads = settings.worker.threads or max(1, os.cpu_count() or 1)
+    on_cpu = resolve_device(settings.worker.device).type == "cpu"
+    at_once = settings.worker.at_once or (min(2, threads) if on_cpu else 1)
+    share(threads, at_once)
+    return at_once
 
 
 def _models_of(settings: Settings, metrics: WorkerMetrics) -> Models:
@@ -113,12 +126,14 @@ def _pool_threads(
     return pooling.offer, [pooling, Follower(settings, pool)]
 
 
-async def _serve(settings: Settings, models: Finds, metrics: WorkerMetrics, vitals: Vitals, tracing: Spans) -> int:
+async def _serve(
+    settings: Settings, models: Finds, metrics: WorkerMetrics, vitals: Vitals, tracing: Spans, at_once: int
+) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    executor = ThreadPoolExecutor(1, thread_name_prefix="device")
+    executor = ThreadPoolExecutor(at_once, thread_name_prefix="device")
     app = faust_app.build(settings)
     offer, beside = _pool_threads(settings, metrics)
 
@@ -138,6 +153,7 @@ async def _serve(settings: Settings, models: Finds, metrics: WorkerMetrics, vita
         settings.worker,
         executor,
         claims,
+        at_once=at_once,
         on_tried=lambda tried: loop.call_soon_threadsafe(partial(publisher.tried, tried)),
         on_decided=watch.take,
         on_batch=metrics.batch,

@@ -52,9 +52,9 @@ class Device:
 
 
 @asynccontextmanager
-async def serving(device, *, batch_max=8, wait_s=0.0, clock=time.time):
-    executor = ThreadPoolExecutor(1)
-    batcher = Batcher(device, executor, batch_max=batch_max, wait_s=wait_s, clock=clock)
+async def serving(device, *, batch_max=8, wait_s=0.0, clock=time.time, at_once=1):
+    executor = ThreadPoolExecutor(at_once)
+    batcher = Batcher(device, executor, batch_max=batch_max, wait_s=wait_s, clock=clock, at_once=at_once)
     task = asyncio.ensure_future(batcher.run())
     try:
         yield batcher
@@ -93,6 +93,33 @@ def test_a_batch_closes_at_once_when_it_is_full():
             answers = await asyncio.gather(*submit(batcher, *range(8)))
         assert device.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
         assert answers == [f"did {i}" for i in range(8)]
+
+    run(scenario())
+
+
+def test_several_batches_are_processed_at_the_same_time_and_share_what_waits():
+    async def scenario():
+        device = Device()
+        device.free.clear()
+        async with serving(device, batch_max=8, wait_s=0.05, at_once=2) as batcher:
+            answers = submit(batcher, *range(6))
+            await until(lambda: len(device.batches) == 2)  # while neither is done
+            assert len(device.threads) == 2
+            device.free.set()
+            assert await asyncio.gather(*answers) == [f"did {i}" for i in range(6)]
+        assert sorted(map(len, device.batches)) == [1, 2, 3]
+        assert sorted(sum(device.batches, [])) == list(range(6))
+
+    run(scenario())
+
+
+def test_a_batch_that_fails_ends_no_other():
+    async def scenario():
+        device = Device()
+        device.broken = (1,)
+        async with serving(device, batch_max=1, at_once=2) as batcher:
+            answers = await asyncio.gather(*submit(batcher, *range(6)), return_exceptions=True)
+        assert [isinstance(each, RuntimeError) for each in answers] == [False, True, False, False, False, False]
 
     run(scenario())
 

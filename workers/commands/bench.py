@@ -44,6 +44,7 @@ def walk(size: int, rate: float, frames: int, json_file: Path | None) -> None:
 @click.option("--method", default="patchcore", show_default=True, help="Of the models, with goldline-s.")
 @click.option("--engine", default="auto", show_default=True, help="What runs the backbone.")
 @click.option("--workers", default=1, show_default=True, help="Worker processes.")
+@click.option("--at-once", default=0, show_default=True, help="Batches that a worker computes at once; 0: as it likes.")
 @click.option("--p99", "p99_ms", default=200.0, show_default=True, help="Bound, capture to result read, in ms.")
 @as_file
 def line(
@@ -54,6 +55,7 @@ def line(
     method: str,
     engine: str,
     workers: int,
+    at_once: int,
     p99_ms: float,
     json_file: Path | None,
 ) -> None:
@@ -72,6 +74,7 @@ def line(
             method=method,
             engine=engine,
             workers=workers,
+            at_once=at_once,
             p99_ms=p99_ms,
             progress=progress,
         )
