@@ -128,8 +128,8 @@ class OpenVinoEngine:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """As `Engine` says."""
-        pixels = np.ascontiguousarray(images.cpu().numpy())
-        request = self._request((pixels.shape[2], pixels.shape[3]))
+        pixels = np.ascontiguousarray(images.cpu().permute(0, 2, 3, 1).numpy())
+        request = self._request((pixels.shape[1], pixels.shape[2]))
         maps: list[Tensor] = []
         for place in range(len(pixels)):
             request.infer({0: pixels[place : place + 1]}, share_inputs=True)
@@ -137,11 +137,11 @@ class OpenVinoEngine:
             maps = maps or [output.new_empty(len(pixels), *output.shape[1:]) for output in outputs]
             for whole, output in zip(maps, outputs, strict=True):
                 whole[place] = output[0]
-        return maps or [each[:0] for each in self._blank(request)]
+        return [each.permute(0, 3, 1, 2) for each in maps or self._none(request)]
 
     @staticmethod
-    def _blank(request: Any) -> list[Tensor]:
-        return [torch.zeros(tuple(output.shape)) for output in request.output_tensors]
+    def _none(request: Any) -> list[Tensor]:
+        return [torch.zeros(0, *tuple(output.shape)[1:]) for output in request.output_tensors]
 
     def _request(self, size: tuple[int, int]) -> Any:
         requests = self._mine.requests
@@ -157,7 +157,17 @@ class OpenVinoEngine:
         graph = converted(self._net, size)
         if self._ranges:
             int8.quantise(_openvino(), graph, self._ranges)
-        return self._core.compile_model(graph, "CPU", self._options)
+        return self._core.compile_model(_channels_last(graph), "CPU", self._options)
+
+
+def _channels_last(graph: Any) -> Any:
+    """The same with channels innermost in what goes in and comes out, as pictures are decoded and convolutions want."""
+    outside = _openvino().preprocess.PrePostProcessor(graph)
+    ends = [outside.input(0), *(outside.output(i) for i in range(len(graph.outputs)))]
+    for end in ends:
+        end.tensor().set_layout(_openvino().Layout("NHWC"))
+        end.model().set_layout(_openvino().Layout("NCHW"))
+    return outside.build()
 
 
 def converted(net: Preprocessed, size: tuple[int, int]) -> Any:

@@ -88,7 +88,7 @@ def _search_one(queries: Tensor, bank: Tensor, norms: Tensor, largest: Tensor) -
     """As `_search`, for one neighbour: two minima cost less than a shortlist."""
     partial = torch.addmm(norms.unsqueeze(0), queries, bank.T, alpha=-2)
     best, found = partial.min(dim=1, keepdim=True)
-    distances = (bank[found.squeeze(1)] - queries).square_().sum(dim=1, keepdim=True)
+    distances = squared_norms(bank.index_select(0, found.squeeze(1)).sub_(queries)).unsqueeze(1)
     second = partial.scatter_(1, found, torch.inf).amin(dim=1)
     slack = rounding(bank.shape[1]) * (squared_norms(queries) + largest)
     return (distances, found), second - best.squeeze(1) > 2 * slack

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 
-
 _shared = 1
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline.decode import Limits, decode_one
 from pipeline.errors import ConfigError
-from pipeline.view import View
+from pipeline.view import View, see
 
 
 def png(pixels):
@@ -82,3 +82,17 @@ def test_a_tiled_view_decodes_the_finest_level():
     view = View(size=(64, 64), tiles=(1, 3))
     assert view.seen == (176, 176)
     assert decode_one(png(np.zeros((300, 300, 3), np.uint8)), view, Limits())[0].shape == (176, 176, 3)
+
+
+@pytest.mark.parametrize("size", [(550, 550), (640, 480), (100, 150), (224, 224), (1, 1)])
+def test_a_whole_picture_is_resized_as_pillow_does_to_two_grey_levels(size):
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    picture = coarse.resize(size, Image.Resampling.BICUBIC)
+    made = see(picture, (0.0, 0.0, *map(float, size)), (224, 224))
+    expected = np.asarray(picture.resize((224, 224), Image.Resampling.BILINEAR))
+    assert made.dtype == np.uint8
+    assert made.shape == expected.shape
+    apart = np.abs(made.astype(int) - expected)
+    assert apart.max() <= 2
+    assert (apart == 0).mean() > 0.97

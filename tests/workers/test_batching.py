@@ -108,7 +108,7 @@ def test_several_batches_are_processed_at_the_same_time_and_share_what_waits():
             device.free.set()
             assert await asyncio.gather(*answers) == [f"did {i}" for i in range(6)]
         assert sorted(map(len, device.batches)) == [1, 2, 3]
-        assert sorted(sum(device.batches, [])) == list(range(6))
+        assert sorted(each for batch in device.batches for each in batch) == list(range(6))
 
     run(scenario())
 
