@@ -175,7 +175,8 @@ class Desk:
                 group.tickets.append(ticket)
                 group.frames.append(frame)
                 group.hurried |= frame.captured_at is not None and left_s < (started - frame.captured_at.timestamp())
-        yield undecided
+        if undecided:
+            yield undecided
         tried = [group for group in groups.values() if group.tried and not group.hurried]
         together = inspect_together(
             [(group.live.inspector, group.frames) for group in groups.values()]

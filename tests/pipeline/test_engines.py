@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from pipeline import engines
+from pipeline import engines, threads
 from pipeline.backbone import on_fastest_engine, resolve
 from pipeline.backbone_spec import BackboneSpec
 from pipeline.errors import ConfigError
@@ -59,6 +59,27 @@ def test_a_second_thread_waits_for_a_picture_of_the_batch_in_hand_and_not_for_al
             net(one)
         assert not batch.done()
         assert len(batch.result()["layer2"]) == 600
+
+
+def test_two_threads_are_served_at_once_where_a_process_computes_so(backbone):
+    before = torch.get_num_threads()
+    threads.share(2, 2)
+    try:
+        assert torch.get_num_threads() == 1
+        shared = backbone.on("openvino-fp32")
+    finally:
+        threads.share(before, 1)
+    images = pictures(1, 64, 64)
+    truth, many = backbone.on("openvino-fp32")(images), images.repeat(300, 1, 1, 1)
+    shared(images)
+    engine = shared._engine
+    (graph,) = engine._graphs.values()
+    assert graph.get_property("NUM_STREAMS") == 2
+    assert graph.get_property("INFERENCE_NUM_THREADS") == 2
+    with ThreadPoolExecutor(2) as executor:
+        for made in executor.map(shared, [many, many]):
+            for layer, expected in truth.items():
+                torch.testing.assert_close(made[layer], expected.expand_as(made[layer]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("engine", OTHERS)
