@@ -26,7 +26,7 @@ from pipeline.devices import wait_for
 from pipeline.errors import ConfigError
 from pipeline.fused_layers import fuse_layers
 from pipeline.graphs import Replayed
-from pipeline.threads import at_once
+from pipeline.threads import shared
 
 INT8 = "openvino-int8"
 ENGINES = ("torch", "torch-bf16", "openvino-fp32", "openvino-bf16", INT8)
@@ -115,10 +115,11 @@ class OpenVinoEngine:
             raise ConfigError("this CPU has no bfloat16: fit anew here, or with --engine openvino-fp32")
         self._net = net.cpu()
         self._ranges = ranges
+        threads, at_once = shared()
         self._options = {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],
-            "INFERENCE_NUM_THREADS": at_once() * torch.get_num_threads(),
-            "NUM_STREAMS": at_once(),
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": at_once,
             "PERFORMANCE_HINT": "LATENCY",
         }
         self._graphs: dict[tuple[int, int], Any] = {}

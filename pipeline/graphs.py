@@ -38,12 +38,12 @@ class Replayed:
     Args:
         network: what is run.
         device: where.
-        record: how it is recorded; by default as a CUDA graph, and on a CPU not at all.
+        record: how it is recorded; by default as a CUDA graph, and on a CPU not at all: threads do not wait there.
     """
 
     def __init__(self, network: Network, device: torch.device, record: Record | None = None) -> None:
         self._network, self._device = network, device
-        self._record = record or (captured if device.type == "cuda" else called)
+        self._record = record or (captured if device.type == "cuda" else None)
         self._sizes: dict[Size, _Buckets] = {}
 
     @torch.inference_mode()
@@ -57,6 +57,8 @@ class Replayed:
         return parts[0] if len(parts) == 1 else [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
     def _recorded(self, size: Size) -> "_Buckets | None":
+        if self._record is None:
+            return None
         with _RECORDING:
             if size not in self._sizes and len(self._sizes) < _SIZES_MAX:
                 self._sizes[size] = _Buckets(self._network, size, self._device, self._record)

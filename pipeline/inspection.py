@@ -222,7 +222,10 @@ def _read_view(meta: object) -> View:
     """The view that `save` described, nothing in it taken for granted."""
     known = {entry.name for entry in fields(View)}
     if not isinstance(meta, Mapping) or set(meta) != known:
-        raise ArtifactError(f"view: needs exactly {', '.join(sorted(known))}, not {meta!r:.200}")
+        raise ArtifactError(
+            f"view: needs exactly {', '.join(sorted(known))}, not {meta!r:.200}; a model of an older version must be "
+            "fitted anew"
+        )
     try:
         return msgspec.convert(dict(meta), View)
     except (msgspec.ValidationError, ConfigError) as error:

@@ -119,7 +119,7 @@ def rounding(dimension: int) -> float:
 def _settle(queries: Tensor, bank: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest of each query's candidates, by direct differences."""
     gathered = bank[candidates.reshape(-1)].view(*candidates.shape, -1)
-    exact = gathered.sub_(queries.unsqueeze(1)).square_().sum(dim=2)
+    exact = torch.linalg.vector_norm(gathered.sub_(queries.unsqueeze(1)), dim=2).square_()
     best, order = exact.topk(k, dim=1, largest=False)
     return best, candidates.gather(1, order)
 

@@ -37,12 +37,17 @@ _FAR = 1 << 29  # more than any squared length in integers
 _TILE_BYTES = 4 << 20  # of bounds, to stay in a cache
 _GROUP = 32  # bounds that are looked at together: most groups have none that matters
 _PAIRS_BYTES = 4 << 20  # of what is computed at once
-_CROWDED = 0.125  # of the bank that the bounds leave of a query: it goes the whole way instead
+_CROWDED_GROUPS, _CROWDED_ROWS = 1 / 4, 1 / 16  # of the bank that integers leave of a query: it goes the whole way
+_FEW = 64  # groups or rows that are no crowd in any bank
+_FAR_OUT = 3.0  # times what nearly all rows have: integers that reach so far would be too coarse for the others
+_NEARLY_ALL = 0.99
 _UNIT_ROUNDOFF = 2.0**-24
 
 
 class PrunedBank:
-    """A bank prepared for nearest-neighbour queries; never changed. Memory: at most 2.7 times the bank's.
+    """A bank prepared for nearest-neighbour queries; never changed.
+
+    Memory beside the rows: a third of theirs, and four times theirs while it is prepared.
 
     Attributes:
         rows: (M, D) float32, the bank itself.
@@ -67,17 +72,23 @@ class PrunedBank:
 
     @classmethod
     def of(cls, rows: Tensor) -> "PrunedBank | None":
-        """The bank prepared, or None where a bound would not pay: few rows, no variance, no product of integers, a GPU.
+        """The bank prepared, or None where bounds would not pay or hold.
+
+        That is: few rows, no variance, rows that are far out or not finite, no right product of integers, products of
+        floats in less than float32 ("highest"), a GPU.
 
         Args:
             rows: (M, D) float32.
         """
         count, dim = rows.shape
-        if rows.device.type != "cpu" or count < ROWS_MIN or not _multiplies_integers():
+        if rows.device.type != "cpu" or count < ROWS_MIN or not _exact_floats() or not _multiplies_integers():
             return None
         sample = rows[:: max(1, count // _SAMPLE)]
         mean = sample.mean(dim=0)
         centred = (sample - mean).double()
+        lengths = torch.linalg.vector_norm(rows - mean, dim=1)
+        if not lengths.max() <= _FAR_OUT * lengths.quantile(_NEARLY_ALL):  # nor where one is not a number
+            return None
         variance, axes = torch.linalg.eigh(centred.T @ centred)
         kept = variance.flip(0).clamp_(min=0).cumsum(0)
         if not bool(kept[-1] > 0):
@@ -100,6 +111,8 @@ class PrunedBank:
             ShapeError: D differs.
         """
         check_shapes(queries, self.rows)
+        if not _exact_floats():
+            return nearest(queries, self.rows, bank_norms=self._norms)
         short, lengths = self._shortened(queries)
         unit = self._unit / _FINER
         whole = (short / unit).round_().clamp_(-_QUERY_LARGEST, _QUERY_LARGEST)
@@ -131,19 +144,20 @@ class PrunedBank:
         distances = squared_norms(self.rows.index_select(0, indices).sub_(queries))
         longest = distances.sqrt() * (1 + 1e-4)
         limit = ((longest + lost) / self._unit).square_().sub_(norms).clamp_(max=_FAR).floor_().int() + 1
-        query, group = (least <= limit.unsqueeze(1)).nonzero(as_tuple=True)
+        groups = least <= limit.unsqueeze(1)
+        crowded = groups.sum(dim=1) > max(_FEW, _CROWDED_GROUPS * least.shape[1])
+        query, group = (groups & ~crowded.unsqueeze(1)).nonzero(as_tuple=True)
         pair, member = (grouped[query, :, group] <= limit[query].unsqueeze(1)).nonzero(as_tuple=True)
         query, row = query[pair], member * least.shape[1] + group[pair]
-        near = _squares(short, self._short, query, row) <= (longest + error).square_()[query]
-        query, row = query[near], row[near]
-        left = torch.bincount(query, minlength=len(queries))
-        crowded = left > _CROWDED * len(self.rows)
+        crowded |= torch.bincount(query, minlength=len(queries)) > max(_FEW, _CROWDED_ROWS * len(self.rows))
         if bool(crowded.any()):
             few = crowded.nonzero().squeeze(1)
             found = nearest(queries[few], self.rows, bank_norms=self._norms)
             distances[few], indices[few] = found[0].squeeze(1), found[1].squeeze(1)
             alone = ~crowded[query]
             query, row = query[alone], row[alone]
+        near = _squares(short, self._short, query, row) <= (longest + error).square_()[query]
+        query, row = query[near], row[near]
         squares = _squares(queries, self.rows, query, row)
         distances.scatter_reduce_(0, query, squares, "amin")
         ties = squares == distances[query]  # the row with the smallest index is the nearest of several
@@ -181,6 +195,11 @@ def _product(queries: Tensor, rows: Tensor) -> Tensor:
     """(N, k) and (M, k) int8, M a multiple of 8 -> (N, M) int32."""
     product: Tensor = torch._int_mm(queries, rows.T)  # noqa: SLF001 - torch has no public product of integers
     return product
+
+
+def _exact_floats() -> bool:
+    """Whether products of float32 are in float32, as what they may err by supposes."""
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 @cache

@@ -6,22 +6,26 @@ from contextlib import contextmanager
 
 import torch
 
-_shared = 1
+_shared: tuple[int, int] | None = None
 
 
 def share(threads: int, at_once: int) -> None:
     """Let this process compute so many things at once, from threads of its own, with so many threads among them all.
 
     To be called before a backbone is opened: its engine is made for as many.
+
+    Args:
+        threads: at least one for each.
+        at_once: how many things.
     """
     global _shared  # noqa: PLW0603 - as torch's own number, it is the process's
-    _shared = at_once
-    torch.set_num_threads(max(1, threads // at_once))
+    _shared = (threads, at_once) if at_once > 1 else None
+    torch.set_num_threads(threads // at_once)
 
 
-def at_once() -> int:
-    """How many things this process computes at once, with as many threads each as torch says."""
-    return _shared
+def shared() -> tuple[int, int]:
+    """How many threads this process computes with in all, and how many things at once."""
+    return _shared or (torch.get_num_threads(), 1)
 
 
 @contextmanager

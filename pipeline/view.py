@@ -1,12 +1,11 @@
 """Which part of a frame a model sees, how large, in what light, and in how many tiles."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from torch.nn.functional import interpolate
 
 from pipeline.data import Size
 from pipeline.errors import ConfigError
@@ -30,6 +29,8 @@ class View:
         tiles: levels of a pyramid; at level n the model sees n x n overlapping tiles, each of `size` (`tiling`).
         roi: region of interest as run lengths over the rows of `seen`, outside and inside by turns, outside first;
             nothing for the whole. What lies outside is painted over.
+        resized_by: what resizes whole pictures. Others make other pixels, by a grey level here and there: a model whose
+            view says nothing of it was calibrated with other ones, and is refused.
     """
 
     size: Size = (224, 224)
@@ -38,6 +39,7 @@ class View:
     even_light: bool = False
     tiles: tuple[int, ...] = (1,)
     roi: tuple[int, ...] = ()
+    resized_by: Literal["torch"] = "torch"
 
     def __post_init__(self) -> None:
         if self.crop and self.keep_aspect:
@@ -120,6 +122,10 @@ def see(
 
 def _resized(picture: Image.Image, size: Size) -> NDArray[np.uint8]:
     """A whole RGB picture as (H, W, 3), by torch: Pillow's filter, but for a grey level here and there, in a fourth."""
+    # Here, not above: cameras and gates know views too, and start at once without torch.
+    import torch  # noqa: PLC0415
+    from torch.nn.functional import interpolate  # noqa: PLC0415
+
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0)
     resized = interpolate(pixels, size=size, mode="bilinear", antialias=True)
     made: NDArray[np.uint8] = np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())

@@ -20,7 +20,6 @@ ONLY_IN = {
 }
 # The same rule's exceptions: module -> library, each with its reason.
 PERMITTED = {
-    ("workers/service.py", "torch"),  # the process's number of threads is the worker's to set
     ("workers/desk.py", "torch"),  # the type of pictures on their way to who learns of them
     ("workers/outcomes.py", "torch"),  # the type of a map on its way to the publisher
 }
@@ -67,6 +66,12 @@ import sys
 import pipeline.data, pipeline.errors, pipeline.settings
 import model_store.frames_disk, model_store.frames_redis
 print(sorted({"torch", "numpy", "scipy", "PIL", "safetensors"} & sys.modules.keys()))
+"""
+
+WITHOUT_TORCH = """
+import sys
+import workers.commands.gate, workers.commands.camera
+print("torch" in sys.modules)
 """
 
 
@@ -201,3 +206,7 @@ def test_pipeline_imports_and_runs_where_no_client_is_installed():
 
 def test_frames_verdicts_and_settings_are_had_without_torch():
     assert run(LIGHT_ALONE) == "[]"
+
+
+def test_cameras_and_gates_start_without_torch():
+    assert run(WITHOUT_TORCH) == "False"

@@ -56,7 +56,7 @@ class Batcher(Generic[Work, Done]):
         executor: where `process` runs; it has a thread for each of `at_once`.
         batch_max: most pieces to process together.
         wait_s: longest time that the first piece waits for others.
-        at_once: how many batches are processed at the same time; each takes its share of what waits.
+        at_once: how many batches are processed at the same time; those that are free share what waits.
         clock: seconds of wall time, as deadlines are.
         on_batch: told how many are processed together.
     """
@@ -79,6 +79,7 @@ class Batcher(Generic[Work, Done]):
         self._wait_s = wait_s
         self._at_once = at_once
         self._gathering = asyncio.Lock()
+        self._idle = at_once
         self._clock = clock
         self._queues: OrderedDict[Hashable, deque[_Waiting[Work, Done]]] = OrderedDict()  # who is next, first
         self._lately: dict[Hashable, tuple[float, float]] = {}  # when whose piece came last, and what it had in all
@@ -107,7 +108,9 @@ class Batcher(Generic[Work, Done]):
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        await asyncio.gather(*(self._serve() for _ in range(self._at_once)))
+        async with asyncio.TaskGroup() as served:
+            for _ in range(self._at_once):
+                served.create_task(self._serve())
 
     async def _serve(self) -> None:
         while True:
@@ -116,7 +119,11 @@ class Batcher(Generic[Work, Done]):
             if batch.size:
                 self._on_batch(batch.size)
             started = self._clock()
-            took = await self._answer(batch)
+            self._idle -= 1
+            try:
+                took = await self._answer(batch)
+            finally:
+                self._idle += 1
             if took:
                 self.pace.learn(took, max(0.0, self._clock() - started))
             elif not batch.size and any(waiting.due > started for waiting in batch.pieces):
@@ -142,7 +149,7 @@ class Batcher(Generic[Work, Done]):
     def _next(self) -> _Batch[Work, Done]:
         """Take a batch: the oldest piece of each in turn, and those given up on the way."""
         now, alone_s = self._clock(), self.pace(1)
-        most = min(self._batch_max, math.ceil(len(self) / self._at_once))
+        most = min(self._batch_max, math.ceil(len(self) / self._idle))
         drawn: list[tuple[Hashable, float]] = []
         hopeful: list[tuple[Hashable, float]] = []
         for turn, waiting in self._in_turn():

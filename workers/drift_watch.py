@@ -1,6 +1,7 @@
 """Watches for drift beside the worker: frames' numbers go to their station's monitors after the verdict is out.
 
-A thread of its own, best effort: where it does not keep up, frames are left out, which does not depend on what they
+Frames come as their verdicts do: those of batches that were computed at once may pass each other. A thread of its own,
+best effort: where it does not keep up, frames are left out, which does not depend on what they
 show and so harms no promise. States are kept every few seconds, at an alarm, and at the end; a worker that is killed
 forgets the frames since. That a person accepted a new baseline is read from the topic of drift, which is the one
 authority: a state that began before the last acceptance gives way, whichever worker held it and however long that was
@@ -68,6 +69,7 @@ class DriftWatch:
         self._accepted: dict[Key, int] = {}
         self._client: Any = None
         self._left_out = 0
+        self._counting = threading.Lock()
         self._unkept: set[Path] = set()
         self._thread = threading.Thread(target=self._run, name="drift", daemon=True)
 
@@ -77,7 +79,8 @@ class DriftWatch:
             try:
                 self._waiting.put_nowait(each)
             except Full:
-                self._left_out += 1
+                with self._counting:
+                    self._left_out += 1
                 self._metrics.drift_left_out.inc()
 
     def start(self) -> None:
@@ -172,9 +175,10 @@ class DriftWatch:
 
     def save(self) -> None:
         """Keep what changed; where another worker wrote meanwhile, the station was its, and its state is taken."""
-        if self._left_out:
-            log.warning("drift: frames were left out, the monitors do not keep up", frames=self._left_out)
-            self._left_out = 0
+        with self._counting:
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            log.warning("drift: frames were left out, the monitors do not keep up", frames=left_out)
         for key, watched in list(self._watched.items()):
             if baselines.stamp(watched.path) != watched.stamp:
                 del self._watched[key]

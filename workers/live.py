@@ -1,5 +1,7 @@
 """Which model decides at which station: loads what the store's pointer names, and swaps between batches.
 
+Of two batches that are computed at once, one may still be the old model's.
+
 A load happens on a thread of its own and warms the model up before anyone sees it. Whatever goes wrong with a
 candidate, the model in place stays: a bad artifact is refused, logged, and not tried again until the pointer moves.
 Models beyond the memory that they may take are loaded when a frame asks for one, and the least recently used leave.

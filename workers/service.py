@@ -93,11 +93,14 @@ def _share(settings: Settings) -> int:
     """Let this process compute as the settings say.
 
     Returns:
-        How many batches at once.
+        How many batches at once, never more than it has threads.
     """
     threads = settings.worker.threads or max(1, os.cpu_count() or 1)
-    on_cpu = resolve_device(settings.worker.device).type == "cpu"
-    at_once = settings.worker.at_once or (min(2, threads) if on_cpu else 1)
+    try:
+        on_cpu = resolve_device(settings.worker.device).type == "cpu"
+    except ConfigError:  # each model says so, and its frames get no decision
+        on_cpu = False
+    at_once = min(settings.worker.at_once or (2 if on_cpu else 1), threads)
     share(threads, at_once)
     return at_once
 

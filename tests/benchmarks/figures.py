@@ -254,14 +254,14 @@ def _cell(value: Cell) -> str:
 _SECTIONS = {
     "score": (
         "A picture, beside anomalib",
-        "goldline bench score --peers --batch 1 --engines torch,openvino-fp32,openvino-int8",
+        "goldline bench score --peers --batch 1 --engines torch,openvino-fp32,openvino-bf16,openvino-int8",
         _score,
     ),
     "score-default": (
         "The default, beside anomalib's",
         (
             "goldline bench score --peers --backbones goldline-s --bank 1638 --peer-bank 16385 --batch 1 "
-            "--engines torch,openvino-fp32,openvino-int8"
+            "--engines torch,openvino-fp32,openvino-bf16,openvino-int8"
         ),
         _score,
     ),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -77,9 +78,22 @@ def test_two_threads_are_served_at_once_where_a_process_computes_so(backbone):
     assert graph.get_property("NUM_STREAMS") == 2
     assert graph.get_property("INFERENCE_NUM_THREADS") == 2
     with ThreadPoolExecutor(2) as executor:
-        for made in executor.map(shared, [many, many]):
+        started = threading.Barrier(2)
+        alone, beside = [], []
+
+        def timed(spent):
+            started.wait(20)
+            begun = time.perf_counter()
+            made = shared(many)
+            spent.append((begun, time.perf_counter()))
+            return made
+
+        for made in executor.map(timed, [alone, beside]):
             for layer, expected in truth.items():
                 torch.testing.assert_close(made[layer], expected.expand_as(made[layer]), rtol=1e-4, atol=1e-4)
+    (first,), (second,) = alone, beside
+    assert first[0] < second[1]  # neither waited for the other's end
+    assert second[0] < first[1]
 
 
 @pytest.mark.parametrize("engine", OTHERS)

@@ -53,20 +53,38 @@ def test_equals_brute_force(far):
     assert pruned.axes == 31
 
 
-def test_most_rows_are_ruled_out(monkeypatch):
-    bank, queries, computed = features(3000), features(200, seed=1), []
+def looked_at(monkeypatch, pruned, queries):
+    """How many pairs were looked at: in few numbers, and in full."""
+    few, full = [], []
     original = torch.Tensor.index_select
 
     def counted(self, dim, index):
-        if self is bank:
-            computed.append(len(index))
+        if self is pruned._short:
+            few.append(len(index))
+        if self is pruned.rows:
+            full.append(len(index))
         return original(self, dim, index)
 
-    pruned = PrunedBank.of(bank)
-    assert pruned is not None
-    monkeypatch.setattr(torch.Tensor, "index_select", counted)
-    pruned.nearest(queries)
-    assert len(queries) < sum(computed) < 0.05 * len(queries) * len(bank)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "index_select", counted)
+        pruned.nearest(queries)
+    return sum(few), sum(full)
+
+
+def test_most_rows_are_ruled_out_by_integers_and_most_others_by_floats(monkeypatch):
+    bank, queries = features(3000), features(200, seed=1)
+    few, full = looked_at(monkeypatch, PrunedBank.of(bank), queries)
+    assert len(queries) < full < few < 0.02 * len(queries) * len(bank)
+
+
+def test_what_integers_rule_little_out_of_is_not_looked_at_pair_by_pair(monkeypatch):
+    """A lamp that failed: all patches are far from everything, and no pair of them can be ruled out."""
+    bank = features(3000)
+    strange = 50 * torch.randn(300, 256, generator=torch.Generator().manual_seed(1))
+    few, full = looked_at(monkeypatch, PrunedBank.of(bank), strange)
+    assert few < 0.06 * len(strange) * len(bank)
+    assert full <= 2 * len(strange) + few
+    check(strange, bank)
 
 
 def test_what_is_unlike_every_row_is_found_too():
@@ -95,7 +113,27 @@ def test_what_the_axes_leave_of_a_row_is_right_even_where_it_is_little(dim):
     torch.testing.assert_close(lengths.double(), centred.norm(dim=1))
 
 
-def test_bounds_are_bounds(monkeypatch):
+def test_products_of_less_than_float32_change_nothing(monkeypatch):
+    bank, queries = features(1000), features(100, seed=1)
+    pruned = PrunedBank.of(bank)
+    truth = pruned.nearest(queries)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert PrunedBank.of(bank) is None
+        assert torch.equal(pruned.nearest(queries)[1], truth[1])
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("value", [100.0, torch.inf, torch.nan])
+def test_a_row_that_is_far_out_or_no_number_leaves_the_bank_unprepared(value):
+    bank = features(600)
+    bank[17] = value
+    assert PrunedBank.of(bank) is None
+
+
+def test_bounds_are_bounds():
     """What is ruled out is never nearer than what is not, by either bound and with nothing to spare."""
     bank, queries = features(3000, noise=0.3), features(300, seed=1, noise=0.3)
     pruned = PrunedBank.of(bank)

@@ -107,8 +107,42 @@ def test_several_batches_are_processed_at_the_same_time_and_share_what_waits():
             assert len(device.threads) == 2
             device.free.set()
             assert await asyncio.gather(*answers) == [f"did {i}" for i in range(6)]
-        assert sorted(map(len, device.batches)) == [1, 2, 3]
+        assert sorted(map(len, device.batches)) == [3, 3]
         assert sorted(each for batch in device.batches for each in batch) == list(range(6))
+
+    run(scenario())
+
+
+def test_while_the_others_are_busy_one_takes_all_that_waits():
+    async def scenario():
+        device = Device()
+        device.free.clear()
+        async with serving(device, batch_max=8, at_once=2) as batcher:
+            first = submit(batcher, "slow")
+            await until(lambda: device.batches)
+            batcher.pace.learn(1, 0.001)
+            rest = submit(batcher, *range(4))
+            await until(lambda: len(device.batches) == 2)
+            device.free.set()
+            await asyncio.gather(*first, *rest)
+        assert device.batches == [["slow"], [0, 1, 2, 3]]
+
+    run(scenario())
+
+
+def test_where_counting_batches_fails_no_thread_goes_on_alone():
+    async def scenario():
+        def broken(_):
+            raise RuntimeError("no more")
+
+        executor = ThreadPoolExecutor(2)
+        batcher = Batcher(Device(), executor, batch_max=1, wait_s=0.0, at_once=2, on_batch=broken)
+        asks = submit(batcher, 1)
+        with pytest.raises(ExceptionGroup, match="unhandled errors"):
+            await batcher.run()
+        for each in asks:
+            each.cancel()
+        executor.shutdown()
 
     run(scenario())
 
