@@ -37,8 +37,7 @@ _FAR = 1 << 29  # more than any squared length in integers
 _TILE_BYTES = 4 << 20  # of bounds, to stay in a cache
 _GROUP = 32  # bounds that are looked at together: most groups have none that matters
 _PAIRS_BYTES = 4 << 20  # of what is computed at once
-_CROWDED_GROUPS, _CROWDED_ROWS = 1 / 4, 1 / 16  # of the bank that integers leave of a query: it goes the whole way
-_FEW = 64  # groups or rows that are no crowd in any bank
+_CROWDED_GROUPS, _CROWDED_ROWS = 3 / 4, 1 / 8  # of the bank that integers leave of a query: it goes the whole way
 _FAR_OUT = 3.0  # times what nearly all rows have: integers that reach so far would be too coarse for the others
 _NEARLY_ALL = 0.99
 _UNIT_ROUNDOFF = 2.0**-24
@@ -145,11 +144,11 @@ class PrunedBank:
         longest = distances.sqrt() * (1 + 1e-4)
         limit = ((longest + lost) / self._unit).square_().sub_(norms).clamp_(max=_FAR).floor_().int() + 1
         groups = least <= limit.unsqueeze(1)
-        crowded = groups.sum(dim=1) > max(_FEW, _CROWDED_GROUPS * least.shape[1])
+        crowded = groups.sum(dim=1) > _CROWDED_GROUPS * least.shape[1]
         query, group = (groups & ~crowded.unsqueeze(1)).nonzero(as_tuple=True)
         pair, member = (grouped[query, :, group] <= limit[query].unsqueeze(1)).nonzero(as_tuple=True)
         query, row = query[pair], member * least.shape[1] + group[pair]
-        crowded |= torch.bincount(query, minlength=len(queries)) > max(_FEW, _CROWDED_ROWS * len(self.rows))
+        crowded |= torch.bincount(query, minlength=len(queries)) > _CROWDED_ROWS * len(self.rows)
         if bool(crowded.any()):
             few = crowded.nonzero().squeeze(1)
             found = nearest(queries[few], self.rows, bank_norms=self._norms)
