@@ -68,6 +68,22 @@ def _score(report: Report) -> Iterator[str]:
     )
 
 
+def _accuracy(report: Report) -> Iterator[str]:
+    yield _picked(
+        report["rows"],
+        {
+            "set": "dataset",
+            "goods": "goods",
+            "defects": "defects",
+            "backbone": "backbone",
+            "run by": "engine",
+            "image AUROC": "image_auroc",
+            "peer": "peer",
+            "peer's": "peer_image_auroc",
+        },
+    )
+
+
 def _fit(report: Report) -> Iterator[str]:
     yield _picked(
         report["rows"],
@@ -265,6 +281,7 @@ _SECTIONS = {
         ),
         _score,
     ),
+    "accuracy": ("What the default finds, beside anomalib", "python -m tests.benchmarks.accuracy", _accuracy),
     "score-amx": ("The same with bfloat16 in hardware", "goldline bench score --peers --batch 1", _score),
     "score-h100": (
         "PatchCore on a GPU",

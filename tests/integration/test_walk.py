@@ -21,8 +21,11 @@ from workers.shots import shots
 pytestmark = pytest.mark.kafka
 
 
-def test_every_frame_has_one_verdict_and_the_gate_acts_on_it(make_line: Callable[..., Rig], pictures: Path) -> None:
-    rig = make_line(heatmaps="all")
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_every_frame_has_one_verdict_and_the_gate_acts_on_it(
+    make_line: Callable[..., Rig], pictures: Path, at_once: int
+) -> None:
+    rig = make_line(heatmaps="all", threads=2, at_once=at_once)
     start_worker(rig)
     actions = rig.directory / "actions.jsonl"
     gate = rig.run("gate", "gate", "--config", str(rig.config), "--output", str(actions))
@@ -75,7 +78,7 @@ def test_every_frame_has_one_verdict_and_the_gate_acts_on_it(make_line: Callable
 
 
 def test_sigterm_finishes_what_is_in_flight_and_repeats_nothing(make_line: Callable[..., Rig], pictures: Path) -> None:
-    rig = make_line()
+    rig = make_line(threads=2, at_once=2)
     worker = start_worker(rig)
     sent, camera = _send(rig, pictures, 150, rate=150, close=False)
     asked = time.monotonic()
@@ -88,7 +91,7 @@ def test_sigterm_finishes_what_is_in_flight_and_repeats_nothing(make_line: Calla
 
 
 def test_kill_9_loses_and_contradicts_nothing(make_line: Callable[..., Rig], pictures: Path) -> None:
-    rig = make_line()
+    rig = make_line(threads=2, at_once=2)
     worker = start_worker(rig)
     sent, camera = _send(rig, pictures, 500, rate=100, close=False)
     worker.popen.kill()
