@@ -281,8 +281,12 @@ _SECTIONS = {
         ),
         _score,
     ),
-    "accuracy": ("What the default finds, beside anomalib", "python -m tests.benchmarks.accuracy", _accuracy),
-    "score-amx": ("The same with bfloat16 in hardware", "goldline bench score --peers --batch 1", _score),
+    "accuracy": (
+        "What the default finds, beside anomalib",
+        "python -m tests.benchmarks.accuracy --coreset 0.01 --sets bottle,cubes",
+        _accuracy,
+    ),
+    "score-amx": ("The same with AMX", "goldline bench score --peers --batch 1", _score),
     "score-h100": (
         "PatchCore on a GPU",
         "goldline bench score --device cuda --backbones wide_resnet50_2 --bank 16385 --batch 1,64 --engines torch-bf16",
