@@ -52,8 +52,12 @@ class Replayed:
         size = (images.shape[2], images.shape[3])
         buckets = self._sizes.get(size) or self._recorded(size)
         if buckets is None:
-            return [each.float() for each in self._network(images.to(self._device))]
-        parts = [buckets.run(part) for part in torch.split(images, buckets.largest)]
+            parts = [
+                [each.float() for each in self._network(part.to(self._device))]
+                for part in torch.split(images, _most(size))
+            ]
+        else:
+            parts = [buckets.run(part) for part in torch.split(images, buckets.largest)]
         return parts[0] if len(parts) == 1 else [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
     def _recorded(self, size: Size) -> "_Buckets | None":
@@ -73,8 +77,7 @@ class _Buckets:
         self._lock = threading.Lock()
         self._done: torch.cuda.Event | None = None
         self._recordings: dict[int, tuple[Tensor, Recording]] = {}
-        most = max(1, min(BATCH_MAX, _PIXELS_MAX // (size[0] * size[1])))
-        self.largest = 1 << (most.bit_length() - 1)
+        self.largest = 1 << (_most(size).bit_length() - 1)
         count = self.largest
         while count:  # the largest first: the others find its warm-up's memory free
             images = torch.empty(
@@ -108,6 +111,11 @@ class _Buckets:
                     yield
                 finally:
                     self._done = stream.record_event()
+
+
+def _most(size: Size) -> int:
+    """Pictures of (H, W) that are run together: more would take memory and no less time."""
+    return max(1, min(BATCH_MAX, _PIXELS_MAX // (size[0] * size[1])))
 
 
 def called(network: Network, images: Tensor) -> Recording:

@@ -37,9 +37,8 @@ _FAR = 1 << 29  # more than any squared length in integers
 _TILE_BYTES = 4 << 20  # of bounds, to stay in a cache
 _GROUP = 32  # bounds that are looked at together: most groups have none that matters
 _PAIRS_BYTES = 4 << 20  # of what is computed at once
-_CROWDED_GROUPS, _CROWDED_ROWS = 3 / 4, 1 / 8  # of the bank that integers leave of a query: it goes the whole way
-_FAR_OUT = 3.0  # times what nearly all rows have: integers that reach so far would be too coarse for the others
-_NEARLY_ALL = 0.99
+_CROWDED_GROUPS, _CROWDED_ROWS = 3 / 4, 1 / 8  # of those that integers leave of a query: it goes the whole way
+_FAR_OUT = 8.0  # times the median length: integers that reach so far would be too coarse for the others
 _UNIT_ROUNDOFF = 2.0**-24
 
 
@@ -86,7 +85,7 @@ class PrunedBank:
         mean = sample.mean(dim=0)
         centred = (sample - mean).double()
         lengths = torch.linalg.vector_norm(rows - mean, dim=1)
-        if not lengths.max() <= _FAR_OUT * lengths.quantile(_NEARLY_ALL):  # nor where one is not a number
+        if not lengths.max() <= _FAR_OUT * lengths.median():  # nor where one is not a number
             return None
         variance, axes = torch.linalg.eigh(centred.T @ centred)
         kept = variance.flip(0).clamp_(min=0).cumsum(0)
@@ -121,18 +120,26 @@ class PrunedBank:
         integers = whole.to(torch.int8)
         distances = torch.empty(len(queries), dtype=torch.float32)
         indices = torch.empty(len(queries), dtype=torch.int64)
+        crowded = torch.empty(len(queries), dtype=torch.bool)
         step = max(1, _TILE_BYTES // (4 * len(self._integers)))
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
-            distances[part], indices[part] = self._settle(
+            distances[part], indices[part], crowded[part] = self._settle(
                 queries[part], short[part], integers[part], norms[part], lost[part], error[part]
             )
+        few = crowded.nonzero().squeeze(1)
+        if len(few):  # together: each product reads the whole bank
+            found = nearest(queries[few], self.rows, bank_norms=self._norms)
+            distances[few], indices[few] = found[0].squeeze(1), found[1].squeeze(1)
         return distances.unsqueeze(1), indices.unsqueeze(1)
 
     def _settle(
         self, queries: Tensor, short: Tensor, integers: Tensor, norms: Tensor, lost: Tensor, error: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Of a few queries; bounds are squared distances of integers, in the bank's unit, without the query's norm."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a few queries, and which of them are crowded: their answers are none.
+
+        Bounds are squared distances of integers, in the bank's unit, without the query's norm.
+        """
         bounds = _product(integers, self._integers)
         torch.sub(self._integer_norms, bounds, alpha=2 // _FINER, out=bounds)
         grouped = bounds.view(len(queries), _GROUP, -1)  # row g + k G is member k of group g, of G groups
@@ -149,19 +156,15 @@ class PrunedBank:
         pair, member = (grouped[query, :, group] <= limit[query].unsqueeze(1)).nonzero(as_tuple=True)
         query, row = query[pair], member * least.shape[1] + group[pair]
         crowded |= torch.bincount(query, minlength=len(queries)) > _CROWDED_ROWS * len(self.rows)
-        if bool(crowded.any()):
-            few = crowded.nonzero().squeeze(1)
-            found = nearest(queries[few], self.rows, bank_norms=self._norms)
-            distances[few], indices[few] = found[0].squeeze(1), found[1].squeeze(1)
-            alone = ~crowded[query]
-            query, row = query[alone], row[alone]
+        alone = ~crowded[query]
+        query, row = query[alone], row[alone]
         near = _squares(short, self._short, query, row) <= (longest + error).square_()[query]
         query, row = query[near], row[near]
         squares = _squares(queries, self.rows, query, row)
         distances.scatter_reduce_(0, query, squares, "amin")
-        ties = squares == distances[query]  # the row with the smallest index is the nearest of several
+        ties = squares == distances[query]  # the row with the smallest index is the nearest of several, but for crowds
         indices.scatter_reduce_(0, query[ties], row[ties], "amin", include_self=False)
-        return distances, indices
+        return distances, indices, crowded
 
     def _shortened(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(V x, r(x)) of each row x, turned: (N, k + 1); and the lengths |x| (N,)."""

@@ -47,7 +47,7 @@ def check(made, images):
         assert torch.equal(ours, truth.float())
 
 
-@pytest.mark.parametrize("record", [None, Recorder()], ids=["called", "recorded"])
+@pytest.mark.parametrize("record", [None, graphs.called, Recorder()], ids=["neither", "called", "recorded"])
 def test_any_number_of_pictures_has_the_maps_of_the_network(record):
     replayed = graphs.Replayed(network, CPU, record)
     for count in (0, 1, 2, 3, 5, 8, 33, 64, 65, 131):
@@ -125,7 +125,8 @@ def test_threads_do_not_mix_their_pictures():
     assert len(recorder.batches) == 7, "one of them records, the others wait for it"
 
 
-def test_a_network_that_fails_harms_no_later_batch():
+@pytest.mark.parametrize("record", [None, graphs.called])
+def test_a_network_that_fails_harms_no_later_batch(record):
     asked = []
 
     def fails_once(images):
@@ -134,7 +135,7 @@ def test_a_network_that_fails_harms_no_later_batch():
             raise ValueError("no memory")
         return network(images)
 
-    replayed = graphs.Replayed(fails_once, CPU)
+    replayed = graphs.Replayed(fails_once, CPU, record)
     with pytest.raises(ValueError, match="no memory"):
         replayed(pictures(2))
     check(replayed(pictures(2)), pictures(2))

@@ -22,7 +22,7 @@ from pipeline.view import View
 VIEW = View(size=(64, 64))
 
 
-WHOLE = {"crop": False, "keep_aspect": False, "even_light": False, "tiles": [1], "roi": []}
+WHOLE = {"crop": False, "keep_aspect": False, "even_light": False, "tiles": [1], "roi": [], "resized_by": "torch"}
 
 
 def frames(seed, count, defect=None):
@@ -193,7 +193,7 @@ def test_an_artifact_without_one_of_its_tensors_is_refused(artifact, backbone, n
         {"view": {"size": ["64", "64"], **WHOLE}}, {"view": {"size": [64.5, 64], **WHOLE}},
         {"view": {"size": [10**9, 64], **WHOLE}}, {"view": {"size": [-64, 64], **WHOLE}},
         {"view": {"size": [64, 64], **WHOLE, "crop": "no"}}, {"view": {"size": [96, 96], **WHOLE}},
-        {"view": {"size": [64, 64], **WHOLE, "extra": 1}},
+        {"view": {"size": [64, 64], **WHOLE, "extra": 1}}, {"view": {**WHOLE, "size": [64, 64], "resized_by": "x"}},
         {"threshold": None}, {"threshold": {}}, {"threshold": []}, {"backbone": None}, {"backbone": {"name": "x"}},
         {"image_size": [128, 128]}, {"image_size": None}, {"config": {}},
     ],
@@ -203,6 +203,15 @@ def test_a_hostile_artifact_is_refused(artifact, backbone, change):
     damaged = Artifact(method=artifact.method, tensors=artifact.tensors, meta={**artifact.meta, **change})
     with pytest.raises(ArtifactError):
         load(damaged, backbone)
+
+
+def test_a_view_that_is_whole_is_taken_and_one_of_an_older_version_is_refused_with_what_to_do(artifact, backbone):
+    view = {"size": [64, 64], **WHOLE}
+    whole = Artifact(method=artifact.method, tensors=artifact.tensors, meta={**artifact.meta, "view": view})
+    assert load(whole, backbone).view == VIEW
+    del view["resized_by"]
+    with pytest.raises(ArtifactError, match="must be fitted anew"):
+        load(whole, backbone)
 
 
 def test_an_artifact_of_an_unknown_method_is_refused(artifact, backbone):

@@ -113,6 +113,19 @@ def test_what_the_axes_leave_of_a_row_is_right_even_where_it_is_little(dim):
     torch.testing.assert_close(lengths.double(), centred.norm(dim=1))
 
 
+@pytest.mark.parametrize("spread", [1, 32])
+def test_crowds_of_many_groups_and_of_few_go_the_whole_way(monkeypatch, spread):
+    """A third of the bank at one place: in all groups of rows, or in a third of them."""
+    bank = features(3200)
+    groups = len(bank) // 32
+    at = torch.arange(3200).view(32, groups)[:, : groups // 3].reshape(-1) if spread == 32 else torch.arange(1000)
+    bank[at] = bank[7] + 1e-3 * torch.randn(len(at), 256, generator=torch.Generator().manual_seed(3))
+    queries = bank[7] + 1e-3 * torch.randn(50, 256, generator=torch.Generator().manual_seed(4))
+    few, _ = looked_at(monkeypatch, PrunedBank.of(bank), queries)
+    assert few == 0
+    check(queries, bank)
+
+
 def test_products_of_less_than_float32_change_nothing(monkeypatch):
     bank, queries = features(1000), features(100, seed=1)
     pruned = PrunedBank.of(bank)
