@@ -283,7 +283,7 @@ _SECTIONS = {
     ),
     "accuracy": (
         "What the default finds, beside anomalib",
-        "python -m tests.benchmarks.accuracy --coreset 0.01 --sets bottle,cubes",
+        "python -m tests.benchmarks.accuracy --coreset 0.01 --sets bottle",
         _accuracy,
     ),
     "score-amx": ("The same with AMX", "goldline bench score --peers --batch 1", _score),
