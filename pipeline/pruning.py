@@ -10,7 +10,7 @@ units of their own: s(x) = c i(x) + e(x), turned beforehand so that no axis need
   ||q - b|| >= c ||i(q) - i(b)|| - |e(q)| - |e(b)|
 
 whose first term has no rounding at all, and is one product of small integer matrices, which a processor multiplies two
-to seven times as fast as floats. Any row's distance bounds the smallest from above: only rows whose bound lies below it
+to six times as fast as floats. Any row's distance bounds the smallest from above: only rows whose bound lies below it
 can be nearest. Those few are looked at again by the first bound, in floats, and what it leaves is computed in full.
 
 A processor without VNNI adds two products in 16 bits, with 128 added to the queries' integers: (127 + 128) x 63 x 2
