@@ -28,19 +28,22 @@ class RunningSums:
         self.products = torch.zeros(positions, dim, dim, dtype=torch.float64, device=shift.device)
 
     @classmethod
-    def of(cls, means: Tensor, factors: Tensor, count: int, ridge: float) -> "RunningSums":
-        """The sums that `gaussians(ridge)` was computed from, to the rounding of its float32 factors.
+    def of(cls, means: Tensor, factors: Tensor, count: int, ridge: float, shrinkage: float = 0.0) -> "RunningSums":
+        """The sums that `gaussians(ridge, shrinkage)` was computed from, to the rounding of its float32 factors.
 
         Args:
             means: (P, D).
             factors: (P, D, D).
             count: of the values, at least 2.
             ridge: as it was.
+            shrinkage: as it was.
         """
         sums = cls(means)
         sums.count = count
         wide = factors.double()
         torch.bmm(wide, wide.transpose(1, 2), out=sums.products)
+        if shrinkage:  # what was shrunk has the same mean over the positions
+            sums.products.sub_(shrinkage * sums.products.mean(dim=0)).div_(1 - shrinkage)
         sums.products.diagonal(dim1=1, dim2=2).sub_(ridge)
         sums.products.mul_(count - 1)
         return sums
@@ -64,8 +67,13 @@ class RunningSums:
         self.products += other.products
         self.count += other.count
 
-    def gaussians(self, ridge: float) -> tuple[Tensor, Tensor]:
+    def gaussians(self, ridge: float, shrinkage: float = 0.0) -> tuple[Tensor, Tensor]:
         """Means and Cholesky factors of the unbiased covariances plus `ridge` on their diagonals.
+
+        Args:
+            ridge: above 0.
+            shrinkage: how far covariances are drawn towards the mean of all positions', 0 to below 1 (Friedman,
+                "Regularized Discriminant Analysis", 1989, equation 16: the positions are the classes).
 
         Returns:
             (P, D) and (P, D, D) lower triangular, float32. Computed in float64, some positions at a time.
@@ -79,11 +87,15 @@ class RunningSums:
         positions, dim = offset.shape
         factors = torch.empty(positions, dim, dim, dtype=torch.float32, device=offset.device)
         step = max(1, _BLOCK_BYTES // (8 * dim * dim))
-        identity = torch.eye(dim, dtype=torch.float64, device=offset.device) * ridge
+        common = torch.eye(dim, dtype=torch.float64, device=offset.device) * ridge
+        if shrinkage:
+            outers = self.count * (offset.T @ offset)  # of all positions, in one product
+            pooled = (self.products.sum(dim=0) - outers) / (self.count - 1) / positions
+            common += shrinkage * pooled
         for at in range(0, positions, step):
             part = slice(at, at + step)
             outer = offset[part].unsqueeze(2) * offset[part].unsqueeze(1)
-            covariance = (self.products[part] - self.count * outer) / (self.count - 1) + identity
+            covariance = (self.products[part] - self.count * outer) * ((1 - shrinkage) / (self.count - 1)) + common
             factor, failed = torch.linalg.cholesky_ex(covariance)
             if bool(failed.any()):
                 raise FitError("a covariance is not positive definite: are the features finite?")

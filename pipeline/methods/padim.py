@@ -10,9 +10,14 @@ Departures, and why:
   (d = 550), layers 1 to 3. Where the layers together have fewer than `dim` channels, all are taken.
 * `embedding="semi-orthogonal"` projects to `dim` dimensions by a random semi-orthogonal matrix (Kim et al., "Semi-
   Orthogonal Embedding for Efficient Unsupervised Anomaly Segmentation", 2021; not re-read), no choice of channels.
+* Three settings are ours, off by default. `embedding="principal"` projects to the axes along which good features vary
+  most; `locally_aware` takes PatchCore's 3x3 means and interpolates deeper layers; `shrinkage` draws each position's
+  covariance towards the mean of all positions' (Friedman, "Regularized Discriminant Analysis", 1989), as some hundred
+  pictures say little of some hundred dimensions.
 * The paper fits once; `refit` is ours.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,19 +48,26 @@ class PadimConfig:
 
     Attributes:
         dim: d, how many of the layers' channels (or dimensions of the projection) are kept.
-        embedding: `random` channels, the same for all positions, or a `semi-orthogonal` projection.
+        embedding: `random` channels, the same for all positions, a `semi-orthogonal` projection at random, or a
+            projection to the `principal` axes of good features.
+        locally_aware: features are 3x3 means, and deeper layers interpolated, as PatchCore's are.
+        shrinkage: share of all positions' mean covariance in each position's, 0 to 0.9.
         ridge: added to the covariances' diagonals.
         sigma: Gaussian smoothing of the map, in picture pixels; 0 for none.
     """
 
     dim: int = 100
-    embedding: Literal["random", "semi-orthogonal"] = "random"
+    embedding: Literal["random", "semi-orthogonal", "principal"] = "random"
+    locally_aware: bool = False
+    shrinkage: float = 0.0
     ridge: float = 0.01
     sigma: float = 4.0
 
     def __post_init__(self) -> None:
         if self.dim < 1:
             raise ConfigError(f"dim must be at least 1, not {self.dim}")
+        if not 0 <= self.shrinkage <= 0.9:
+            raise ConfigError(f"shrinkage must be 0 to 0.9, not {self.shrinkage}")
         if not 0 < self.ridge < float("inf"):
             raise ConfigError(f"ridge must be positive, not {self.ridge}")
         if not 0 <= self.sigma <= 100:
@@ -84,7 +96,7 @@ class PadimDetector:
         self._factors = factors.to(backbone.device)
 
     def embed(self, images: Tensor) -> Features:
-        """Concatenated features at the first layer's grid, the deeper layers' repeated (nearest).
+        """Concatenated features at the first layer's grid.
 
         Args:
             images: (B, 3, H, W) uint8, RGB, of the size it was fitted at.
@@ -96,7 +108,8 @@ class PadimDetector:
             ShapeError: another size, or not RGB.
         """
         fitted.check_pixels(images, self.image_size)
-        patches = embedding_.embed(list(self._backbone(images).values()), self._embedding)
+        maps = list(self._backbone(images).values())
+        patches = embedding_.embed(maps, self._embedding, locally_aware=self.config.locally_aware)
         return Features(maps={"patch": patches}, image_size=self.image_size)
 
     @torch.inference_mode()
@@ -132,11 +145,11 @@ class PadimDetector:
 
     def sums(self) -> RunningSums:
         """What the Gaussians come from, to go on with."""
-        return RunningSums.of(self._means, self._factors, self.count, self.config.ridge)
+        return RunningSums.of(self._means, self._factors, self.count, self.config.ridge, self.config.shrinkage)
 
     def grown(self, sums: RunningSums) -> "PadimDetector":
         """The same but for its Gaussians."""
-        means, factors = sums.gaussians(self.config.ridge)
+        means, factors = sums.gaussians(self.config.ridge, self.config.shrinkage)
         return PadimDetector(self._embedding, means, factors, self.config, self.image_size, self._backbone, sums.count)
 
 
@@ -159,21 +172,16 @@ class Padim:
             FitError: too few pictures; the message says how many are needed.
         """
         fitted.check_enough(NAME, images, _FEWEST_IMAGES)
-        embedding = embedding_.choose(sum(backbone.channels.values()), config.dim, config.embedding, seed).to(
-            backbone.device
-        )
+        embedding = _embedding(images, config, backbone, seed, progress)
         sums: RunningSums | None = None
-        for at in range(0, len(images), _FIT_BATCH):
-            progress("features", at, len(images))
-            maps = list(backbone(images.pixels[at : at + _FIT_BATCH]).values())
-            rows = embedding_.rows(embedding_.embed(maps, embedding))
+        for maps in _maps(images, backbone, "features", progress):
+            rows = embedding_.rows(embedding_.embed(maps, embedding, locally_aware=config.locally_aware))
             if not bool(rows.isfinite().all()):
                 raise FitError(f"the features of {backbone.spec.name} are not finite: are these the right weights?")
             sums = sums or RunningSums(rows.mean(dim=0))
             sums.add(rows)
-        progress("features", len(images), len(images))
         assert sums is not None  # noqa: S101 - there are pictures
-        means, factors = sums.gaussians(config.ridge)
+        means, factors = sums.gaussians(config.ridge, config.shrinkage)
         return PadimDetector(embedding, means, factors, config, images.size, backbone, len(images))
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> PadimDetector:
@@ -224,3 +232,20 @@ class Padim:
             sums.add(rows)
         progress("features", most, most)
         return Grown(detector=parent.grown(sums), taken=tuple(taken.tolist()), new_share=most / sums.count)
+
+
+def _embedding(images: Images, config: PadimConfig, backbone: Backbone, seed: int, progress: Progress) -> Tensor:
+    """What `embed` takes of the layers, on the backbone's device."""
+    if config.embedding == "principal":
+        seen = _maps(images, backbone, "axes", progress)
+        return embedding_.principal(seen, config.dim, locally_aware=config.locally_aware)
+    chosen = embedding_.choose(sum(backbone.channels.values()), config.dim, config.embedding, seed)
+    return chosen.to(backbone.device)
+
+
+def _maps(images: Images, backbone: Backbone, stage: str, progress: Progress) -> Iterator[list[Tensor]]:
+    """The layers' maps of all pictures, some pictures at a time."""
+    for at in range(0, len(images), _FIT_BATCH):
+        progress(stage, at, len(images))
+        yield list(backbone(images.pixels[at : at + _FIT_BATCH]).values())
+    progress(stage, len(images), len(images))

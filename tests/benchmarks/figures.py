@@ -75,7 +75,8 @@ def _accuracy(report: Report) -> Iterator[str]:
             "set": "dataset",
             "goods": "goods",
             "defects": "defects",
-            "backbone": "backbone",
+            "method": "method",
+            "settings": "settings",
             "run by": "engine",
             "image AUROC": "image_auroc",
             "peer": "peer",
@@ -283,7 +284,7 @@ _SECTIONS = {
     ),
     "accuracy": (
         "What the default finds, beside anomalib",
-        "python -m tests.benchmarks.accuracy --coreset 0.01 --sets bottle",
+        "python -m tests.benchmarks.accuracy --coreset 0.01",
         _accuracy,
     ),
     "score-amx": ("The same with AMX", "goldline bench score --peers --batch 1", _score),

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
-from pipeline import gaussian, methods
+from pipeline import embedding, gaussian, methods
 from pipeline.backbone import resolve
 from pipeline.data import Images
-from pipeline.errors import FitError
+from pipeline.errors import ConfigError, FitError
 from tests.conformance.pictures import bad, good
 
 
@@ -18,37 +18,76 @@ def backbone():
     return resolve("goldline-s", ("layer2", "layer3"), weights=None, factories=())
 
 
-def embedding_of(detector, backbone, pictures):
-    """The paper's: all layers at the first one's grid, the deeper ones' values repeated; then the chosen channels."""
+def joined(backbone, pictures, *, locally_aware):
+    """All layers at the first one's grid: the deeper ones' values repeated, or means of 3x3 interpolated."""
     maps = list(backbone(pictures).values())
     grid = maps[0].shape[2:]
-    joined = torch.cat([interpolate(m, size=grid, mode="nearest") for m in maps], dim=1)
+    if not locally_aware:
+        return torch.cat([interpolate(m, size=grid, mode="nearest") for m in maps], dim=1)
+    means = [avg_pool2d(m, 3, stride=1, padding=1) for m in maps]
+    return torch.cat([interpolate(m, size=grid, mode="bilinear", align_corners=False) for m in means], dim=1)
+
+
+def embedding_of(detector, backbone, pictures):
+    """The paper's: the chosen channels of all layers; or a projection of them."""
+    layers = joined(backbone, pictures, locally_aware=detector.config.locally_aware)
     chosen = detector.save().tensors["embedding"]
     if chosen.dim() == 1:
-        return joined[:, chosen].numpy()
-    return torch.einsum("bchw,cd->bdhw", joined, chosen).numpy()
+        return layers[:, chosen].numpy()
+    return torch.einsum("bchw,cd->bdhw", layers, chosen).numpy()
 
 
-@pytest.mark.parametrize("settings", [{"dim": 30}, {"dim": 1000}, {"dim": 20, "embedding": "semi-orthogonal"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dim": 30},
+        {"dim": 1000},
+        {"dim": 20, "embedding": "semi-orthogonal"},
+        {"dim": 30, "shrinkage": 0.3},
+        {"dim": 30, "locally_aware": True},
+        {"dim": 20, "embedding": "principal", "locally_aware": True, "shrinkage": 0.2, "ridge": 1e-3},
+    ],
+    ids=str,
+)
 def test_scores_are_the_papers(backbone, settings):
     config = methods.make_config("padim", {**settings, "sigma": 2.0})
     detector = methods.fit("padim", Images(good(20)), config, backbone=backbone, seed=3)
     trained = embedding_of(detector, backbone, good(20)).astype(np.float64)
     tested = embedding_of(detector, backbone, bad(2)).astype(np.float64)
     _, dim, height, width = trained.shape
+    at = [(i, j) for i in range(height) for j in range(width)]
+    covariances = {(i, j): np.cov(trained[:, :, i, j], rowvar=False) for i, j in at}
+    pooled = np.mean(list(covariances.values()), axis=0)
     distances = np.zeros((2, height, width))
-    for i in range(height):
-        for j in range(width):
-            values = trained[:, :, i, j]
-            inverse = np.linalg.inv(np.cov(values, rowvar=False) + 0.01 * np.eye(dim))
-            for b in range(2):
-                off = tested[b, :, i, j] - values.mean(axis=0)
-                distances[b, i, j] = np.sqrt(off @ inverse @ off)
+    for i, j in at:
+        covariance = (1 - config.shrinkage) * covariances[i, j] + config.shrinkage * pooled
+        inverse = np.linalg.inv(covariance + config.ridge * np.eye(dim))
+        for b in range(2):
+            off = tested[b, :, i, j] - trained[:, :, i, j].mean(axis=0)
+            distances[b, i, j] = np.sqrt(off @ inverse @ off)
     wide = interpolate(torch.from_numpy(distances)[None], size=(64, 64), mode="bilinear", align_corners=False)[0]
     expected = np.stack([gaussian_filter(each, 2.0) for each in wide.numpy()])
     scored = detector.score(detector.embed(bad(2)))
     np.testing.assert_allclose(scored.map.numpy(), expected, rtol=2e-3)
     np.testing.assert_allclose(scored.image.numpy(), expected.max(axis=(1, 2)), rtol=2e-3)
+
+
+@pytest.mark.parametrize("locally_aware", [False, True])
+def test_principal_axes_are_those_of_all_features(backbone, locally_aware):
+    pictures = good(20)  # in more than one batch
+    config = methods.make_config("padim", {"dim": 12, "embedding": "principal", "locally_aware": locally_aware})
+    axes = methods.fit("padim", Images(pictures), config, backbone=backbone, seed=0).save().tensors["embedding"]
+    values = embedding.rows(joined(backbone, pictures, locally_aware=locally_aware)).flatten(0, 1).double().numpy()
+    covariance = np.cov(values, rowvar=False)
+    kept = np.trace(axes.double().numpy().T @ covariance @ axes.double().numpy())
+    assert kept == pytest.approx(np.linalg.eigvalsh(covariance)[-12:].sum(), rel=1e-4)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(12), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shrinkage", [-0.1, 0.95, float("nan")])
+def test_shrinkage_without_a_way_back_is_refused(shrinkage):
+    with pytest.raises(ConfigError, match=r"shrinkage must be 0 to 0\.9"):
+        methods.make_config("padim", {"shrinkage": shrinkage})
 
 
 def test_a_semi_orthogonal_embedding_has_orthonormal_columns(backbone):

@@ -252,9 +252,10 @@ def test_a_rate_that_is_none_is_refused(run):
         run(rate=0.7)
 
 
-def test_padim_goes_on_exactly(backbone):
+@pytest.mark.parametrize("settings", [{}, {"locally_aware": True, "shrinkage": 0.3}], ids=["paper", "shrunk"])
+def test_padim_goes_on_exactly(backbone, settings):
     first, second = good(12, seed=1), good(8, seed=2)
-    options = methods.make_config("padim", {"dim": 40})
+    options = methods.make_config("padim", {"dim": 40, **settings})
     parent = methods.fit("padim", Images(first), options, backbone=backbone, seed=0)
     grown = methods.grow("padim", parent, Images(second), new_share_max=1.0, seed=0)
     at_once = methods.fit("padim", Images(torch.cat([first, second])), options, backbone=backbone, seed=0)
@@ -266,12 +267,20 @@ def test_padim_goes_on_exactly(backbone):
     assert grown.detector.save().meta["images"] == 20
 
 
-def test_sums_come_back_from_their_gaussians():
+@pytest.mark.parametrize("shrinkage", [0.0, 0.2, 0.9])
+def test_sums_come_back_from_their_gaussians(shrinkage):
     values = torch.randn(30, 5, 7, generator=torch.Generator().manual_seed(0)) * 3 + 2
     sums = RunningSums(values.mean(dim=0))
     sums.add(values)
-    means, factors = sums.gaussians(0.01)
-    again = RunningSums.of(means, factors, 30, 0.01).gaussians(0.01)
+    means, factors = sums.gaussians(0.01, shrinkage)
+    again = RunningSums.of(means, factors, 30, 0.01, shrinkage)
+    torch.testing.assert_close(
+        again.products / 29,
+        (sums.products - sums.total.unsqueeze(2) * sums.total.unsqueeze(1) / 30) / 29,
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    again = again.gaussians(0.01, shrinkage)
     torch.testing.assert_close(again[0], means)
     torch.testing.assert_close(again[1], factors, rtol=1e-4, atol=1e-4)
 
