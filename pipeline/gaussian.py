@@ -71,9 +71,9 @@ class RunningSums:
         """Means and Cholesky factors of the unbiased covariances plus `ridge` on their diagonals.
 
         Args:
-            ridge: above 0.
-            shrinkage: how far covariances are drawn towards the mean of all positions', 0 to below 1 (Friedman,
-                "Regularized Discriminant Analysis", 1989, equation 16: the positions are the classes).
+            ridge: above 0, on their diagonals.
+            shrinkage: s, 0 to below 1, of (1 - s) C + s P, with P the mean of all positions' covariances C. After
+                Friedman, "Regularized Discriminant Analysis", 1989 (not re-read), where positions would be classes.
 
         Returns:
             (P, D) and (P, D, D) lower triangular, float32. Computed in float64, some positions at a time.
@@ -98,7 +98,7 @@ class RunningSums:
             covariance = (self.products[part] - self.count * outer) * ((1 - shrinkage) / (self.count - 1)) + common
             factor, failed = torch.linalg.cholesky_ex(covariance)
             if bool(failed.any()):
-                raise FitError("a covariance is not positive definite: are the features finite?")
+                raise FitError(f"a covariance is not positive definite: raise ridge, which is {ridge:g}")
             factors[part] = factor.float()
         return (self.shift + offset).float(), factors
 

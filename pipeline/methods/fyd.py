@@ -16,7 +16,7 @@ Departures, and why:
   of aligned pictures, at the deepest layer's grid. A weight then only scales a stage's rate; both are settings.
 * A picture transformer that aligns next to nothing is set to rest, see `alignment.rest_unless_it_gains`.
 * A distance map is laid back over the picture by the inverse warp, so that regions lie where the defect is.
-* The embedding is PaDiM's: with `align=none` this is PaDiM.
+* The embedding is PaDiM's: with `align=none` this is PaDiM with its paper's settings.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class FydConfig:
     """Settings; the defaults are the paper's where it says them, else RegAD's.
 
     Attributes:
-        align: `coarse` (the picture), `fine` (the layers' maps), `both`, or `none`, which is PaDiM.
+        align: `coarse` (the picture), `fine` (the layers' maps), `both`, or `none`, which is the paper's PaDiM.
         dim: d, how many of the layers' channels are kept.
         image_weight: of L_ICA, lambda 1.
         feature_weight: of L_FA, lambda 2.

@@ -10,11 +10,11 @@ Departures, and why:
   (d = 550), layers 1 to 3. Where the layers together have fewer than `dim` channels, all are taken.
 * `embedding="semi-orthogonal"` projects to `dim` dimensions by a random semi-orthogonal matrix (Kim et al., "Semi-
   Orthogonal Embedding for Efficient Unsupervised Anomaly Segmentation", 2021; not re-read), no choice of channels.
-* Three settings are ours, off by default. `embedding="principal"` projects to the axes along which good features vary
-  most; `locally_aware` takes PatchCore's 3x3 means and interpolates deeper layers; `shrinkage` draws each position's
-  covariance towards the mean of all positions' (Friedman, "Regularized Discriminant Analysis", 1989), as some hundred
-  pictures say little of some hundred dimensions.
-* The paper fits once; `refit` is ours.
+* Three settings are not the paper's, and off by default. `embedding="principal"` projects to the axes along which good
+  features vary most; `locally_aware` takes PatchCore's 3x3 means and interpolates deeper layers; `shrinkage` draws each
+  position's covariance towards the mean of all positions', as some hundred pictures say little of some hundred
+  dimensions.
+* The paper fits once; `refit` is ours. It keeps the axes or channels of the first fit.
 """
 
 from collections.abc import Iterator
@@ -168,6 +168,8 @@ class Padim:
     ) -> PadimDetector:
         """Gaussians of these good pictures. Memory: 12 P d^2 bytes; 11.4 GB at 56x56 and d = 550.
 
+        With principal axes the backbone runs twice.
+
         Raises:
             FitError: too few pictures; the message says how many are needed.
         """
@@ -213,7 +215,9 @@ class Padim:
         seed: int,
         progress: Progress = silent,
     ) -> Grown:
-        """The parent's sums and these pictures'. Of too many for their share so many as fit in it are drawn by lot.
+        """The parent's sums and these pictures', along the parent's axes.
+
+        Of too many for their share so many as fit in it are drawn by lot.
 
         Raises:
             ShapeError: the pictures are of another size.
@@ -236,11 +240,11 @@ class Padim:
 
 def _embedding(images: Images, config: PadimConfig, backbone: Backbone, seed: int, progress: Progress) -> Tensor:
     """What `embed` takes of the layers, on the backbone's device."""
-    if config.embedding == "principal":
-        seen = _maps(images, backbone, "axes", progress)
-        return embedding_.principal(seen, config.dim, locally_aware=config.locally_aware)
-    chosen = embedding_.choose(sum(backbone.channels.values()), config.dim, config.embedding, seed)
-    return chosen.to(backbone.device)
+    channels = sum(backbone.channels.values())
+    if config.embedding != "principal" or embedding_.chooses(config.embedding, config.dim, channels):
+        return embedding_.choose(channels, config.dim, config.embedding, seed).to(backbone.device)
+    seen = _maps(images, backbone, "axes", progress)
+    return embedding_.principal(seen, config.dim, locally_aware=config.locally_aware)
 
 
 def _maps(images: Images, backbone: Backbone, stage: str, progress: Progress) -> Iterator[list[Tensor]]:

@@ -31,7 +31,7 @@ SETS = ("bottle", "cubes", "magnetic_tile", "deeppcb")
 PEER_CORESET = 0.1  # its default
 METHODS: dict[str, dict[str, str]] = {
     "patchcore": {},
-    "padim": {"dim": "384", "embedding": "principal", "locally_aware": "true", "shrinkage": "0.2", "ridge": "1e-5"},
+    "padim": {"dim": "384", "locally_aware": "true", "shrinkage": "0.2", "ridge": "1e-5"},
 }
 _PEER = Path(__file__).with_name("accuracy_peer.py")
 

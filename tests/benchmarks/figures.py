@@ -78,6 +78,7 @@ def _accuracy(report: Report) -> Iterator[str]:
             "method": "method",
             "settings": "settings",
             "run by": "engine",
+            "fit, s": "fit_s",
             "image AUROC": "image_auroc",
             "peer": "peer",
             "peer's": "peer_image_auroc",
@@ -283,7 +284,7 @@ _SECTIONS = {
         _score,
     ),
     "accuracy": (
-        "What the default finds, beside anomalib",
+        "What is found, beside anomalib",
         "python -m tests.benchmarks.accuracy --coreset 0.01",
         _accuracy,
     ),

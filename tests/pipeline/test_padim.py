@@ -10,6 +10,7 @@ from pipeline import embedding, gaussian, methods
 from pipeline.backbone import resolve
 from pipeline.data import Images
 from pipeline.errors import ConfigError, FitError
+from pipeline.patches import Pooling
 from tests.conformance.pictures import bad, good
 
 
@@ -26,6 +27,11 @@ def joined(backbone, pictures, *, locally_aware):
         return torch.cat([interpolate(m, size=grid, mode="nearest") for m in maps], dim=1)
     means = [avg_pool2d(m, 3, stride=1, padding=1) for m in maps]
     return torch.cat([interpolate(m, size=grid, mode="bilinear", align_corners=False) for m in means], dim=1)
+
+
+def joined_channel(maps, channel, *, locally_aware):
+    """One channel of what `joined` gives."""
+    return joined(lambda _: dict(enumerate(maps)), None, locally_aware=locally_aware)[:, [channel]].numpy()
 
 
 def embedding_of(detector, backbone, pictures):
@@ -76,12 +82,60 @@ def test_scores_are_the_papers(backbone, settings):
 def test_principal_axes_are_those_of_all_features(backbone, locally_aware):
     pictures = good(20)  # in more than one batch
     config = methods.make_config("padim", {"dim": 12, "embedding": "principal", "locally_aware": locally_aware})
-    axes = methods.fit("padim", Images(pictures), config, backbone=backbone, seed=0).save().tensors["embedding"]
+    told = []
+    detector = methods.fit(
+        "padim", Images(pictures), config, backbone=backbone, seed=0, progress=lambda *each: told.append(each)
+    )
+    axes = detector.save().tensors["embedding"].double().numpy()
     values = embedding.rows(joined(backbone, pictures, locally_aware=locally_aware)).flatten(0, 1).double().numpy()
-    covariance = np.cov(values, rowvar=False)
-    kept = np.trace(axes.double().numpy().T @ covariance @ axes.double().numpy())
-    assert kept == pytest.approx(np.linalg.eigvalsh(covariance)[-12:].sum(), rel=1e-4)
-    torch.testing.assert_close(axes.T @ axes, torch.eye(12), atol=1e-5, rtol=0)
+    expected = np.linalg.eigh(np.cov(values, rowvar=False))[1][:, -12:]
+    np.testing.assert_allclose(np.abs(np.diag(axes.T @ expected)), 1, atol=1e-6)
+    assert told == [(stage, done, 20) for stage in ("axes", "features") for done in (0, 16, 20)]
+
+
+def test_principal_axes_are_found_beside_a_large_mean():
+    spread = torch.tensor([1e-4, 1e-3, 1e-2, 1.0]).sqrt()
+    mixed = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double()).Q
+    values = (torch.randn(50, 64, 4, generator=torch.Generator().manual_seed(1)).double() * spread) @ mixed.T + 1000
+    maps = values.float().transpose(1, 2).reshape(50, 4, 8, 8)
+    found = embedding.principal(([part] for part in maps.split(16)), 2, locally_aware=False).double()
+    exact = maps.double().flatten(2).transpose(1, 2).flatten(0, 1).numpy()
+    expected = np.linalg.eigh(np.cov(exact, rowvar=False))[1][:, -2:]
+    angles = np.linalg.svd(found.numpy().T @ expected)[1]
+    assert angles.min() > 1 - 1e-6
+    assert bool((found.gather(0, found.abs().argmax(dim=0, keepdim=True)) > 0).all())
+
+
+def test_more_principal_axes_than_features_vary_along_are_refused():
+    flat = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(1, 5, 1, 1)
+    with pytest.raises(FitError, match="along 1 axes: dim must be at most that, not 3"):
+        embedding.principal([[flat]], 3, locally_aware=False)
+    with pytest.raises(FitError, match="not finite"):
+        embedding.principal([[flat * float("nan")]], 1, locally_aware=False)
+
+
+def test_principal_axes_of_all_channels_are_the_channels(backbone):
+    fitted = []
+    for kind in ("principal", "random"):
+        config = methods.make_config("padim", {"dim": 384, "embedding": kind, "shrinkage": 0.2})
+        fitted.append(methods.fit("padim", Images(good(4)), config, backbone=backbone, seed=0).save().tensors)
+    assert torch.equal(fitted[0]["embedding"], torch.arange(384))
+    assert torch.equal(fitted[0]["factors"], fitted[1]["factors"])
+
+
+def test_locally_aware_features_are_patchcores(backbone):
+    maps = list(backbone(good(2)).values())
+    expected = Pooling(tuple(m.shape[1] for m in maps), 1024, backbone.device)(maps)
+    found = embedding.embed(maps, torch.arange(expected.shape[1]), locally_aware=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("locally_aware", [False, True])
+@pytest.mark.parametrize("channel", [0, 200])
+def test_a_layer_may_have_no_chosen_channel(backbone, channel, locally_aware):
+    maps = list(backbone(good(1)).values())
+    found = embedding.embed(maps, torch.tensor([channel]), locally_aware=locally_aware)
+    torch.testing.assert_close(found, torch.from_numpy(joined_channel(maps, channel, locally_aware=locally_aware)))
 
 
 @pytest.mark.parametrize("shrinkage", [-0.1, 0.95, float("nan")])

@@ -267,6 +267,16 @@ def test_padim_goes_on_exactly(backbone, settings):
     assert grown.detector.save().meta["images"] == 20
 
 
+def test_padim_keeps_the_axes_of_its_first_fit(backbone):
+    options = methods.make_config("padim", {"dim": 20, "embedding": "principal", "shrinkage": 0.2})
+    parent = methods.fit("padim", Images(good(12, seed=1)), options, backbone=backbone, seed=0)
+    grown = methods.grow("padim", parent, Images(good(8, seed=2)), new_share_max=1.0, seed=0).detector
+    before, after = parent.save().tensors, grown.save().tensors
+    assert torch.equal(before["embedding"], after["embedding"])
+    assert not torch.equal(before["means"], after["means"])
+    assert bool(grown.score(grown.embed(good(4, seed=3))).image.isfinite().all())
+
+
 @pytest.mark.parametrize("shrinkage", [0.0, 0.2, 0.9])
 def test_sums_come_back_from_their_gaussians(shrinkage):
     values = torch.randn(30, 5, 7, generator=torch.Generator().manual_seed(0)) * 3 + 2
