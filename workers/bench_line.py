@@ -15,6 +15,7 @@ from typing import Any
 
 from model_store import ModelKey, Version, open_store
 from pipeline.data import Frame, Reason
+from pipeline.footprint import footprint
 from pipeline.inspection import Inspector
 from workers import messages
 from workers.bench_rig import Reader, Stolen, backbone, fit, pictures, play, put, said, sustainable
@@ -111,7 +112,7 @@ def stations(
     rig = temporary(tree)
     store = open_store(rig.store_url)
     made = fit(store, net, range(recipes))
-    budget_bytes = (budget_models or count * recipes * 2 // 3) * _size_bytes(made[0][0])
+    budget_bytes = (budget_models or count * recipes * 2 // 3) * footprint(made[0][0])
     rig.tree["worker"] = {"models_max_mb": max(1, round(budget_bytes / 1e6))}
     with rig:
         for name in names:
@@ -275,10 +276,6 @@ def _all_assigned(rig: Rig, worker: Any, count: int) -> None:
         if time.monotonic() > until:
             raise TimeoutError(f"{rig.directory}: not every partition was assigned: {worker.last_words()}")
         time.sleep(0.1)
-
-
-def _size_bytes(inspector: Inspector) -> int:
-    return sum(tensor.nbytes for tensor in inspector.save().tensors.values())
 
 
 def _resident_bytes(pid: int) -> int:

@@ -12,6 +12,7 @@ from pipeline.backbone_spec import BackboneSpec
 from pipeline.data import Artifact, Frame
 from pipeline.decode import Limits
 from pipeline.errors import ModelError, StoreError
+from pipeline.footprint import footprint
 from pipeline.heatmap import encode_picture
 from pipeline.inspection import Inspector
 from workers.shelf import Live
@@ -45,7 +46,7 @@ class Loader:
         if not tried:
             _warm_up(inspector)
             self._tried.add(version)
-        return Live(inspector, artifact.method, version, sum(tensor.nbytes for tensor in artifact.tensors.values()))
+        return Live(inspector, artifact.method, version, footprint(inspector))
 
 
 def created_at(store: ModelStore, key: ModelKey, version: Version) -> datetime | None:

@@ -15,7 +15,7 @@ Place: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A model in service; it never changes, a swap replaces it whole. `size_bytes` is of its tensors."""
+    """A model in service; it never changes, a swap replaces it whole. `size_bytes` of memory are its own."""
 
     inspector: Inspects
     method: str

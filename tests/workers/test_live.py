@@ -15,6 +15,7 @@ from pipeline import commissioning, methods, synthetic
 from pipeline.backbone import Backbone, resolve
 from pipeline.data import Artifact, Frame
 from pipeline.decode import Limits
+from pipeline.footprint import footprint
 from pipeline.inspection import Inspector
 from pipeline.settings import Settings
 from pipeline.view import View
@@ -364,14 +365,16 @@ def test_promotions_are_noticed_while_running(store, watch, fitted):
     assert models.find("line-1/top", "default").version == version == version_of(fitted[0])
 
 
-def size_of(artifact):
-    return sum(tensor.nbytes for tensor in artifact.tensors.values())
+def size_of(artifact, open_backbone):
+    return footprint(Inspector.load(artifact, open_backbone=open_backbone, limits=Limits()))
 
 
-def test_when_memory_is_full_a_model_is_loaded_when_asked_for_and_the_least_used_leaves(store, watch, fitted):
+def test_when_memory_is_full_a_model_is_loaded_when_asked_for_and_the_least_used_leaves(
+    store, watch, fitted, open_backbone
+):
     green = ModelKey("line-1/top", "green")
     versions = [promote(store, fitted[i], key) for i, key in enumerate((TOP, SIDE, green))]
-    models = watch(TOP, SIDE, green, refresh=False, most_bytes=int(2.5 * size_of(fitted[0])))
+    models = watch(TOP, SIDE, green, refresh=False, most_bytes=int(2.5 * size_of(fitted[0], open_backbone)))
     models.start()
     assert models.find("line-1/top", "green") is None
     assert models.find("line-1/side", "default").version == versions[1]

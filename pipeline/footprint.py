@@ -1,0 +1,45 @@
+"""What a model takes in memory beside its backbone, which models share."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from pipeline.backbone import Backbone
+
+
+def footprint(root: object) -> int:
+    """Bytes of all tensors and arrays that an object of this package reaches, each buffer once.
+
+    Banks, the short forms that a search keeps of them, factors, networks of a method's own. Backbones are left out, and
+    so is what only a foreign object holds: compiled networks, recorded graphs.
+    """
+    buffers: dict[tuple[str, int], int] = {}
+    seen: set[int] = set()
+    left: list[Any] = [root]
+    while left:
+        here = left.pop()
+        if id(here) in seen or isinstance(here, Backbone):
+            continue
+        seen.add(id(here))
+        if isinstance(here, Tensor):
+            storage = here.untyped_storage()
+            buffers[str(here.device), storage.data_ptr()] = storage.nbytes()
+        elif isinstance(here, np.ndarray):
+            owner = here if here.base is None else here.base
+            buffers["array", id(owner)] = getattr(owner, "nbytes", here.nbytes)
+        elif isinstance(here, nn.Module):
+            left += [*here.parameters(), *here.buffers()]
+        elif isinstance(here, Mapping):
+            left += here.values()
+        elif isinstance(here, list | tuple):
+            left += here
+        elif type(here).__module__.split(".", 1)[0] == __package__:
+            left += _attributes(here)
+    return sum(buffers.values())
+
+
+def _attributes(of: object) -> list[Any]:
+    slots = [name for kind in type(of).__mro__ for name in getattr(kind, "__slots__", ())]
+    return [*getattr(of, "__dict__", {}).values(), *(getattr(of, name) for name in slots if hasattr(of, name))]
