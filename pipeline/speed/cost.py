@@ -23,6 +23,7 @@ from pipeline.devices import resolve_device
 from pipeline.errors import ConfigError
 from pipeline.methods.patchcore import PatchCoreDetector
 from pipeline.progress import Progress, silent
+from pipeline.pruning import ROWS_MIN
 from pipeline.speed import turns
 from pipeline.speed.score import inspector_of, net_of, pictures, timed
 
@@ -43,7 +44,7 @@ class Asked:
     """
 
     sizes: Sequence[int] = (128, 224, 320)
-    bank_rows: Sequence[int] = (500, 1500, 4096, 16384)
+    bank_rows: Sequence[int] = (250, 500, 1500, 4096, 16384)
     unseen: Sequence[Point] = ((176, 1000), (288, 8192))
     backbone: str = "goldline-s"
     engine: str = "openvino-fp32"
@@ -173,8 +174,8 @@ def fit(rows: Sequence[Row]) -> NDArray[np.float64]:
     system = counts[:, there] / largest
     if np.linalg.matrix_rank(system) < there.sum() or not there.any():
         raise ConfigError(
-            f"{len(rows)} points cannot tell {there.sum()} terms apart: name two sizes at least, and two banks on "
-            "one side or each side of 768 rows, where searches begin to be bounded"
+            f"{len(rows)} points cannot tell {there.sum()} terms apart: name two sizes at least, and either no bank or "
+            f"two below {ROWS_MIN} rows, where searches begin to be bounded, and the same above"
         )
     found = np.zeros(len(TERMS))
     found[there] = nnls(system / measured[:, None], np.ones(len(rows)))[0] / largest

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.pruning import ROWS_MIN
 from pipeline.speed import cost, fit, peers, score, turns
 from workers import cli
+from workers.commands import bench_pictures
 
 
 def test_variants_take_turns_and_their_medians_count():
@@ -33,7 +35,7 @@ def test_turns_have_quartiles():
     assert turns.Took.of([7.0]) == turns.Took(7.0, 7.0, 7.0)
 
 
-def point(size, rows, *, unseen=False, bounded_from=2048, ms=None):
+def point(size, rows, *, unseen=False, bounded_from=ROWS_MIN, ms=None):
     patches, bounded = (size // 8) ** 2, rows >= bounded_from
     truth = 2.0 + 1e-4 * size**2 + 2e-4 * rows + patches * (1e-4 + 2e-7 * rows if bounded else 1e-6 * rows)
     return cost.Row(
@@ -49,8 +51,9 @@ def point(size, rows, *, unseen=False, bounded_from=2048, ms=None):
     )
 
 
-GRID = [point(size, rows) for size in (128, 224, 320) for rows in (500, 1500, 4096, 16384)]
-UNSEEN = [point(176, 1000, unseen=True), point(288, 8192, unseen=True)]
+ASKED = cost.Asked()
+GRID = [point(size, rows) for size in ASKED.sizes for rows in ASKED.bank_rows]
+UNSEEN = [point(size, rows, unseen=True) for size, rows in ASKED.unseen]
 
 
 def test_what_grows_as_the_terms_do_is_found_and_predicted():
@@ -69,15 +72,22 @@ def test_an_unseen_point_is_not_fitted():
 
 
 def test_nothing_costs_less_than_nothing():
-    faster = [point(size, rows, ms=5.0 - size / 1000) for size in (128, 224, 320) for rows in (500, 1500)]
+    faster = [point(size, rows, ms=5.0 - size / 1000) for size in (128, 224, 320) for rows in (250, 500)]
     assert min(cost.fit(faster)) >= 0
     assert cost.fit(faster)[4:].tolist() == [0.0, 0.0], "no point was bounded"
 
 
-@pytest.mark.parametrize("rows", [[], GRID[:4], [GRID[0], GRID[4]], [GRID[0], GRID[2], GRID[4], GRID[6]]])
+@pytest.mark.parametrize("rows", [[], GRID[:5], [GRID[0], GRID[5]], [each for each in GRID if each.bank_rows != 250]])
 def test_points_that_cannot_tell_the_terms_apart_are_refused(rows):
     with pytest.raises(ConfigError, match="two sizes"):
         cost.fit(rows)
+
+
+def test_the_command_measures_the_same_grid_unless_told_otherwise():
+    given = {option.name: option.default for option in bench_pictures.cost.params}
+    assert given["sizes"] == ",".join(map(str, ASKED.sizes))
+    assert given["bank_rows"] == ",".join(map(str, ASKED.bank_rows))
+    assert given["unseen"] == ",".join(f"{size}x{rows}" for size, rows in ASKED.unseen)
 
 
 def test_a_cost_is_measured_on_a_grid_and_on_unseen_points():

@@ -127,7 +127,7 @@ def fit(
 
 @click.command("cost")
 @click.option("--sizes", default="128,224,320", show_default=True, help="Sides of the pictures, in pixels.")
-@click.option("--bank", "bank_rows", default="500,1500,4096,16384", show_default=True, help="Rows of the banks.")
+@click.option("--bank", "bank_rows", default="250,500,1500,4096,16384", show_default=True, help="Rows of the banks.")
 @click.option(
     "--unseen",
     default="176x1000,288x8192",
