@@ -639,7 +639,9 @@ def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
     assert page.count("<svg") == 2
     assert page.count("<figure") > 4
     assert "nearest: patchcore" in goldline("evaluate", folder, *options, "--methods", "patchcor").refused()
-    assert "none of patchcore has the setting" in goldline("evaluate", folder, *options, "--set", "x=1").refused()
+    assert "none of patchcore has the setting 'x'." in goldline("evaluate", folder, *options, "--set", "x=1").refused()
+    mistyped = goldline("evaluate", folder, *options, "--set", "corset=0.1").refused()
+    assert "'corset'; nearest: coreset. There are: coreset, dim" in mistyped
     assert "neither a dataset" in goldline("evaluate", tmp_path / "sets" / "gear" / "test", *options).refused()
 
 

@@ -1,6 +1,8 @@
 """`goldline evaluate`."""
 
 import json
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +89,11 @@ def command(
     configs = {
         name: methods.make_config(name, methods.settings_for(name, given), quick=quick) for name in names.split(",")
     }
-    known = {key for name in configs for key in methods.settings_for(name, given)}
-    if unknown := given.keys() - known:
-        raise ConfigError(f"none of {names} has the setting {', '.join(sorted(unknown))}")
+    known = sorted({entry.name for each in configs.values() for entry in fields(each)})
+    for unknown in sorted(given.keys() - set(known)):
+        near = get_close_matches(unknown, known, n=1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise ConfigError(f"none of {names} has the setting {unknown!r}{hint}. There are: {', '.join(known)}")
     net = choose(chosen, options.optional_settings(config), view.size)
     rows: list[trial.Row] = []
     kept: list[trial.Trial] = []
