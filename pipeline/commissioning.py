@@ -89,13 +89,8 @@ def commission(
         FitError: too few readable goods; the message says how many are needed.
     """
     started = time.perf_counter()
-    decoded = decode_all(goods, view, limits, progress)
+    decoded = readable(goods, view, limits, progress)
     n = len(decoded.frame_ids)
-    if n < GOODS_MIN:
-        raise FitError(
-            f"{n} readable good frames of {len(goods)}; at least {GOODS_MIN} are needed"
-            + (f" (first unreadable: {decoded.failures[0].detail})" if decoded.failures else "")
-        )
     order = np.random.default_rng(seed).permutation(n)
     kept = min(max(round(n * calibrate_share), 5), n - 5)
     pixels = decoded.images.pixels
@@ -206,15 +201,31 @@ def rotated(images: Tensor, count: int) -> Tensor:
     return torch.cat(turned)
 
 
-def score_all(detector: Detector, images: Images, *, progress: Progress = silent) -> Scores:
+def score_all(detector: Detector, images: Images, *, stage: str = "calibrate", progress: Progress = silent) -> Scores:
     """Scores of many pictures, in batches, on the CPU."""
     parts = []
     for at in range(0, len(images), _BATCH):
-        progress("calibrate", at, len(images))
+        progress(stage, at, len(images))
         scored = detector.score(detector.embed(images.pixels[at : at + _BATCH]))
         parts.append(Scores(scored.image.cpu(), scored.map.cpu()))
-    progress("calibrate", len(images), len(images))
+    progress(stage, len(images), len(images))
     return Scores(torch.cat([p.image for p in parts]), torch.cat([p.map for p in parts]))
+
+
+def readable(goods: Sequence[Frame], view: View, limits: Limits, progress: Progress) -> Decoded:
+    """Good frames as one batch; what cannot be read is in its `failures`.
+
+    Raises:
+        FitError: too few can; the message says how many are needed.
+    """
+    decoded = decode_all(goods, view, limits, progress)
+    n = len(decoded.frame_ids)
+    if n < GOODS_MIN:
+        raise FitError(
+            f"{n} readable good frames of {len(goods)}; at least {GOODS_MIN} are needed"
+            + (f" (first unreadable: {decoded.failures[0].detail})" if decoded.failures else "")
+        )
+    return decoded
 
 
 def decode_all(goods: Sequence[Frame], view: View, limits: Limits, progress: Progress) -> Decoded:

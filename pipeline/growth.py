@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from pipeline import methods, tiling
+from pipeline import methods, screening, tiling
 from pipeline.backbone import Backbone
 from pipeline.data import Images, Scores
 from pipeline.decode import Decoded
@@ -139,27 +139,11 @@ def out_of_bag(growth: Growth, pixels: Tensor, folds: int) -> Tensor:
         pixels: (N, 3, H, W) uint8, N at least 2.
         folds: at least 2; at most N are made.
     """
-    n = len(pixels)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(growth.seed))
-    scores = torch.empty(n)
-    for fold in range(min(folds, n)):
-        held = order[fold::folds]
-        others = torch.ones(n, dtype=torch.bool)
-        others[held] = False
+    scores = torch.empty(len(pixels))
+    for held, others in screening.folds(len(pixels), folds, growth.seed):
         detector = growth.without(pixels[others])
         scores[held] = look(detector, pixels[held], growth.progress, "out of bag").scores.image
     return scores
-
-
-def outliers(scores: Tensor, deviations: float) -> Tensor:
-    """Which scores, (N,), lie further above the median than so many robust standard deviations (1.4826 MAD)."""
-    values = scores.double()
-    middle = values.median()
-    away = (values - middle).abs()
-    spread = 1.4826 * away.median()
-    if not float(spread):  # more than half are the same
-        spread = away.mean()
-    return values > middle + deviations * spread
 
 
 def rows_of(decoded: Decoded, kept: list[int]) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import methods, review
+from pipeline import methods, review, screening
 from pipeline.backbone import Backbone
 from pipeline.commissioning import decode_all
 from pipeline.data import Frame, Scores
@@ -23,7 +23,7 @@ from pipeline.decide import calibrate
 from pipeline.decode import Decoded
 from pipeline.errors import FitError
 from pipeline.golden import Golden, distinct, draw, split
-from pipeline.growth import Growth, look, out_of_bag, outliers, rows_of, way
+from pipeline.growth import Growth, look, out_of_bag, rows_of, way
 from pipeline.guarantee import check_rate
 from pipeline.inspection import Inspector
 from pipeline.methods.base import Detector
@@ -176,7 +176,7 @@ def _doubt(made: _Candidate, growth: Growth, frames: Decoded, rules: Rules, left
         return kept
     if len(kept) < max(rules.frames_min, rules.folds):
         return kept
-    out = outliers(out_of_bag(growth, rows_of(frames, kept), rules.folds), rules.outlier_deviations)
+    out = screening.outliers(out_of_bag(growth, rows_of(frames, kept), rules.folds), rules.outlier_deviations)
     for i in (kept[at] for at in out.nonzero().flatten().tolist()):
         left_out[frames.frame_ids[i]] = "it is unlike the other frames"
     why = f"out of bag in {rules.folds} folds they are unlike the others"

@@ -12,6 +12,7 @@ from pipeline.errors import GoldlineError
 # name -> module, one line each; a command's imports cost nothing until it is used.
 COMMANDS = {
     "demo": "the whole line on this machine: broker, cameras, worker, gate, and a report",
+    "screen": "show which good pictures are unlike the others, before a fit",
     "fit": "learn a station's good parts from a folder of pictures",
     "calibrate": "give a station's model a threshold from verified good pictures",
     "refit": "let a station's model learn recently accepted parts, if a review allows it",

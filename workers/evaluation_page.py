@@ -1,6 +1,5 @@
 """`goldline evaluate --html`: histograms, ROC curves, and the worst misses and false rejects with their heatmaps."""
 
-import base64
 import html
 from collections.abc import Sequence
 
@@ -8,15 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.trial import Trial
-from pipeline.heatmap import encode_picture, overlay
+from workers import picture_page
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fbfaf7; max-width: 64rem; margin: 2rem auto; }
-h2 { margin-top: 2.5rem; } .row { display: flex; gap: 2rem; flex-wrap: wrap; align-items: end; }
-.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .8rem; }
-figure { margin: 0; border: 1px solid #d9d4c7; } figure div { display: flex; } figure img { width: 50%; }
-figcaption { padding: .3rem .5rem; font-size: .8rem; } svg text { font-size: 11px; fill: #1c2430; }
-"""
 _WIDTH, _HEIGHT, _BINS = 360, 160, 40
 _WORST = 6
 
@@ -24,9 +16,8 @@ _WORST = 6
 def render(trials: Sequence[Trial]) -> str:
     """A self-contained page. Everything that came from a file name is escaped."""
     body = "".join(_section(trial) for trial in trials)
-    return (
-        f"<!doctype html><meta charset=utf-8><title>Goldline: evaluation</title><style>{_STYLE}</style>"
-        f"<h1>Evaluation</h1><p>Blue: good parts. Red: defects. Scores are each method's own.</p>{body}"
+    return picture_page.page(
+        "evaluation", f"<h1>Evaluation</h1><p>Blue: good parts. Red: defects. Scores are each method's own.</p>{body}"
     )
 
 
@@ -79,19 +70,11 @@ def _roc(goods: NDArray[np.float32], defects: NDArray[np.float32]) -> str:
 
 
 def _frames(trial: Trial, places: Sequence[int]) -> str:
-    figures = []
-    for place in places:
-        sample = trial.samples[place]
-        picture, scores = trial.pixels[place].transpose(1, 2, 0), trial.maps[place]
-        low, high = float(np.median(trial.maps)), float(np.quantile(trial.maps, 0.999))
-        coloured = overlay(picture, scores, low=low, high=max(high, low + 1e-9))
-        kind = sample.defect or "good"
-        figures.append(
-            f"<figure><div>{_img(picture)}{_img(coloured)}</div><figcaption>{html.escape(kind)}: "
-            f"{html.escape(sample.path.name)}, score {trial.scores[place]:.4g}</figcaption></figure>"
-        )
-    return f"<div class=frames>{''.join(figures)}</div>"
+    low, high = float(np.median(trial.maps)), float(np.quantile(trial.maps, 0.999))
+    pictures = ((trial.pixels[i], trial.maps[i], _caption(trial, i)) for i in places)
+    return picture_page.frames(pictures, low=low, high=high)
 
 
-def _img(picture: NDArray[np.uint8]) -> str:
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(encode_picture(picture)).decode()}">'
+def _caption(trial: Trial, place: int) -> str:
+    sample = trial.samples[place]
+    return f"{sample.defect or 'good'}: {sample.path.name}, score {trial.scores[place]:.4g}"

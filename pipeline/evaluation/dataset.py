@@ -3,7 +3,9 @@
 `train/good`, `test/good`, `test/<defect>`, and `ground_truth/<defect>/NAME_mask.png`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -40,18 +42,41 @@ def pictures(folder: Path) -> list[Path]:
     return found
 
 
-def goods(folder: Path) -> list[Path]:
+def goods(folder: Path, without: Sequence[str] = ()) -> list[Path]:
     """The good pictures to learn from: `train/good` in MVTec layout, else every picture in the folder.
 
+    Args:
+        folder: where they are.
+        without: names of those to leave out, with as many folders before them as it takes to mean one picture.
+
     Raises:
-        ConfigError: there are none, or the folder looks like a test set.
+        ConfigError: there are none, the folder looks like a test set, or a name means none of them or several.
     """
     train = folder / "train" / GOOD
     if train.is_dir():
-        return pictures(train)
-    if (folder / "test").is_dir() or (folder / "ground_truth").is_dir():
+        found = pictures(train)
+    elif (folder / "test").is_dir() or (folder / "ground_truth").is_dir():
         raise ConfigError(f"{folder} has a test set but no train/good; name the folder that holds only good pictures")
-    return pictures(folder)
+    else:
+        found = pictures(folder)
+    left_out = {_meant(name, found, folder) for name in without}
+    kept = [path for path in found if path not in left_out]
+    if not kept:
+        raise ConfigError(f"all {len(found)} pictures in {folder} are left out")
+    return kept
+
+
+def _meant(name: str, found: Sequence[Path], folder: Path) -> Path:
+    parts = Path(name).parts
+    meant = [path for path in found if path.parts[-len(parts) :] == parts] if parts else []
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise ConfigError(
+            f"{name!r} means {len(meant)} pictures in {folder}: name the folder as well, as in {meant[0]}"
+        )
+    near = get_close_matches(name, [path.name for path in found], n=1)
+    raise ConfigError(f"no picture {name!r} in {folder} to leave out" + (f"; nearest: {near[0]}" if near else ""))
 
 
 def tests(folder: Path) -> list[Sample]:

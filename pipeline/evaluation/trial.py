@@ -89,15 +89,17 @@ class Pictures:
     masks: NDArray[np.bool_] | None
 
 
-def read(folder: Path, view: View, limits: Limits, *, progress: Progress = silent) -> Pictures:
-    """Decode a dataset in MVTec layout.
+def read(
+    folder: Path, view: View, limits: Limits, *, without: Sequence[str] = (), progress: Progress = silent
+) -> Pictures:
+    """Decode a dataset in MVTec layout; `without` as in `dataset.goods`.
 
     Masks: positive where more than half, after a nearest resize; there are none unless every defect has its own.
 
     Raises:
         ConfigError: no pictures to learn from or to test.
     """
-    goods = dataset.goods(folder)
+    goods = dataset.goods(folder, without)
     train = decode_all([Frame(frame_id=str(p), image=p.read_bytes()) for p in goods], view, limits, progress)
     listed = dataset.tests(folder)
     test = decode_all([Frame(frame_id=str(s.path), image=s.path.read_bytes()) for s in listed], view, limits, progress)

@@ -20,7 +20,6 @@ from pipeline.decode import Limits
 from pipeline.errors import ConfigError, FitError
 from pipeline.gaussian import RunningSums
 from pipeline.golden import draw, split
-from pipeline.growth import outliers
 from pipeline.refit import Golden, refit
 from pipeline.refit_settings import Refit, Rules, next_run
 from pipeline.view import View
@@ -320,13 +319,6 @@ def test_a_coreset_goes_on_with_what_its_centres_do_not_cover():
     assert sorted(extend(centres, features, 5, seed=0).tolist()) == [0, 1, 2, 3, 4]
     with pytest.raises(FitError, match="6 rows cannot be taken from 5"):
         extend(centres, features, 6, seed=0)
-
-
-def test_outliers_lie_above_in_robust_deviations():
-    scores = torch.tensor([1.0, 1.1, 0.9, 1.05, 0.95, 1.0, 3.0, -9.0])
-    assert outliers(scores, 4.0).tolist() == [False] * 6 + [True, False], "what is too near is no outlier"
-    assert not outliers(torch.ones(5), 4.0).any()
-    assert outliers(torch.tensor([1.0] * 9 + [2.0]), 4.0).tolist() == [False] * 9 + [True]
 
 
 def test_a_schedule_is_cron_in_local_time():

@@ -30,6 +30,7 @@ _COLUMNS = {
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting, for the methods that have it.")
 @options.quick
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
+@options.without
 @options.view
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows there.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the worst cases.")
@@ -41,6 +42,7 @@ def command(
     settings: tuple[str, ...],
     quick: bool,
     seeds: int,
+    without: tuple[str, ...],
     size: int,
     crop: bool,
     keep_aspect: bool,
@@ -97,9 +99,12 @@ def command(
     net = choose(chosen, options.optional_settings(config), view.size)
     rows: list[trial.Row] = []
     kept: list[trial.Trial] = []
-    for folder in _datasets(folders):
+    datasets = _datasets(folders)
+    if without and len(datasets) > 1:
+        raise ConfigError(f"--without goes with one dataset, not with {len(datasets)}")
+    for folder in datasets:
         with shown(console) as progress:
-            pictures = trial.read(folder, view, Limits(), progress=progress)
+            pictures = trial.read(folder, view, Limits(), without=without, progress=progress)
         for name, method_config in configs.items():
             for seed in range(seeds):
                 with shown(console) as progress:

@@ -33,6 +33,7 @@ from workers.provenance import PICTURES_MAX, digest, pictures
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
 @options.quick
+@options.without
 @options.view
 @click.option("--false-reject-rate", "rate", type=float, help="Share of good parts that may be rejected.  [0.005]")
 @click.option(
@@ -52,6 +53,7 @@ def command(
     method: str,
     settings: tuple[str, ...],
     quick: bool,
+    without: tuple[str, ...],
     size: int,
     crop: bool,
     keep_aspect: bool,
@@ -90,7 +92,7 @@ def command(
     check_rate(rate)
     key = ModelKey(station, recipe)
     store = open_store(store_url)
-    paths = dataset.goods(folder)
+    paths = dataset.goods(folder, without)
     selection.check(folder, paths, station=station, recipe=recipe)
     chosen = Choice(
         name=backbone or DEFAULT,
@@ -131,6 +133,7 @@ def command(
         "dataset": digest(goods),
         "frames": {**made.frames, "unreadable": len(made.unreadable)},
         "calibration": digest([frame for frame in goods if frame.frame_id in calibrated_on]),
+        "left_out": list(without),
         "pictures": pictures(goods) if len(goods) <= PICTURES_MAX else [],
         "parent": current or "",
         "method": method,

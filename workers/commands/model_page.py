@@ -15,6 +15,7 @@ _LINEAGE = (
     ("fitted by", "method"),
     ("settings", "settings"),
     ("frames", "frames"),
+    ("left out", "left_out"),
     ("dataset", "dataset"),
     ("calibration", "calibration"),
     ("backbone", "backbone"),

@@ -140,6 +140,17 @@ def view_of(size: int, tiles: str, roi: Path | None, *, crop: bool, keep_aspect:
         raise ConfigError(f"--roi {roi}: {error}") from error
 
 
+def without(command: F) -> F:
+    """`--without FILE`, read: names of good pictures to leave out."""
+    return click.option(
+        "--without",
+        metavar="FILE",
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=lambda _ctx, _param, value: _names(value) if value else (),
+        help="Leave out the good pictures named there, a line each (# begins a comment); goldline screen shows which.",
+    )(command)
+
+
 def recipe(command: F) -> F:
     """`--recipe NAME`."""
     return click.option("--recipe", default="default", show_default=True, help="The product.")(command)
@@ -190,6 +201,14 @@ def pairs(texts: tuple[str, ...]) -> dict[str, str]:
         if "=" not in text:
             raise ConfigError(f"--set takes key=value, not {text!r}")
     return dict(text.split("=", 1) for text in texts)
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--without {path}: {error}") from error
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 def read_settings(path: Path) -> Settings:

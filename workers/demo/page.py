@@ -1,6 +1,5 @@
 """The demo's report as one self-contained HTML page: figures, a latency histogram, frames and their heatmaps."""
 
-import base64
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ import numpy as np
 
 from pipeline.data import Frame
 from pipeline.decode import decode_one
-from pipeline.heatmap import encode_picture
 from pipeline.inspection import Inspector
 from workers.commands.score import overlay_of
 from workers.demo.tally import Tally, Truth
 from workers.messages import Result
+from workers.picture_page import image
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --paper: #fbfaf7; --line: #d9d4c7; --pass: #1d7a46; --reject: #b3261e;
@@ -149,21 +148,17 @@ def _defects(report: dict[str, Any]) -> str:
 
 def _figure(picked: Picked, inspector: Inspector) -> str:
     """The frame as the model saw it, beside its heatmap, scored again here by the same code."""
-    result, image = picked.result, picked.truth.path.read_bytes()
-    picture, _ = decode_one(image, inspector.view, inspector.limits)
-    inspected = inspector.inspect([Frame(frame_id="shown", image=image)])
-    coloured = overlay_of(inspector, image, inspected.maps["shown"].numpy())
+    result, encoded = picked.result, picked.truth.path.read_bytes()
+    picture, _ = decode_one(encoded, inspector.view, inspector.limits)
+    inspected = inspector.inspect([Frame(frame_id="shown", image=encoded)])
+    coloured = overlay_of(inspector, encoded, inspected.maps["shown"].numpy())
     wrong = (picked.truth.defect is None) != (result.verdict == "pass")
     caption = (
         f"<span class='{result.verdict}{' wrong' if wrong else ''}'>{result.verdict}</span> "
         f"{_escape(picked.truth.defect or 'good')}<br>{_escape(result.station or '')} {_escape(result.frame_id)}"
         f"<br>score {result.score:.3f}, limit {result.threshold:.3f}, p {result.p_value:.3f}"
     )
-    return f"<figure><div>{_image(picture)}{_image(coloured)}</div><figcaption>{caption}</figcaption></figure>"
-
-
-def _image(picture: Any) -> str:
-    return f"<img alt='' src='data:image/png;base64,{base64.b64encode(encode_picture(picture)).decode()}'>"
+    return f"<figure><div>{image(picture)}{image(coloured)}</div><figcaption>{caption}</figcaption></figure>"
 
 
 def _escape(text: str) -> str:

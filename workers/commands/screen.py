@@ -1,0 +1,136 @@
+"""`goldline screen`."""
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pipeline import methods, screening
+from pipeline.data import Frame
+from pipeline.decode import Limits
+from pipeline.evaluation import dataset
+from pipeline.screening import Screened
+from workers import screening_page
+from workers.backbones import DEFAULT, Choice, choose
+from workers.commands import options
+from workers.commands.model_page import plain
+from workers.progress_bars import shown
+
+
+@click.command("screen")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
+@options.quick
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    default=screening.FOLDS,
+    show_default=True,
+    help="Models to fit, each without its share of the pictures, which it scores.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=30, show_default=True, help="Pictures to show.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with them there.")
+@options.without
+@options.view
+@click.option("--config", type=click.Path(path_type=Path), help="A line.toml, for where weights lie.")
+@click.option("--seed", default=0, show_default=True, help="Of the folds, the fits and random weights.")
+@options.backbone
+@options.as_json
+def command(
+    folder: Path,
+    method: str,
+    settings: tuple[str, ...],
+    quick: bool,
+    folds: int,
+    top: int,
+    html: Path | None,
+    without: tuple[str, ...],
+    size: int,
+    crop: bool,
+    keep_aspect: bool,
+    tiles: str,
+    even_light: bool,
+    roi: Path | None,
+    rotations: int,
+    config: Path | None,
+    seed: int,
+    backbone: str | None,
+    layers: str | None,
+    weights: Path | None,
+    random_weights: bool,
+    engine: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Show which good pictures in FOLDER are unlike the others, before a model learns from them.
+
+    A defect among the goods teaches a model that it is good, and it is missed from then on. Each picture is scored by
+    a model that learnt from the others alone. Look at those that stand out: a rare good part should stay, a defect
+    should not. Write its name into a file, and give that to fit. A part that is there in two pictures hides itself
+    where they fall into different folds: another --seed makes other folds.
+
+    FOLDER holds pictures of good parts, or is a dataset in MVTec layout (then its train/good is used).
+
+    \b
+    Examples:
+      goldline screen photos/good --html unlike.html
+      goldline fit photos/good --without defects.txt --station line-1/top --store file://$PWD/models
+    """
+    view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
+    goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in dataset.goods(folder, without)]
+    method_config = methods.make_config(method, options.pairs(settings), quick=quick)
+    chosen = Choice(
+        name=backbone or DEFAULT,
+        layers=layers.split(",") if layers else (),
+        weights=weights,
+        random_weights=random_weights,
+        engine=engine,
+        device=device,
+        seed=seed,
+    )
+    net = choose(chosen, options.optional_settings(config), view.size)
+    with shown(Console(stderr=True)) as progress:
+        found = screening.screen(
+            goods,
+            method=method,
+            config=method_config,
+            backbone=net,
+            view=view,
+            limits=Limits(),
+            count=folds,
+            most=top,
+            rotations=rotations,
+            seed=seed,
+            progress=progress,
+        )
+    names = [str(Path(frame_id).relative_to(folder)) for frame_id in found.frame_ids]
+    if html:
+        html.write_text(screening_page.render(found, names, folder=str(folder)), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(_body(found, names)))
+        return
+    _tell(found, names, folds=folds, html=html)
+
+
+def _body(found: Screened, names: list[str]) -> dict[str, object]:
+    rows = [
+        {"picture": name, "score": round(float(score), 6), "stands_out": place < found.standing_out}
+        for place, (name, score) in enumerate(zip(names, found.scores, strict=True))
+    ]
+    return {"pictures": rows, "unreadable": list(found.unreadable)}
+
+
+def _tell(found: Screened, names: list[str], *, folds: int, html: Path | None) -> None:
+    for place, name in enumerate(names[: len(found.maps)]):
+        mark = "*" if place < found.standing_out else " "
+        click.echo(f"{place + 1:>4} {mark} {found.scores[place]:>9.4g}  {plain(name)}")
+    click.echo(
+        f"{found.standing_out} of {len(names)} pictures stand out (*): more than {screening.DEVIATIONS:g} robust "
+        f"deviations above the median, each scored by a model of the others, in {min(folds, len(names))} folds"
+    )
+    if found.unreadable:
+        click.echo(f"unreadable {len(found.unreadable)}: {', '.join(map(plain, found.unreadable[:5]))}")
+    click.echo(f"look at them: {html}" if html else "look at them: --html FILE writes a page with their heatmaps")
+    click.echo("a defect among them: its name into a file, a line each, then goldline fit --without FILE")
