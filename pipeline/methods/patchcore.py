@@ -14,7 +14,7 @@ Departures, and why:
 * Re-weighting is on, as in the paper (equation 7), and distances are Euclidean. The released code leaves
   re-weighting out and uses squared distances: `reweight=False, squared=True`.
 * The backbone is whichever is given; the paper's is Wide ResNet-50-2, layers 2 and 3.
-* The paper fits once; `refit` is ours.
+* The paper fits once and takes Euclidean distances; `refit` and `whitening` are ours.
 """
 
 import math
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipeline import fitted
+from pipeline import fitted, whitening
 from pipeline.backbone import Backbone
 from pipeline.coreset import extend, select
 from pipeline.data import Artifact, Features, Images, Scores, Size
@@ -39,6 +39,7 @@ from pipeline.pruning import PrunedBank
 from pipeline.rounded import RoundedBank
 
 NAME = "patchcore"
+WHITENING_MAX = 0.99
 _FIT_BATCH = 8
 _FEWEST_IMAGES = 2
 
@@ -53,6 +54,8 @@ class PatchCoreConfig:
         neighbours: b of the re-weighting, at least 2.
         reweight: whether the picture's score is re-weighted by how crowded the bank is around its match.
         squared: report squared distances, in the map and in the picture's score; weights stay Euclidean.
+        whitening: share of the good features' covariance in the metric of distances, 0 to 0.99; 0, the paper's, for
+            Euclidean ones. A refit keeps the metric of the first fit.
         sigma: Gaussian smoothing of the map, in picture pixels; 0 for none.
     """
 
@@ -61,6 +64,7 @@ class PatchCoreConfig:
     neighbours: int = 9
     reweight: bool = True
     squared: bool = False
+    whitening: float = 0.0
     sigma: float = 4.0
 
     def __post_init__(self) -> None:
@@ -70,6 +74,8 @@ class PatchCoreConfig:
             raise ConfigError(f"dim must be at least 1, not {self.dim}")
         if self.neighbours < 2:
             raise ConfigError(f"neighbours must be at least 2 (with 1 every score is 0), not {self.neighbours}")
+        if not 0 <= self.whitening <= WHITENING_MAX:
+            raise ConfigError(f"whitening must be 0 to {WHITENING_MAX}, not {self.whitening}")
         if not 0 <= self.sigma <= 100:
             raise ConfigError(f"sigma must be 0 to 100 px, not {self.sigma}")
 
@@ -77,11 +83,14 @@ class PatchCoreConfig:
 class PatchCoreDetector:
     """A bank of good patch features, able to score; never changed by scoring."""
 
-    def __init__(self, bank: Tensor, config: PatchCoreConfig, image_size: Size, backbone: Backbone) -> None:
+    def __init__(
+        self, bank: Tensor, config: PatchCoreConfig, image_size: Size, backbone: Backbone, axes: Tensor | None = None
+    ) -> None:
         self.bank = bank.to(backbone.device, torch.float32).contiguous()
         self.config = config
         self.image_size = image_size
         self.backbone = backbone
+        self.axes = None if axes is None else axes.to(backbone.device, torch.float32).contiguous()
         self._pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
         self._norms = squared_norms(self.bank)
         self._prepared = PrunedBank.of(self.bank) or RoundedBank.of(self.bank)
@@ -92,7 +101,7 @@ class PatchCoreDetector:
         return isinstance(self._prepared, PrunedBank)
 
     def embed(self, images: Tensor) -> Features:
-        """Locally aware patch features.
+        """Locally aware patch features, in the metric that distances are taken in.
 
         Args:
             images: (B, 3, H, W) uint8, RGB, of the size it was fitted at.
@@ -103,7 +112,7 @@ class PatchCoreDetector:
         Raises:
             ShapeError: another size, or not RGB.
         """
-        return _embed(images, self.image_size, self.backbone, self._pooling)
+        return _embed(images, self.image_size, self.backbone, self._pooling, self.axes)
 
     @torch.inference_mode()
     def score(self, features: Features) -> Scores:
@@ -113,8 +122,7 @@ class PatchCoreDetector:
             features: from `embed`; "patch" is (B, D, h, w) float32.
 
         Returns:
-            Distances in feature space, Euclidean unless `squared`: image (B,), of unsmoothed patches, and
-            map (B, H, W).
+            Distances, squared where `squared`: image (B,), of unsmoothed patches, and map (B, H, W).
 
         Raises:
             ShapeError: D differs from the bank's.
@@ -152,7 +160,8 @@ class PatchCoreDetector:
     def save(self) -> Artifact:
         """The bank, the settings and the backbone's description."""
         meta = fitted.to_meta(self.config, self.backbone, self.image_size)
-        return Artifact(method=NAME, tensors={"bank": self.bank.cpu().clone()}, meta=meta)
+        tensors = {"bank": self.bank} if self.axes is None else {"bank": self.bank, "axes": self.axes}
+        return Artifact(method=NAME, tensors={name: each.cpu().clone() for name, each in tensors.items()}, meta=meta)
 
     def _weights(self, worst: Tensor, found: Tensor, distance: Tensor) -> Tensor:
         """1 - exp(s*) / sum over m in N_b(m*) of exp ||m_test* - m||, without overflow.
@@ -202,9 +211,12 @@ class PatchCore:
             )
         if not bool(features.isfinite().all()):
             raise FitError(f"the features of {backbone.spec.name} are not finite: are these the right weights?")
+        axes = whitening.axes_of(features, config.whitening) if config.whitening else None
+        if axes is not None:
+            features = whitening.turned(features, axes)
         if count < features.shape[0]:
             features = features[select(features, count, seed=seed, progress=progress)]
-        return PatchCoreDetector(features, config, images.size, backbone)
+        return PatchCoreDetector(features, config, images.size, backbone, axes)
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> PatchCoreDetector:
         """The detector that `save` described.
@@ -213,13 +225,15 @@ class PatchCore:
             ArtifactError: a tensor or a setting is missing or does not fit, or another backbone made it.
         """
         config, size = fitted.from_meta(artifact, NAME, PatchCoreConfig, backbone)
-        (bank,) = fitted.tensors(artifact, ["bank"])
+        bank, *more = fitted.tensors(artifact, ["bank", "axes"] if config.whitening else ["bank"])
         dim = feature_dim(tuple(backbone.channels.values()), config.dim)
         fewest = config.neighbours if config.reweight else 1
         if bank.dtype != torch.float32 or bank.dim() != 2 or bank.shape[1] != dim or bank.shape[0] < fewest:
             seen = f"{tuple(bank.shape)} {bank.dtype}"
             raise ArtifactError(f"bank must be (M >= {fewest}, {dim}) float32, not {seen}")
-        return PatchCoreDetector(bank, config, size, backbone)
+        for axes in more:
+            fitted.check_shape("axes", axes, (dim, dim), torch.float32)
+        return PatchCoreDetector(bank, config, size, backbone, *more)
 
     def can_refit(self, parent: object) -> bool:
         """A bank is all it takes."""
@@ -257,7 +271,7 @@ class PatchCore:
             rows = rows[extend(bank, rows, few, seed=seed, progress=progress)] if few else rows[:0]
         both = torch.cat([bank, rows])
         chosen = select(both, count, seed=seed, progress=progress)
-        grown = PatchCoreDetector(both[chosen], parent.config, parent.image_size, parent.backbone)
+        grown = PatchCoreDetector(both[chosen], parent.config, parent.image_size, parent.backbone, parent.axes)
         new = int((chosen >= count).sum())
         return Grown(detector=grown, taken=tuple(range(len(images))), new_share=new / count)
 
@@ -278,6 +292,9 @@ def _rows(images: Images, embed: Callable[[Tensor], Features], progress: Progres
 
 
 @torch.inference_mode()
-def _embed(images: Tensor, size: Size, backbone: Backbone, pooling: Pooling) -> Features:
+def _embed(images: Tensor, size: Size, backbone: Backbone, pooling: Pooling, axes: Tensor | None = None) -> Features:
     fitted.check_pixels(images, size)
-    return Features(maps={"patch": pooling(list(backbone(images).values()))}, image_size=size)
+    patches = pooling(list(backbone(images).values()))
+    if axes is not None:
+        patches = (patches.permute(0, 2, 3, 1) @ axes).permute(0, 3, 1, 2)
+    return Features(maps={"patch": patches}, image_size=size)

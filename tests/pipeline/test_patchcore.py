@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional
 
-from pipeline import methods
+from pipeline import methods, whitening
 from pipeline.backbone import resolve
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
@@ -198,6 +198,67 @@ def test_coreset_of_everything_scores_its_own_pictures_zero(backbone):
     detector = PatchCore().fit(Images(images), config, backbone=backbone, seed=0)
     assert detector.bank.shape == (128, 384)
     assert detector.score(detector.embed(images)).image.max() < 1e-3
+
+
+def rows_of(detector, images):
+    return detector.embed(images).maps["patch"].permute(0, 2, 3, 1).reshape(-1, detector.bank.shape[1]).double()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_whitened_distances_are_mahalanobis_in_the_mixed_covariance(detector, backbone, share):
+    """By the plain features of the same backbone, numpy's covariance and a solve; the mean variance keeps its size."""
+    fitted = methods.fit(
+        "patchcore", Images(good(12)), PatchCoreConfig(coreset=0.1, whitening=share), backbone=backbone, seed=0
+    )
+    plain = rows_of(detector, good(12)).numpy()
+    covariance = np.cov(plain.T, bias=True)
+    variance = covariance.diagonal().mean()
+    mixed = share * covariance + (1 - share) * variance * np.eye(len(covariance))
+    ours, theirs = rows_of(fitted, bad(1)).numpy(), rows_of(detector, bad(1)).numpy()
+    for i, j in ((0, 1), (3, 40), (44, 45)):
+        apart = theirs[i] - theirs[j]
+        expected = variance * apart @ np.linalg.solve(mixed, apart)
+        assert ((ours[i] - ours[j]) ** 2).sum() == pytest.approx(expected, rel=1e-3)
+    turned = rows_of(fitted, good(12)).numpy()
+    nearest_of = np.abs(turned[:, None, :8] - fitted.bank.double().numpy()[None, :, :8]).max(axis=2).min(axis=0)
+    assert nearest_of.max() < 1e-3 * np.abs(turned).max(), "the bank is of turned features"
+
+
+def test_no_whitening_is_the_papers_to_the_bit(detector, backbone):
+    assert detector.axes is None
+    assert set(detector.save().tensors) == {"bank"}
+    assert PatchCoreConfig().whitening == 0
+
+
+def test_a_whitened_model_is_saved_loaded_and_refitted_in_its_own_metric(backbone):
+    config = PatchCoreConfig(coreset=0.1, whitening=0.9)
+    fitted = methods.fit("patchcore", Images(good(12)), config, backbone=backbone, seed=0)
+    loaded = PatchCore().load(fitted.save(), backbone=backbone)
+    one, two = (each.score(each.embed(bad(2))) for each in (fitted, loaded))
+    assert torch.equal(one.image, two.image)
+    assert torch.equal(one.map, two.map)
+    assert one.image.min() > fitted.score(fitted.embed(good(4, seed=7))).image.max()
+    grown = PatchCore().refit(fitted, Images(good(6, seed=5)), new_share_max=0.5, seed=0).detector
+    assert torch.equal(grown.axes, fitted.axes)
+    artifact = fitted.save()
+    for axes in (artifact.tensors["axes"][:-1], artifact.tensors["axes"].half()):
+        with pytest.raises(ArtifactError, match="axes must be"):
+            PatchCore().load(
+                dataclasses.replace(artifact, tensors=artifact.tensors | {"axes": axes.clone()}), backbone=backbone
+            )
+    with pytest.raises(ArtifactError, match="needs the tensors"):
+        PatchCore().load(dataclasses.replace(artifact, tensors={"bank": fitted.bank}), backbone=backbone)
+    with pytest.raises(ConfigError, match="whitening must be 0 to"):
+        PatchCoreConfig(whitening=1.0)
+
+
+def test_nothing_to_whiten_is_refused(backbone):
+    with pytest.raises(FitError, match="all the same"):
+        whitening.axes_of(torch.ones(40, 8), 0.9)
+    # Far from the origin, where float32 sums of squares would hold nothing of the spread.
+    rows = torch.randn(50_000, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 0.5, 1.0])
+    axes = whitening.axes_of(rows + 1e4, 0.99)
+    assert whitening.turned(rows.clone(), axes).var(dim=0) == pytest.approx([1.5625] * 4, rel=0.05)
 
 
 def test_progress(backbone):

@@ -631,6 +631,7 @@ def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
     files = ("--json", tmp_path / "rows.json", "--html", tmp_path / "page.html")
     ran = goldline("evaluate", folder, *options, "--set", "coreset=0.05", "--seeds", 2, *files)
     assert ran.status == 0
+    assert [f"gear patchcore {what}: image_auroc " in ran.err for what in ("seed 0", "seed 1", "mean")] == [True] * 3
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["dataset"], row["method"], row["seed"]) for row in rows] == [("gear", "patchcore", s) for s in (0, 1)]
     wanted = "dataset method backbone seed image_auroc pixel_auroc aupro_030 aupro_005 misses_at goods"
@@ -643,6 +644,16 @@ def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
     mistyped = goldline("evaluate", folder, *options, "--set", "corset=0.1").refused()
     assert "'corset'; nearest: coreset. There are: coreset, dim" in mistyped
     assert "neither a dataset" in goldline("evaluate", tmp_path / "sets" / "gear" / "test", *options).refused()
+
+
+def test_an_evaluation_that_is_cut_short_leaves_what_it_found(goldline, tmp_path):
+    synthetic.write_dataset(tmp_path / "gear", "gear", goods=8, test_goods=3, defects_each=1, seed=2)
+    options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
+    methods = ("--methods", "padim,patchcore", "--set", "coreset=0.0001")  # no bank for the second
+    ran = goldline("evaluate", tmp_path / "gear", *options, *methods, "--json", tmp_path / "rows.json")
+    assert ran.status == 2
+    assert "is smaller than neighbours = 9" in ran.err
+    assert [row["method"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["padim"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`goldline screen` shows good pictures unlike the others; `--without` leaves them out of a fit and of an evaluation."""
+"""`goldline screen` shows good pictures unlike the others; `--without` leaves them out of fits and evaluations."""
 
 import json
 import shutil

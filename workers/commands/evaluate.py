@@ -112,12 +112,16 @@ def command(
                         pictures, name, method_config, net, rotations=rotations, seed=seed, progress=progress
                     )
                 rows.append(done.row)
+                if json_file:  # after each trial: some train for hours
+                    _write(json_file, rows)
+                if seeds > 1:
+                    console.print(
+                        f"{folder.name} {name} seed {seed}: {_line(trial.mean_of([done.row]))}", highlight=False
+                    )
                 if html and seed == 0:
                     kept.append(done)
-            of_method = rows[-seeds:]
-            console.print(f"{folder.name} {name}: {_line(trial.mean_of(of_method))}", highlight=False)
-    if json_file:
-        json_file.write_text(json.dumps([row.body() for row in rows], indent=2) + "\n", encoding="utf-8")
+            mean = _line(trial.mean_of(rows[-seeds:]))
+            console.print(f"{folder.name} {name}{' mean' if seeds > 1 else ''}: {mean}", highlight=False)
     if html:
         html.write_text(evaluation_page.render(kept), encoding="utf-8")
     Console().print(_table(rows))
@@ -135,6 +139,10 @@ def _datasets(folders: tuple[Path, ...]) -> list[Path]:
             )
         found += inner
     return found
+
+
+def _write(file: Path, rows: list[Any]) -> None:
+    file.write_text(json.dumps([row.body() for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
 def _line(means: dict[str, float | None]) -> str:
