@@ -3,6 +3,7 @@
 import base64
 import html
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,11 @@ def page(title: str, body: str) -> str:
     return (
         f"<!doctype html><meta charset=utf-8><title>Goldline: {html.escape(title)}</title><style>{_STYLE}</style>{body}"
     )
+
+
+def write(file: Path, text: str) -> None:
+    """Write a page; of names that are no Unicode it has what can be shown."""
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def frames(pictures: Iterable[tuple[NDArray[np.uint8], NDArray[np.float32], str]], *, low: float, high: float) -> str:

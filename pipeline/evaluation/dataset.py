@@ -47,7 +47,7 @@ def goods(folder: Path, without: Sequence[str] = ()) -> list[Path]:
 
     Args:
         folder: where they are.
-        without: names of those to leave out, with as many folders before them as it takes to mean one picture.
+        without: those to leave out: each the path in the folder, or as much of its end as means one picture.
 
     Raises:
         ConfigError: there are none, the folder looks like a test set, or a name means none of them or several.
@@ -66,7 +66,15 @@ def goods(folder: Path, without: Sequence[str] = ()) -> list[Path]:
     return kept
 
 
+def left_out(folder: Path, kept: Sequence[Path]) -> list[str]:
+    """Paths in the folder of those good pictures that are not among these."""
+    there = set(kept)
+    return [str(path.relative_to(folder)) for path in goods(folder) if path not in there]
+
+
 def _meant(name: str, found: Sequence[Path], folder: Path) -> Path:
+    if (exact := folder / name) in found:
+        return exact
     parts = Path(name).parts
     meant = [path for path in found if path.parts[-len(parts) :] == parts] if parts else []
     if len(meant) == 1:

@@ -35,6 +35,7 @@ class Row:
     Attributes:
         misses_at: by rate of false rejects among the test goods, the share of defects that pass.
         ms_per_frame: embed and score, one picture at a time, median.
+        left_out: good pictures that it was not fitted on, by their paths in the dataset.
     """
 
     dataset: str
@@ -53,6 +54,7 @@ class Row:
     fit_s: float
     ms_per_frame: float
     bank_bytes: int
+    left_out: list[str]
 
     def body(self) -> dict[str, Any]:
         """As JSON."""
@@ -87,6 +89,7 @@ class Pictures:
     test: Images
     samples: list[Sample]
     masks: NDArray[np.bool_] | None
+    left_out: list[str]
 
 
 def read(
@@ -109,7 +112,15 @@ def read(
         raise ConfigError(f"no readable test picture in {folder}")
     masked = all(sample.mask for sample in samples if sample.defect)
     masks = np.stack([_mask(sample, view) for sample in samples]) if masked else None
-    return Pictures(name=folder.name, view=view, train=train.images, test=test.images, samples=samples, masks=masks)
+    return Pictures(
+        name=folder.name,
+        view=view,
+        train=train.images,
+        test=test.images,
+        samples=samples,
+        masks=masks,
+        left_out=dataset.left_out(folder, goods),
+    )
 
 
 def run(
@@ -162,6 +173,7 @@ def run(
         fit_s=round(fit_s, 3),
         ms_per_frame=round(_ms_per_frame(detector, pictures.test), 3),
         bank_bytes=sum(t.numel() * t.element_size() for t in artifact.tensors.values()),
+        left_out=pictures.left_out,
     )
     return Trial(row=row, samples=pictures.samples, scores=scores, maps=maps, pixels=pictures.test.pixels.numpy())
 

@@ -55,7 +55,7 @@ class PatchCoreConfig:
         reweight: whether the picture's score is re-weighted by how crowded the bank is around its match.
         squared: report squared distances, in the map and in the picture's score; weights stay Euclidean.
         whitening: share of the good features' covariance in the metric of distances, 0 to 0.99; 0, the paper's, for
-            Euclidean ones. A refit keeps the metric of the first fit.
+            Euclidean ones. A refit from a model's own bank keeps its metric.
         sigma: Gaussian smoothing of the map, in picture pixels; 0 for none.
     """
 

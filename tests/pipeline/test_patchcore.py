@@ -224,7 +224,10 @@ def test_whitened_distances_are_mahalanobis_in_the_mixed_covariance(detector, ba
     assert nearest_of.max() < 1e-3 * np.abs(turned).max(), "the bank is of turned features"
 
 
-def test_no_whitening_is_the_papers_to_the_bit(detector, backbone):
+def test_without_whitening_features_are_the_papers_to_the_bit(detector, backbone):
+    maps = list(backbone(bad(2)).values())
+    pooled = Pooling(tuple(backbone.channels.values()), CONFIG.dim, backbone.device)(maps)
+    assert torch.equal(detector.embed(bad(2)).maps["patch"], pooled)
     assert detector.axes is None
     assert set(detector.save().tensors) == {"bank"}
     assert PatchCoreConfig().whitening == 0

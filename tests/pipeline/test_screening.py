@@ -40,8 +40,8 @@ def goods():
 @pytest.fixture
 def screened(backbone):
     def do(goods, **options):
-        options = {"config": WHOLE_BANK, "most": 6} | options
-        return screen(goods, method="patchcore", backbone=backbone, view=VIEW, limits=Limits(), **options)
+        options = {"config": WHOLE_BANK, "most": 6, "view": VIEW} | options
+        return screen(goods, method="patchcore", backbone=backbone, limits=Limits(), **options)
 
     return do
 
@@ -49,7 +49,7 @@ def screened(backbone):
 def test_a_defect_among_the_goods_stands_out(screened, goods):
     found = screened(goods)
     assert found.frame_ids[0] == SPOILT
-    assert found.standing_out == 1
+    assert found.standing_out == 1 == outliers(torch.from_numpy(found.scores), screening.DEVIATIONS).sum()
     cleaned = screened([good for good in goods if good.frame_id != SPOILT])
     assert cleaned.standing_out == 0
     assert sorted(found.frame_ids) == sorted(good.frame_id for good in goods)
@@ -89,6 +89,39 @@ def test_who_is_there_twice_vouches_for_itself(screened, goods):
     assert {found.frame_ids[-1], found.frame_ids[-2]} == {SPOILT, "copy"}
 
 
+@pytest.mark.parametrize("most", [1, 3, 7, 50])
+def test_copies_that_score_alike_are_shown_in_their_order(screened, goods, most):
+    twins = [Frame(frame_id=f"twin of {good.frame_id}", image=good.image) for good in goods]
+    found = screened([*goods, *twins], config=make_config("patchcore", {"coreset": 0.2}), most=most)
+    assert len(found.maps) == min(most, 2 * len(goods))
+    alike = [(score, name) for score, name in zip(found.scores.tolist(), found.frame_ids, strict=True)]
+    assert len({score for score, _ in alike}) < len(alike)
+    places = {frame.frame_id: i for i, frame in enumerate([*goods, *twins])}
+    assert alike == sorted(alike, key=lambda each: (-each[0], places[each[1]]))
+
+
+def test_a_view_of_tiles_is_compared_within_its_folds(screened, goods):
+    """Their scales differ from fit to fit: without that one fold's good parts lie above another's defect."""
+    view = View(size=(64, 64), tiles=(2,))
+    found = screened(goods, view=view, count=2, config=make_config("patchcore", {"coreset": 0.2}))
+    assert found.frame_ids[0] == SPOILT
+    for held, _ in folds(len(goods), 2, 0):
+        names = {goods[i].frame_id for i in held.tolist()}
+        scores = [score for score, name in zip(found.scores, found.frame_ids, strict=True) if name in names]
+        assert sorted(scores)[(len(scores) - 1) // 2] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(FitError, match="a view of tiles needs 10 a fold"):
+        screened(goods, view=view, count=3)
+
+
+def test_a_picture_is_learnt_in_as_many_poses_as_asked(screened):
+    """One that is turned by half a circle is like the others once these are learnt turned, too."""
+    upright = [draw("cap", seed=k, size=(96, 96)).image for k in range(11)]
+    images = [*upright, np.ascontiguousarray(draw("cap", seed=11, size=(96, 96)).image[::-1, ::-1])]
+    goods = [Frame(frame_id=f"c{k}", image=encode(image, format="PNG")) for k, image in enumerate(images)]
+    alone, turned = (screened(goods, rotations=count) for count in (1, 2))
+    assert turned.scores[turned.frame_ids.index("c11")] < 0.95 * alone.scores[alone.frame_ids.index("c11")]
+
+
 def test_what_cannot_be_read_is_named(screened, goods):
     found = screened([*goods, Frame(frame_id="torn", image=b"\xff\xd8\xff")])
     assert found.unreadable == ("torn",)
@@ -119,4 +152,3 @@ def test_outliers_lie_above_in_robust_deviations():
     assert outliers(scores, 4.0).tolist() == [False] * 6 + [True, False], "what is too near is no outlier"
     assert not outliers(torch.ones(5), 4.0).any()
     assert outliers(torch.tensor([1.0] * 9 + [2.0]), 4.0).tolist() == [False] * 9 + [True]
-    assert screening.DEVIATIONS == 4.0

@@ -54,6 +54,19 @@ def test_a_defect_among_the_goods_is_shown_first(photos, tmp_path):
     assert "<b>" not in shown
 
 
+def test_what_is_not_shown_is_told_and_no_work_is_lost_for_a_page(photos, tmp_path):
+    twice = tmp_path / "photos"
+    shutil.copytree(photos, twice)
+    (twice / "b-\udcff.png").write_bytes(drawn(101, defect="missing"))  # a name that is no Unicode
+    lines = told("screen", twice, *SEEN, "--top", 1, "--html", tmp_path / "page.html").splitlines()
+    stand_out = int(lines[1].split()[0])
+    assert stand_out == 2, "one would show nothing here"
+    assert lines[2] == "1 of these are not shown: --top 2 shows them"
+    assert "<figure>" in (tmp_path / "page.html").read_text()
+    nowhere = tmp_path / "nowhere/page.html"
+    assert refused("screen", photos, *SEEN, "--html", nowhere).startswith(f"goldline: --html {nowhere}: there is no")
+
+
 def test_json_has_every_picture(photos):
     body = json.loads(told("screen", photos, *SEEN, "--folds", 3, "--json"))
     rows = body["pictures"]
@@ -97,10 +110,29 @@ def test_an_evaluation_leaves_out_what_it_is_told(tmp_path, photos, without):
     for name, more in (("all", ()), ("without", without(f"train/good/{SPOILT}"))):
         told("evaluate", tmp_path / "gears", *SEEN, "--set", "coreset=1", "--json", tmp_path / f"{name}.json", *more)
         (rows[name],) = json.loads((tmp_path / f"{name}.json").read_text())
+    assert (rows["all"]["left_out"], rows["without"]["left_out"]) == ([], [f"train/good/{SPOILT}"])
     assert rows["without"]["bank_bytes"] / rows["all"]["bank_bytes"] == pytest.approx(19 / 20, rel=0.01)
     shutil.copytree(tmp_path / "gears", tmp_path / "sets/one")
     shutil.copytree(tmp_path / "gears", tmp_path / "sets/two")
     assert "goes with one dataset, not with 2" in refused("evaluate", tmp_path / "sets", *SEEN, *without(SPOILT))
+
+
+def test_a_name_may_begin_with_a_hash_or_a_space(photos, without, tmp_path):
+    odd = tmp_path / "odd"
+    shutil.copytree(photos, odd)
+    for name in ("#1.png", " 2.png"):
+        shutil.copy(photos / SPOILT, odd / name)
+    file = tmp_path / "names.txt"
+    file.write_bytes(f"\ufeff#1.png\r\n# 07.png stays\r\n#\r\n 2.png\r\n{SPOILT}\r\n".encode())
+    body = json.loads(told("screen", odd, *SEEN, "--json", "--without", file))
+    assert sorted(row["picture"] for row in body["pictures"]) == [f"{i:02}.png" for i in range(19)]
+
+
+def test_a_threshold_is_not_calibrated_on_what_a_fit_without_a_picture_has_seen(photos, without, tmp_path):
+    store = ("--store", f"file://{tmp_path}/models")
+    told("fit", photos, "--station", STATION, *SEEN, *store, *without(SPOILT))
+    message = refused("calibrate", STATION, photos, "--verified-by", "ana", *store)
+    assert "was fitted on 19 of these very pictures" in message
 
 
 def test_names_that_mean_no_picture_or_several_are_refused(photos, without, tmp_path):
@@ -112,6 +144,9 @@ def test_names_that_mean_no_picture_or_several_are_refused(photos, without, tmp_
     message = refused(*fit, tmp_path / "photos", *without("07.png"))
     assert "'07.png' means 2 pictures" in message
     assert "early/07.png" in message
+    shutil.copy(photos / "07.png", tmp_path / "photos/07.png")
+    status, _, err = goldline(*fit, tmp_path / "photos", *without("07.png"))  # as `screen` names the one at the root
+    assert status == 0, err
     everything = without(*(path.name for path in photos.iterdir()))
     assert "all 20 pictures" in refused(*fit, photos, *everything)
     assert "--without" in refused(*fit, photos, "--without", tmp_path / "missing.txt")

@@ -23,7 +23,7 @@ from pipeline.selection import Selection
 from workers.backbones import open_inspector
 from workers.commands import options
 from workers.progress_bars import shown
-from workers.provenance import digest
+from workers.provenance import digest, pictures
 
 UNSELECTED = "unselected, as stated"
 
@@ -112,10 +112,14 @@ def _read(folders: tuple[Path, ...], key: ModelKey) -> tuple[list[Frame], list[S
 
 def _refuse_what_it_was_fitted_on(store: ModelStore, key: ModelKey, parent: Version, goods: list[Frame]) -> None:
     """A detector knows what it was fitted on: scores of that are too low."""
-    if _lineage_of(store, key, parent).get("dataset") == digest(goods):
+    lineage = _lineage_of(store, key, parent)
+    known = set(lineage.get("pictures", ()))  # empty where there were too many to list
+    learnt = [frame.frame_id for frame in goods if known.issuperset(pictures([frame]))]
+    if learnt or lineage.get("dataset") == digest(goods):
+        which = f"{len(learnt)} of these very pictures ({', '.join(learnt[:3])})" if learnt else "these very pictures"
         raise ConfigError(
-            f"{short(parent)} was fitted on these very pictures: their scores are lower than other good parts', and a "
-            "threshold from them would be too low; `goldline fit` held some of them out for its own"
+            f"{short(parent)} was fitted on {which}: their scores are lower than other good parts', and a threshold "
+            "from them would be too low; `goldline fit` held some of them out for its own"
         )
 
 

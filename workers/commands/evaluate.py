@@ -32,8 +32,8 @@ _COLUMNS = {
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
 @options.without
 @options.view
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows there.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with the worst cases.")
+@options.file_to_write("json", "json_file", says="Write the rows there.")
+@options.file_to_write("html", says="Write a page with the worst cases.")
 @click.option("--config", type=click.Path(path_type=Path), help="A line.toml, for where weights lie.")
 @options.backbone
 def command(
@@ -74,7 +74,7 @@ def command(
     from pipeline import methods  # noqa: PLC0415 - torch takes seconds to import
     from pipeline.decode import Limits  # noqa: PLC0415
     from pipeline.evaluation import trial  # noqa: PLC0415
-    from workers import evaluation_page  # noqa: PLC0415
+    from workers import evaluation_page, picture_page  # noqa: PLC0415
     from workers.backbones import choose  # noqa: PLC0415
 
     console = Console(stderr=True)
@@ -96,12 +96,12 @@ def command(
         near = get_close_matches(unknown, known, n=1)
         hint = f"; nearest: {near[0]}" if near else ""
         raise ConfigError(f"none of {names} has the setting {unknown!r}{hint}. There are: {', '.join(known)}")
-    net = choose(chosen, options.optional_settings(config), view.size)
-    rows: list[trial.Row] = []
-    kept: list[trial.Trial] = []
     datasets = _datasets(folders)
     if without and len(datasets) > 1:
         raise ConfigError(f"--without goes with one dataset, not with {len(datasets)}")
+    net = choose(chosen, options.optional_settings(config), view.size)
+    rows: list[trial.Row] = []
+    kept: list[trial.Trial] = []
     for folder in datasets:
         with shown(console) as progress:
             pictures = trial.read(folder, view, Limits(), without=without, progress=progress)
@@ -123,7 +123,7 @@ def command(
             mean = _line(trial.mean_of(rows[-seeds:]))
             console.print(f"{folder.name} {name}{' mean' if seeds > 1 else ''}: {mean}", highlight=False)
     if html:
-        html.write_text(evaluation_page.render(kept), encoding="utf-8")
+        picture_page.write(html, evaluation_page.render(kept))
     Console().print(_table(rows))
 
 
@@ -142,7 +142,9 @@ def _datasets(folders: tuple[Path, ...]) -> list[Path]:
 
 
 def _write(file: Path, rows: list[Any]) -> None:
-    file.write_text(json.dumps([row.body() for row in rows], indent=2) + "\n", encoding="utf-8")
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps([row.body() for row in rows], indent=2) + "\n", encoding="utf-8")
+    part.replace(file)
 
 
 def _line(means: dict[str, float | None]) -> str:

@@ -133,7 +133,7 @@ def command(
         "dataset": digest(goods),
         "frames": {**made.frames, "unreadable": len(made.unreadable)},
         "calibration": digest([frame for frame in goods if frame.frame_id in calibrated_on]),
-        "left_out": list(without),
+        "left_out": dataset.left_out(folder, paths),
         "pictures": pictures(goods) if len(goods) <= PICTURES_MAX else [],
         "parent": current or "",
         "method": method,

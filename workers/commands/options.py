@@ -140,6 +140,19 @@ def view_of(size: int, tiles: str, roi: Path | None, *, crop: bool, keep_aspect:
         raise ConfigError(f"--roi {roi}: {error}") from error
 
 
+def file_to_write(name: str, *variable: str, says: str) -> Callable[[F], F]:
+    """An option that names a file to be written after long work: its folder must be there before."""
+
+    def there(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path | None:
+        if value and not value.absolute().parent.is_dir():
+            raise ConfigError(f"--{name} {value}: there is no folder {value.parent}")
+        return value
+
+    return click.option(
+        f"--{name}", *variable, type=click.Path(path_type=Path, dir_okay=False), callback=there, help=says
+    )
+
+
 def without(command: F) -> F:
     """`--without FILE`, read: names of good pictures to leave out."""
     return click.option(
@@ -147,7 +160,7 @@ def without(command: F) -> F:
         metavar="FILE",
         type=click.Path(path_type=Path, dir_okay=False),
         callback=lambda _ctx, _param, value: _names(value) if value else (),
-        help="Leave out the good pictures named there, a line each (# begins a comment); goldline screen shows which.",
+        help="Leave out the good pictures named there, a line each (`# ` begins a comment); see goldline screen.",
     )(command)
 
 
@@ -205,10 +218,10 @@ def pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 def _names(path: Path) -> tuple[str, ...]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--without {path}: {error}") from error
-    return tuple(line for line in lines if line and not line.startswith("#"))
+    return tuple(line.rstrip("\r") for line in lines if line.strip() and line.strip() != "#" and line[:2] != "# ")
 
 
 def read_settings(path: Path) -> Settings:

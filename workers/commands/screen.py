@@ -11,7 +11,7 @@ from pipeline.data import Frame
 from pipeline.decode import Limits
 from pipeline.evaluation import dataset
 from pipeline.screening import Screened
-from workers import screening_page
+from workers import picture_page, screening_page
 from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
 from workers.commands.model_page import plain
@@ -31,7 +31,7 @@ from workers.progress_bars import shown
     help="Models to fit, each without its share of the pictures, which it scores.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=30, show_default=True, help="Pictures to show.")
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a page with them there.")
+@options.file_to_write("html", says="Write a page with them there.")
 @options.without
 @options.view
 @click.option("--config", type=click.Path(path_type=Path), help="A line.toml, for where weights lie.")
@@ -106,12 +106,12 @@ def command(
             progress=progress,
         )
     names = [str(Path(frame_id).relative_to(folder)) for frame_id in found.frame_ids]
-    if html:
-        html.write_text(screening_page.render(found, names, folder=str(folder)), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(_body(found, names)))
-        return
-    _tell(found, names, folds=folds, html=html)
+    else:
+        _tell(found, names, folds=folds, html=html)
+    if html:
+        picture_page.write(html, screening_page.render(found, names, folder=str(folder)))
 
 
 def _body(found: Screened, names: list[str]) -> dict[str, object]:
@@ -130,6 +130,8 @@ def _tell(found: Screened, names: list[str], *, folds: int, html: Path | None) -
         f"{found.standing_out} of {len(names)} pictures stand out (*): more than {screening.DEVIATIONS:g} robust "
         f"deviations above the median, each scored by a model of the others, in {min(folds, len(names))} folds"
     )
+    if (hidden := found.standing_out - len(found.maps)) > 0:
+        click.echo(f"{hidden} of these are not shown: --top {found.standing_out} shows them")
     if found.unreadable:
         click.echo(f"unreadable {len(found.unreadable)}: {', '.join(map(plain, found.unreadable[:5]))}")
     click.echo(f"look at them: {html}" if html else "look at them: --html FILE writes a page with their heatmaps")
