@@ -73,18 +73,19 @@ def left_out(folder: Path, kept: Sequence[Path]) -> list[str]:
 
 
 def _meant(name: str, found: Sequence[Path], folder: Path) -> Path:
-    if (exact := folder / name) in found:
-        return exact
-    parts = Path(name).parts
-    meant = [path for path in found if path.parts[-len(parts) :] == parts] if parts else []
+    exact, parts = (folder / name).absolute(), Path(name).parts
+    meant = [path for path in found if path.absolute() == exact] or [
+        path for path in found if parts and path.parts[-len(parts) :] == parts
+    ]
     if len(meant) == 1:
         return meant[0]
     if meant:
-        raise ConfigError(
-            f"{name!r} means {len(meant)} pictures in {folder}: name the folder as well, as in {meant[0]}"
-        )
-    near = get_close_matches(name, [path.name for path in found], n=1)
-    raise ConfigError(f"no picture {name!r} in {folder} to leave out" + (f"; nearest: {near[0]}" if near else ""))
+        raise ConfigError(f"{name!r} means {len(meant)} pictures: name the folder as well, as in {meant[0]}")
+    ends = {path.name.lower(): path.name for path in found}
+    near = get_close_matches(name.replace("\\", "/").rsplit("/", 1)[-1].lower(), ends, n=1)
+    hint = "; a comment begins with `# `" if name.lstrip().startswith("#") else ""
+    hint = f"; nearest: {ends[near[0]]}" if near else hint
+    raise ConfigError(f"no picture {name!r} in {folder} to leave out{hint}")
 
 
 def tests(folder: Path) -> list[Sample]:

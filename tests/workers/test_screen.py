@@ -46,7 +46,7 @@ def test_a_defect_among_the_goods_is_shown_first(photos, tmp_path):
     assert lines[0].endswith(f"  {SPOILT}")
     assert len([line for line in lines if ".png" in line]) == 3
     assert lines[3].startswith("1 of 20 pictures stand out (*)")
-    assert lines[4] == f"look at them: {page}"
+    assert lines[4] == f"look at the first ones: {page}"
     shown = page.read_text()
     assert shown.count("<figure>") == 3
     assert shown.count("data:image/png;base64,") == 6
@@ -73,12 +73,13 @@ def test_json_has_every_picture(photos):
     assert [row["picture"] for row in rows if row["stands_out"]] == [SPOILT]
     assert sorted(row["picture"] for row in rows) == sorted(path.name for path in photos.iterdir())
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
-    assert body["unreadable"] == []
+    assert (body["unreadable"], body["left_out"]) == ([], [])
 
 
 def test_what_is_left_out_is_not_screened_again(photos, without):
     body = json.loads(told("screen", photos, *SEEN, "--json", *without(SPOILT)))
     assert len(body["pictures"]) == 19
+    assert body["left_out"] == [SPOILT]
     assert not any(row["stands_out"] for row in body["pictures"])
 
 
@@ -86,6 +87,8 @@ def test_a_fit_without_a_picture_is_the_fit_of_a_folder_that_lacks_it(photos, wi
     lacking = tmp_path / "lacking"
     shutil.copytree(photos, lacking, ignore=lambda _folder, names: [name for name in names if name == SPOILT])
     made = []
+    said = told("fit", photos, "--station", STATION, *SEEN, "--store", f"file://{tmp_path}/said", *without(SPOILT))
+    assert f"left out   1: {SPOILT}" in said.splitlines()
     for folder, more in ((photos, without(SPOILT)), (lacking, ())):
         url = f"file://{tmp_path}/{folder.name}-models"
         told("fit", folder, "--station", STATION, *SEEN, "--store", url, *more)
@@ -149,6 +152,13 @@ def test_names_that_mean_no_picture_or_several_are_refused(photos, without, tmp_
     assert status == 0, err
     everything = without(*(path.name for path in photos.iterdir()))
     assert "all 20 pictures" in refused(*fit, photos, *everything)
-    assert "--without" in refused(*fit, photos, "--without", tmp_path / "missing.txt")
-    status, _, err = goldline(*fit, tmp_path / "photos", *without("late/07.png"))
-    assert status == 0, err
+    missing = tmp_path / "missing.txt"
+    assert f"--without {missing}: No such file" in refused(*fit, photos, "--without", missing)
+    assert "it names no picture" in refused(*fit, photos, *without("# nothing", "  # yet"))
+    assert "a comment begins with `# `" in refused(*fit, photos, *without("#nothing"))
+    assert "nearest: 07.png" in refused(*fit, photos, *without("photos\\07.PNG"))
+    missing.write_bytes("07.png".encode("utf-16"))
+    assert "it is no text in UTF-8" in refused(*fit, photos, "--without", missing)
+    for name in ("late/07.png", "late/07.png  ", tmp_path / "photos/late/07.png"):
+        body = json.loads(told(*fit, tmp_path / "photos", "--json", *without(str(name))))
+        assert body["left_out"] == ["late/07.png"]

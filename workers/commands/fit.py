@@ -22,6 +22,7 @@ from pipeline.evaluation import dataset
 from pipeline.guarantee import check_rate
 from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
+from workers.commands.model_page import plain
 from workers.progress_bars import shown
 from workers.provenance import PICTURES_MAX, digest, pictures
 
@@ -124,7 +125,7 @@ def command(
             scratch=scratch,
             progress=progress,
         )
-    artifact = made.inspector.save()
+    artifact, left_out = made.inspector.save(), dataset.left_out(folder, paths)
     current, calibrated_on = _current(store, key), set(made.calibrated_on)
     lineage: dict[str, JSON] = {
         "created_at": datetime.now(UTC).isoformat(),
@@ -133,7 +134,7 @@ def command(
         "dataset": digest(goods),
         "frames": {**made.frames, "unreadable": len(made.unreadable)},
         "calibration": digest([frame for frame in goods if frame.frame_id in calibrated_on]),
-        "left_out": dataset.left_out(folder, paths),
+        "left_out": list[JSON](left_out),
         "pictures": pictures(goods) if len(goods) <= PICTURES_MAX else [],
         "parent": current or "",
         "method": method,
@@ -146,9 +147,10 @@ def command(
     if promoted and current != version:
         put_in_service(store, key, version, expected=current, who=getpass.getuser(), why=why or "fit")
     if as_json:
-        click.echo(json.dumps(_body(made, version, method, net.spec.to_meta(), promoted=promoted)))
+        body = _body(made, version, method, net.spec.to_meta(), promoted=promoted)
+        click.echo(json.dumps(body | {"left_out": left_out}))
         return
-    _tell(made, key, version, promoted=promoted)
+    _tell(made, key, version, left_out, promoted=promoted)
 
 
 def _body(made: Commissioned, version: str, method: str, backbone: dict[str, Any], *, promoted: bool) -> dict[str, Any]:
@@ -166,10 +168,12 @@ def _body(made: Commissioned, version: str, method: str, backbone: dict[str, Any
     }
 
 
-def _tell(made: Commissioned, key: ModelKey, version: str, *, promoted: bool) -> None:
+def _tell(made: Commissioned, key: ModelKey, version: str, left_out: list[str], *, promoted: bool) -> None:
     threshold, frames = made.inspector.threshold, made.frames
     click.echo(f"model      {short(version)} of {key}" + ("  (in service)" if promoted else "  (stored, not promoted)"))
     click.echo(f"fitted on  {frames['fit']} goods in {made.fit_s:.1f} s, calibrated on {frames['calibrate']}")
+    if left_out:
+        click.echo(f"left out   {len(left_out)}: {', '.join(map(plain, left_out[:5]))}")
     click.echo(f"threshold  {threshold.image:.4g}")
     click.echo(f"promise    {threshold.guarantee}")
     if made.unreadable:

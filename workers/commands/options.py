@@ -219,9 +219,14 @@ def pairs(texts: tuple[str, ...]) -> dict[str, str]:
 def _names(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--without {path}: {error}") from error
-    return tuple(line.rstrip("\r") for line in lines if line.strip() and line.strip() != "#" and line[:2] != "# ")
+    except OSError as error:
+        raise ConfigError(f"--without {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--without {path}: it is no text in UTF-8") from error
+    names = [line.rstrip() for line in lines if line.strip() and not f"{line.strip()} ".startswith("# ")]
+    if not names:
+        raise ConfigError(f"--without {path}: it names no picture")
+    return tuple(names)
 
 
 def read_settings(path: Path) -> Settings:

@@ -68,8 +68,11 @@ def command(
 
     A defect among the goods teaches a model that it is good, and it is missed from then on. Each picture is scored by
     a model that learnt from the others alone. Look at those that stand out: a rare good part should stay, a defect
-    should not. Write its name into a file, and give that to fit. A part that is there in two pictures hides itself
-    where they fall into different folds: another --seed makes other folds.
+    should not. Write its name, as it is shown, into a text file (UTF-8), a line each, and give that to fit.
+
+    What stands out may be good, most of all among a few dozen pictures, and what does not may be a defect. Another
+    --seed makes other folds: near scores change places, and a part that is there in two pictures, and hides itself
+    where they fall into different folds, may show.
 
     FOLDER holds pictures of good parts, or is a dataset in MVTec layout (then its train/good is used).
 
@@ -79,7 +82,8 @@ def command(
       goldline fit photos/good --without defects.txt --station line-1/top --store file://$PWD/models
     """
     view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
-    goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in dataset.goods(folder, without)]
+    paths = dataset.goods(folder, without)
+    goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
     method_config = methods.make_config(method, options.pairs(settings), quick=quick)
     chosen = Choice(
         name=backbone or DEFAULT,
@@ -105,34 +109,37 @@ def command(
             seed=seed,
             progress=progress,
         )
-    names = [str(Path(frame_id).relative_to(folder)) for frame_id in found.frame_ids]
+    names, unreadable = (
+        [str(Path(each).relative_to(folder)) for each in ids] for ids in (found.frame_ids, found.unreadable)
+    )
     if as_json:
-        click.echo(json.dumps(_body(found, names)))
+        left_out = dataset.left_out(folder, paths)
+        click.echo(json.dumps({"pictures": _rows(found, names), "unreadable": unreadable, "left_out": left_out}))
     else:
-        _tell(found, names, folds=folds, html=html)
+        _tell(found, names, unreadable, folds=folds, html=html)
     if html:
         picture_page.write(html, screening_page.render(found, names, folder=str(folder)))
 
 
-def _body(found: Screened, names: list[str]) -> dict[str, object]:
-    rows = [
+def _rows(found: Screened, names: list[str]) -> list[dict[str, object]]:
+    return [
         {"picture": name, "score": round(float(score), 6), "stands_out": place < found.standing_out}
         for place, (name, score) in enumerate(zip(names, found.scores, strict=True))
     ]
-    return {"pictures": rows, "unreadable": list(found.unreadable)}
 
 
-def _tell(found: Screened, names: list[str], *, folds: int, html: Path | None) -> None:
-    for place, name in enumerate(names[: len(found.maps)]):
+def _tell(found: Screened, names: list[str], unreadable: list[str], *, folds: int, html: Path | None) -> None:
+    shown_names = names[: len(found.maps)]
+    for place, name in enumerate(shown_names):
         mark = "*" if place < found.standing_out else " "
         click.echo(f"{place + 1:>4} {mark} {found.scores[place]:>9.4g}  {plain(name)}")
     click.echo(
         f"{found.standing_out} of {len(names)} pictures stand out (*): more than {screening.DEVIATIONS:g} robust "
         f"deviations above the median, each scored by a model of the others, in {min(folds, len(names))} folds"
     )
-    if (hidden := found.standing_out - len(found.maps)) > 0:
+    if (hidden := found.standing_out - len(shown_names)) > 0:
         click.echo(f"{hidden} of these are not shown: --top {found.standing_out} shows them")
-    if found.unreadable:
-        click.echo(f"unreadable {len(found.unreadable)}: {', '.join(map(plain, found.unreadable[:5]))}")
-    click.echo(f"look at them: {html}" if html else "look at them: --html FILE writes a page with their heatmaps")
-    click.echo("a defect among them: its name into a file, a line each, then goldline fit --without FILE")
+    if unreadable:
+        click.echo(f"unreadable {len(unreadable)}: {', '.join(map(plain, unreadable[:5]))}")
+    click.echo(f"look at the first ones: {html}" if html else "to look at the first ones: --html FILE writes a page")
+    click.echo("if one is a defect, write its name into a file: goldline fit --without FILE leaves it out")
