@@ -41,6 +41,14 @@ _REDIS_S = 20.0
 Say = Callable[[str], None]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, SIGTERM or a closed terminal.
+
+    Not KeyboardInterrupt itself: where that passes through an `exec` of text, as a dataclass has one, CPython ends the
+    process by SIGINT at its very end, although somebody caught it.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What is wanted of a line.
@@ -125,12 +133,12 @@ class Line:
 
     def _interrupt(self) -> None:
         self._asked_to_end = True
-        raise KeyboardInterrupt
+        raise Interrupted
 
     def go_on(self) -> None:
-        """Raise KeyboardInterrupt if one was lost, as in a destructor or a library that catches everything."""
+        """Raise Interrupted if one was lost, as in a destructor or a library that catches everything."""
         if self._asked_to_end:
-            raise KeyboardInterrupt
+            raise Interrupted
 
     def _tell(self, step: str) -> None:
         self.go_on()

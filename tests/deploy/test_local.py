@@ -130,7 +130,7 @@ def test_a_signal_takes_all_of_it_down(programs, tmp_path, number):
     assert not alive(redis)
 
 
-SWALLOWED = """
+INTERRUPTED = """
 import signal, sys
 from contextlib import suppress
 from pathlib import Path
@@ -138,8 +138,7 @@ from deploy.local.stack import Line, Order
 
 def start(self):
     self._tell("first")
-    with suppress(BaseException):  # as what is raised in a destructor
-        signal.raise_signal(signal.SIGTERM)
+    RAISED
     self._tell("second")
 
 Line._start = start
@@ -149,11 +148,16 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
+RAISED = {
+    "swallowed, as in a destructor": "with suppress(BaseException): signal.raise_signal(signal.SIGTERM)",
+    "while code is made, as a dataclass's": "exec('signal.raise_signal(signal.SIGHUP)')",
+}
 
 
-def test_an_interrupt_that_somebody_swallows_is_not_lost(tmp_path):
+@pytest.mark.parametrize("raised", RAISED.values(), ids=RAISED)
+def test_a_signal_is_neither_lost_nor_kept_wherever_it_comes(tmp_path, raised):
     """In a process of its own: a collected event loop of another test may give SIGTERM its default back."""
-    told = ran(sys.executable, "-c", SWALLOWED, str(tmp_path / "line"))
+    told = ran(sys.executable, "-c", INTERRUPTED.replace("RAISED", raised), str(tmp_path / "line"))
     assert (told.returncode, told.stdout.split()) == (0, ["first", "interrupted"]), told.stderr
 
 
