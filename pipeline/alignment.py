@@ -11,7 +11,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, affine_grid, cosine_similarity, grid_sample, interpolate
+from torch.nn.functional import adaptive_avg_pool2d, affine_grid, grid_sample, interpolate, normalize
 
 from pipeline.backbone import Backbone
 from pipeline.data import Images
@@ -130,14 +130,16 @@ def image_loss(pictures: Tensor) -> Tensor:
 
 
 def apart(predicted: Tensor, encoded: Tensor) -> Tensor:
-    """Mean over pairs A, B and positions of -1/2 [cos(p_A, z_B) + cos(p_B, z_A)]: L_FA, from (B, C, h, w)."""
+    """Mean over pairs A, B and positions of -1/2 [cos(p_A, z_B) + cos(p_B, z_A)]: L_FA, from (B, C, h, w).
+
+    Sums come first: of p_A . z_B over all A, B it is sum(p) . sum(z), less those of A with itself.
+    """
     count = len(predicted)
-    total = predicted.new_zeros(())
-    for i in range(1, count):
-        one = cosine_similarity(predicted[i:].float(), encoded[:-i].float(), dim=1)
-        other = cosine_similarity(predicted[:-i].float(), encoded[i:].float(), dim=1)
-        total = total - (one + other).mean(dim=(1, 2)).sum() / 2
-    return total / (count * (count - 1) / 2)
+    p, z = normalize(predicted.float(), dim=1), normalize(encoded.float(), dim=1)
+    all_pairs = (p.sum(dim=0) * z.sum(dim=0)).sum(dim=0)
+    itself = (p * z).sum(dim=(0, 1))
+    loss: Tensor = (itself - all_pairs).mean() / (count * (count - 1))
+    return loss
 
 
 @torch.no_grad()

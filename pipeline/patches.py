@@ -6,13 +6,18 @@ are one grouped 3x3 convolution a layer, without the ninefold memory of unfoldin
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.data import Features, Images
+from pipeline.progress import Progress
+
 _PATCH = 9  # values of a 3x3 patch
+_BATCH = 8
 
 
 def feature_dim(channels: tuple[int, ...], dim: int) -> int:
@@ -100,3 +105,18 @@ class Pooling:
         for part, (first, kernel, _) in zip(parts, self._layers, strict=True):
             total[:, first : first + kernel.shape[0]] += part
         return total
+
+
+def all_rows(images: Images, embed: Callable[[Tensor], Features], progress: Progress) -> Tensor:
+    """What `embed` gives as "patch" for these pictures, as rows (N, D), one picture's after another's."""
+    rows = torch.empty(0)
+    for start in range(0, len(images), _BATCH):
+        batch = images.pixels[start : start + _BATCH]
+        patches = embed(batch).maps["patch"].permute(0, 2, 3, 1)
+        each, dim = patches.shape[1] * patches.shape[2], patches.shape[3]
+        if start == 0:
+            rows = torch.empty(len(images) * each, dim, device=patches.device)
+        end = start + batch.shape[0]
+        rows[start * each : end * each] = patches.reshape(-1, dim)
+        progress("features", end, len(images))
+    return rows

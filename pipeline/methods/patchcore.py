@@ -14,13 +14,14 @@ Departures, and why:
 * Re-weighting is on, as in the paper (equation 7), and distances are Euclidean. The released code leaves
   re-weighting out and uses squared distances: `reweight=False, squared=True`.
 * The backbone is whichever is given; the paper's is Wide ResNet-50-2, layers 2 and 3.
-* The paper fits once and takes Euclidean distances; `refit` and `whitening` are ours.
+* The paper fits once, takes Euclidean distances, and the score of the picture from one patch; `refit`, `whitening`
+  and `image_score="map"` are ours.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,14 +34,13 @@ from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.maps import smoothed
 from pipeline.methods.base import Grown
 from pipeline.neighbours import nearest, squared_norms
-from pipeline.patches import Pooling, feature_dim
+from pipeline.patches import Pooling, all_rows, feature_dim
 from pipeline.progress import Progress, silent
 from pipeline.pruning import PrunedBank
 from pipeline.rounded import RoundedBank
 
 NAME = "patchcore"
 WHITENING_MAX = 0.99
-_FIT_BATCH = 8
 _FEWEST_IMAGES = 2
 
 
@@ -52,7 +52,9 @@ class PatchCoreConfig:
         coreset: share of patch features kept, 0 to 1; the paper reports 0.01, 0.1 and 0.25.
         dim: dimension that the layers are pooled to, where they have as many channels.
         neighbours: b of the re-weighting, at least 2.
-        reweight: whether the picture's score is re-weighted by how crowded the bank is around its match.
+        image_score: `patch`, the paper's, for the worst patch's distance, or `map` for the largest of the smoothed
+            map, as PaDiM's: one patch alone counts for less, and the heatmap peaks at what is decided on.
+        reweight: whether a `patch` is re-weighted by how crowded the bank is around its match.
         squared: report squared distances, in the map and in the picture's score; weights stay Euclidean.
         whitening: share of the good features' covariance in the metric of distances, 0 to 0.99; 0, the paper's, for
             Euclidean ones. A refit from a model's own bank keeps its metric.
@@ -62,6 +64,7 @@ class PatchCoreConfig:
     coreset: float = 0.01
     dim: int = 1024
     neighbours: int = 9
+    image_score: Literal["patch", "map"] = "patch"
     reweight: bool = True
     squared: bool = False
     whitening: float = 0.0
@@ -122,7 +125,7 @@ class PatchCoreDetector:
             features: from `embed`; "patch" is (B, D, h, w) float32.
 
         Returns:
-            Distances, squared where `squared`: image (B,), of unsmoothed patches, and map (B, H, W).
+            Distances, squared where `squared`: image (B,), as `image_score` says, and map (B, H, W), smoothed.
 
         Raises:
             ShapeError: D differs from the bank's.
@@ -137,12 +140,15 @@ class PatchCoreDetector:
         grid = (squares if self.config.squared else squares.sqrt()).view(b, h, w)
         if b == 0:
             return Scores(image=grid.new_zeros(0), map=grid.new_zeros(0, *features.image_size))
+        maps = smoothed(grid, features.image_size, self.config.sigma)
+        if self.config.image_score == "map":
+            return Scores(image=maps.flatten(1).amax(dim=1), map=maps)
         worst_square, worst = squares.max(dim=1)
-        image = worst_square if self.config.squared else worst_square.sqrt()
+        image = grid.flatten(1).amax(dim=1)
         if self.config.reweight:
             at = torch.arange(b, device=worst.device) * (h * w) + worst
             image = image * self._weights(rows[at], found.view(-1)[at], worst_square.sqrt())
-        return Scores(image=image, map=smoothed(grid, features.image_size, self.config.sigma))
+        return Scores(image=image, map=maps)
 
     def match(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The row of the bank nearest to each patch, exactly.
@@ -201,7 +207,7 @@ class PatchCore:
         """
         fitted.check_enough(NAME, images, _FEWEST_IMAGES)
         pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
-        features = _rows(images, lambda pixels: _embed(pixels, images.size, backbone, pooling), progress)
+        features = all_rows(images, lambda pixels: _embed(pixels, images.size, backbone, pooling), progress)
         count = max(1, int(features.shape[0] * config.coreset))
         if config.reweight and count < config.neighbours:
             share = math.ceil(1e4 * config.neighbours / features.shape[0]) / 1e4
@@ -261,7 +267,7 @@ class PatchCore:
             FitError: the features are not finite.
         """
         bank = parent.bank
-        rows = _rows(images, parent.embed, progress)
+        rows = all_rows(images, parent.embed, progress)
         if not bool(rows.isfinite().all()):
             raise FitError("the features of the new pictures are not finite: are these the right weights?")
         count = len(bank)
@@ -274,21 +280,6 @@ class PatchCore:
         grown = PatchCoreDetector(both[chosen], parent.config, parent.image_size, parent.backbone, parent.axes)
         new = int((chosen >= count).sum())
         return Grown(detector=grown, taken=tuple(range(len(images))), new_share=new / count)
-
-
-def _rows(images: Images, embed: Callable[[Tensor], Features], progress: Progress) -> Tensor:
-    """Patch features of all pictures as rows, (N, D)."""
-    rows = torch.empty(0)
-    for start in range(0, len(images), _FIT_BATCH):
-        batch = images.pixels[start : start + _FIT_BATCH]
-        patches = embed(batch).maps["patch"].permute(0, 2, 3, 1)
-        each, dim = patches.shape[1] * patches.shape[2], patches.shape[3]
-        if start == 0:
-            rows = torch.empty(len(images) * each, dim, device=patches.device)
-        end = start + batch.shape[0]
-        rows[start * each : end * each] = patches.reshape(-1, dim)
-        progress("features", end, len(images))
-    return rows
 
 
 @torch.inference_mode()

@@ -159,6 +159,15 @@ def test_map_is_the_smoothed_upsampled_distance(detector, backbone):
     torch.testing.assert_close(detector.score(features).map, smooth(up, 4.0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("squared", [False, True])
+def test_image_score_may_be_the_maps_largest(detector, backbone, squared):
+    features = detector.embed(torch.cat([good(2, seed=5), bad(3)]))
+    config = dataclasses.replace(CONFIG, image_score="map", squared=squared)
+    scores = PatchCoreDetector(detector.bank, config, (64, 64), backbone).score(features)
+    assert scores.image.tolist() == [float(each.max()) for each in scores.map]
+    assert scores.image[:2].max() < scores.image[2:].min()
+
+
 def test_finds_the_defect(detector):
     scores = detector.score(detector.embed(torch.cat([good(4, seed=7), bad(4)])))
     assert scores.image.shape == (8,)
