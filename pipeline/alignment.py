@@ -15,6 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d, affine_grid, grid_sample, i
 
 from pipeline.backbone import Backbone
 from pipeline.data import Images
+from pipeline.errors import FitError
 from pipeline.progress import Progress
 
 LOOK = 64  # side of the picture that the image transformer looks at and is judged by
@@ -103,9 +104,10 @@ def rest_unless_it_gains(net: nn.Module, pictures: Tensor) -> None:
 
 
 def warp(x: Tensor, theta: Tensor, padding: str = "reflection") -> Tensor:
-    """(B, C, h, w) as `theta` (B, 2, 3) has it; every position of the output looks where theta sends it."""
-    grid = affine_grid(theta, list(x.shape), align_corners=False)
-    laid: Tensor = grid_sample(x, grid, padding_mode=padding, align_corners=False)
+    """(B, C, h, w) as `theta` (B, 2, 3) has it, in float32; every position of the output looks where theta sends it."""
+    with torch.autocast(x.device.type, enabled=False):  # bfloat16 knows a place to a sixth of a pixel only
+        grid = affine_grid(theta.float(), list(x.shape), align_corners=False)
+        laid: Tensor = grid_sample(x.float(), grid, padding_mode=padding, align_corners=False)
     return laid
 
 
@@ -160,7 +162,11 @@ def aligned(images: Tensor, nets: nn.ModuleDict, backbone: Backbone) -> tuple[li
 
 @torch.no_grad()
 def features_of(images: Images, nets: nn.ModuleDict, backbone: Backbone, progress: Progress) -> list[Tensor]:
-    """Maps of all pictures, aligned as pictures alone, by layer, float16."""
+    """Maps of all pictures, aligned as pictures alone, by layer, float16.
+
+    Raises:
+        FitError: they are not finite in float16.
+    """
     only = nn.ModuleDict({"picture": nets["picture"]} if "picture" in nets else {}).eval()
     kept: list[Tensor] = []
     for at in range(0, len(images), _BATCH):
@@ -170,6 +176,8 @@ def features_of(images: Images, nets: nn.ModuleDict, backbone: Backbone, progres
         for all_, each in zip(kept, maps, strict=True):
             all_[at : at + _BATCH] = each
     progress("features", len(images), len(images))
+    if not all(bool(each.isfinite().all()) for each in kept):
+        raise FitError(f"the features of {backbone.spec.name} are not finite in float16: are these its weights?")
     return kept
 
 

@@ -14,6 +14,7 @@ from pipeline.data import Artifact, Images, Meta, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 
 C = TypeVar("C")
+_SIDE_MAX = 4096  # as of a `View`, whose tiles are models of their own
 
 
 def to_meta(config: Any, backbone: Backbone, size: Size) -> Meta:
@@ -67,11 +68,13 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.
 
 
 def check_pixels(images: Tensor, size: Size) -> None:
-    """Refuse pictures of another size, or that are not RGB.
+    """Refuse pictures of another size or type, or that are not RGB.
 
     Raises:
         ShapeError: they are.
     """
+    if images.dtype != torch.uint8:
+        raise ShapeError(f"images are {images.dtype}; the model needs uint8, 0 to 255")
     if images.dim() != 4 or tuple(images.shape[1:]) != (3, *size):
         raise ShapeError(f"images are {tuple(images.shape)}; the model needs (B, 3, {size[0]}, {size[1]})")
 
@@ -96,6 +99,6 @@ def _config(meta: Mapping[str, Any], name: str, kind: type[C]) -> tuple[C, Size]
         height, width = msgspec.convert(size, Size)
     except (msgspec.ValidationError, ConfigError) as error:
         raise ArtifactError(f"{name}: {error}") from error
-    if min(height, width) < 1:
-        raise ArtifactError(f"image_size must be positive, not {size}")
+    if not 1 <= min(height, width) <= max(height, width) <= _SIDE_MAX:
+        raise ArtifactError(f"image_size must be 1 to {_SIDE_MAX} pixels a side, not {size}")
     return read, (height, width)

@@ -26,7 +26,7 @@ def squared_distances(query: list[Tensor], gallery: list[Tensor], k: int = 1, *,
     Args:
         query: by layer, (C, h_l, w_l) float32, the first at the finest grid.
         gallery: by layer, (N, C, h_l, w_l) float32.
-        k: how many, at most the positions of one picture.
+        k: how many, at most `matches_min` for each of the N pictures.
         window: how many cells of the second layer's grid a match may be away; 0 for any number. With one layer, or
             where a grid is no multiple of the next, cells are positions, and the search is the plain one.
 
@@ -37,11 +37,22 @@ def squared_distances(query: list[Tensor], gallery: list[Tensor], k: int = 1, *,
     origin = [each.mean(dim=(0, 2, 3)) for each in gallery]
     query = [each - o.view(-1, 1, 1) for each, o in zip(query, origin, strict=True)]
     gallery = [each - o.view(-1, 1, 1) for each, o in zip(gallery, origin, strict=True)]
-    grids = [each.shape[1:] for each in query]
+    cells = _cells_of([(each.shape[1], each.shape[2]) for each in query])
+    return _by_cells(query, gallery, k, window, cells) if cells else _by_positions(query, gallery, k, window)
+
+
+def matches_min(grids: list[Size], window: int) -> int:
+    """How many positions of one picture each position may at least match: those that a corner has in its window."""
+    height, width = grids[0]
+    rows, columns = _cells_of(grids) or grids[0]
+    near = (min(rows, window + 1), min(columns, window + 1)) if window else (rows, columns)
+    return near[0] * near[1] * (height // rows) * (width // columns)
+
+
+def _cells_of(grids: list[Size]) -> Size | None:
+    """The second layer's grid, if each is a multiple of the next."""
     nested = all(a % b == 0 for finer, coarser in pairwise(grids) for a, b in zip(finer, coarser, strict=True))
-    if len(grids) > 1 and nested:
-        return _by_cells(query, gallery, k, window, (grids[1][0], grids[1][1]))
-    return _by_positions(query, gallery, k, window)
+    return grids[1] if len(grids) > 1 and nested else None
 
 
 def _by_positions(query: list[Tensor], gallery: list[Tensor], k: int, window: int) -> Tensor:

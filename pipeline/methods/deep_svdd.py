@@ -10,6 +10,8 @@ Departures, and why:
   cannot be seen. The published average on MVTec AD is about 0.59 (not re-read): take it as a baseline.
 * As in the released code each picture is scaled by its own mean absolute deviation, then by the goods' least and
   largest value; those two are the fit's own, not constants (not re-read).
+* The autoencoder's second half, which no model keeps, is a linear map and three convolutions after nearest upsampling;
+  the released code's has four transposed convolutions from a code in 4x4.
 * The backbone is not run. The model names it all the same, as every model does.
 """
 
@@ -35,7 +37,7 @@ QUICK = {"pretrain_epochs": 60, "epochs": 60, "batch": 32, "rate": 1e-3}
 _FEWEST_IMAGES = 2
 _FIT_BATCH = 64
 _LEAST_DEVIATION = 1e-6  # of an even picture
-_DROP_EPOCH = 50
+_PRETRAIN_DROP_EPOCH, _DROP_EPOCH = 250, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class DeepSvddConfig:
         pretrain_epochs: of the autoencoder.
         epochs: of the network.
         batch: pictures a step.
-        rate: Adam's learning rate, a tenth of it from epoch 50 on.
+        rate: Adam's learning rate; a tenth of it from epoch 250 on in the pretraining, 50 after it.
         weight_decay: of both trainings.
         nu: see `objective`.
     """
@@ -172,7 +174,7 @@ class DeepSvdd:
             encoder, decoder = Encoder(config.side).to(device), Decoder(config.side).to(device)
         key = training.digest(NAME, asdict(config), seed, images.pixels)
 
-        def run(stage: str, module: nn.Module, loss: Callable[[int, Tensor], Tensor], epochs: int) -> None:
+        def run(stage: str, module: nn.Module, loss: Callable[[int, Tensor], Tensor], epochs: int, drop: int) -> None:
             path = scratch / f"{stage}.safetensors" if scratch else None
             per_epoch = training.steps_of(1, len(pictures), config.batch)
             train(
@@ -182,7 +184,7 @@ class DeepSvdd:
                 ),
                 steps=epochs * per_epoch,
                 optimiser=torch.optim.Adam(module.parameters(), lr=config.rate, weight_decay=config.weight_decay),
-                rate=training.dropped(config.rate, at=min(1.0, _DROP_EPOCH / max(1, epochs))),
+                rate=training.dropped(config.rate, at=min(1.0, drop / epochs)),
                 seed=seed,
                 stage=stage,
                 checkpoint=Checkpoint(path=path, key=key) if path else None,
@@ -191,9 +193,10 @@ class DeepSvdd:
 
         both = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         if config.pretrain_epochs:
-            run("autoencoder", both, lambda _, x: reconstruction(encoder, decoder, x), config.pretrain_epochs)
+            drop = _PRETRAIN_DROP_EPOCH
+            run("autoencoder", both, lambda _, x: reconstruction(encoder, decoder, x), config.pretrain_epochs, drop)
         objective = Objective(encoder, centre_of(_embedded(encoder.eval(), pictures)), config.objective, config.nu)
-        run("one class", objective, objective, config.epochs)
+        run("one class", objective, objective, config.epochs, _DROP_EPOCH)
         if config.objective == "soft-boundary":
             objective.renew(squared(_embedded(encoder.eval(), pictures), objective.centre))
         return DeepSvddDetector(encoder, objective.centre, objective.radius, extent, config, images.size, backbone)

@@ -182,7 +182,7 @@ class Mkd:
         channels = list(backbone.channels.values())
         if not isinstance(signed, list | tuple) or [type(each) for each in signed] != [bool] * len(channels):
             raise ArtifactError(f"signed must say yes or no for each of {len(channels)} layers, not {signed!r:.200}")
-        blank = torch.zeros(1, 3, *size, dtype=torch.uint8)
+        blank = torch.zeros(1, 3, config.side, config.side, dtype=torch.uint8)
         with torch.inference_mode():
             maps = backbone.differentiable(_prepared(blank, config.side, backbone)).values()
         try:

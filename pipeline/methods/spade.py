@@ -27,7 +27,7 @@ from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.maps import smoothed
 from pipeline.neighbours import nearest
 from pipeline.progress import Progress, silent
-from pipeline.pyramid import squared_distances
+from pipeline.pyramid import matches_min, squared_distances
 
 NAME = "spade"
 _FIT_BATCH = 8
@@ -138,7 +138,7 @@ class Spade:
         """Keep the features of these good pictures: 2 bytes a value, 1.2 MB a picture for 512 + 1024 channels.
 
         Raises:
-            FitError: too few pictures; the message says how many are needed.
+            FitError: too few pictures, also for `neighbours`; the message says how many are needed.
         """
         fitted.check_enough(NAME, images, _FEWEST_IMAGES)
         gallery: list[Tensor] = []
@@ -152,6 +152,9 @@ class Spade:
             progress("features", min(at + _FIT_BATCH, len(images)), len(images))
         if not all(bool(each.isfinite().all()) for each in gallery):
             raise FitError(f"the features of {backbone.spec.name} are not finite in float16: are these its weights?")
+        most = _neighbours_max(gallery, config)
+        if config.neighbours > most:
+            raise FitError(f"there are {most} places to match at a picture's corner: fewer than {config.neighbours}")
         return SpadeDetector(gallery, torch.cat(pooled), config, images.size, backbone)
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> SpadeDetector:
@@ -172,7 +175,15 @@ class Spade:
             if kept.dim() != 4:
                 raise ArtifactError(f"{name} must be (N, {c}, h, w), not {tuple(kept.shape)}")
             fitted.check_shape(name, kept, (count, c, *kept.shape[2:]), torch.float16)
+        if config.neighbours > _neighbours_max(gallery, config):
+            raise ArtifactError(f"the gallery is smaller than {config.neighbours} neighbours")
         return SpadeDetector(gallery, pooled, config, size, backbone)
+
+
+def _neighbours_max(gallery: list[Tensor], config: SpadeConfig) -> int:
+    """The largest k for which each position has as many matches in the K pictures it is compared with."""
+    grids = [(each.shape[2], each.shape[3]) for each in gallery]
+    return min(config.images, len(gallery[0])) * matches_min(grids, config.window)
 
 
 def _pooled(maps: list[Tensor]) -> Tensor:

@@ -169,6 +169,22 @@ def test_a_picture_of_another_shape_is_refused(name, fitted, shape):
 
 
 @each_method
+@pytest.mark.parametrize("kind", [torch.float32, torch.int16])
+def test_pictures_of_other_numbers_than_bytes_are_refused(name, fitted, kind):
+    with pytest.raises(ShapeError, match="uint8"):
+        fitted(name).embed(good(1).to(kind))
+
+
+@each_method
+@pytest.mark.parametrize("side", [0, 4097, 10**7, 10**19])
+def test_a_picture_size_that_nobody_has_is_refused(name, fitted, backbone, side):
+    artifact = fitted(name).save()
+    artifact.meta["image_size"] = [side, side]
+    with pytest.raises(ArtifactError):
+        methods.load(artifact, backbone=backbone)
+
+
+@each_method
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_pictures_are_refused_with_how_many_are_needed(name, backbone, count):
     with pytest.raises(FitError, match=rf"at least \d+ .*not {count}"):

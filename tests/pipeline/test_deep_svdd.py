@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import methods
+from pipeline import methods, training
 from pipeline.backbone import resolve
 from pipeline.data import Images
 from pipeline.errors import FitError
+from pipeline.methods import deep_svdd
 from pipeline.one_class import Encoder, centre_of, soft_boundary
 from tests.conformance.pictures import bad, good
 
@@ -22,6 +23,19 @@ def fit(backbone, **settings):
     return methods.fit(
         "deep_svdd", Images(good(16)), methods.make_config("deep_svdd", short), backbone=backbone, seed=0
     )
+
+
+def test_rates_fall_after_250_and_50_epochs(backbone, monkeypatch):
+    rates = {}
+
+    def noted(module, loss, *, stage, rate, **settings):
+        rates[stage] = rate
+        training.train(module, loss, stage=stage, rate=rate, **{**settings, "steps": 1})
+
+    monkeypatch.setattr(deep_svdd, "train", noted)
+    fit(backbone, pretrain_epochs=350, epochs=150, rate=1e-4)
+    for stage, drop, epochs in (("autoencoder", 250, 350), ("one class", 50, 150)):
+        assert [rates[stage](epoch / epochs) for epoch in (0, drop - 1, drop)] == pytest.approx([1e-4, 1e-4, 1e-5])
 
 
 def test_nothing_could_send_every_picture_to_the_centre():

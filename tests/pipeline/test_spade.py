@@ -9,8 +9,9 @@ from torch.nn.functional import interpolate
 from pipeline import methods
 from pipeline.backbone import resolve
 from pipeline.data import Images
+from pipeline.errors import FitError
 from pipeline.maps import smooth, upsample
-from pipeline.pyramid import squared_distances
+from pipeline.pyramid import matches_min, squared_distances
 from tests.conformance.pictures import bad, good
 
 
@@ -64,6 +65,24 @@ def test_a_gallery_that_the_bound_cannot_prune_is_searched_to_the_end():
     query = [torch.randn(4, 6, 6, generator=generator), torch.zeros(3, 3, 3)]
     gallery = [torch.randn(60, 4, 6, 6, generator=generator), torch.zeros(60, 3, 3, 3)]
     torch.testing.assert_close(squared_distances(query, gallery), obvious(query, gallery, 1, 0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grids", [[(8, 8), (4, 4)], [(8, 12), (4, 4), (2, 2)], [(9, 9), (4, 4)], [(6, 6)]])
+@pytest.mark.parametrize("window", [0, 1, 2, 50])
+def test_a_corner_has_as_many_matches_as_it_says(grids, window):
+    query, gallery = ([torch.zeros(*lead, 2, *grid) for grid in grids] for lead in ((), (1,)))
+    most = matches_min(grids, window)
+    assert squared_distances(query, gallery, most, window=window).isfinite().all()
+    if most < grids[0][0] * grids[0][1]:
+        assert squared_distances(query, gallery, most + 1, window=window)[0, 0, most].isinf()
+
+
+@pytest.mark.parametrize(("neighbours", "window"), [(1000, 0), (60, 1)])
+def test_more_neighbours_than_there_are_places_are_refused(neighbours, window):
+    backbone = resolve("goldline-s", ("layer2", "layer3"), weights=None, factories=())
+    config = methods.make_config("spade", {"neighbours": neighbours, "window": window})
+    with pytest.raises(FitError, match=f"fewer than {neighbours}"):
+        methods.fit("spade", Images(good(2)), config, backbone=backbone, seed=0)
 
 
 def test_scores_are_the_papers():
