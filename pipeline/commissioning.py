@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from pipeline import tiling
@@ -97,7 +96,7 @@ def commission(
     held_out, used = torch.from_numpy(np.sort(order[:kept])), torch.from_numpy(np.sort(order[kept:]))
     detector = tiling.fit(
         method,
-        Images(rotated(pixels[used], rotations)),
+        rotated(Images(pixels[used]), rotations),
         config,
         tiles=view.tiles,
         size=view.size,
@@ -178,27 +177,29 @@ def recalibrate(
     )
 
 
-def rotated(images: Tensor, count: int) -> Tensor:
+def rotated(images: Images, count: int) -> Images:
     """Pictures turned about their centres by all multiples of 360 / count degrees, mirrored at their borders.
 
     Args:
-        images: (B, 3, H, W) uint8.
+        images: B of them.
         count: turns of each; with 1 the pictures are left as they are.
 
     Returns:
-        (count B, 3, H, W) uint8, those not turned first.
+        count B, those not turned first; they know their originals.
     """
-    turned = [images]
-    height, width = images.shape[2:]
+    if count == 1:
+        return images
+    turned = [images.pixels]
+    height, width = images.size
     for turn in range(1, count):
         angle = 2 * math.pi * turn / count
         cos, sin = math.cos(angle), math.sin(angle)
         # Coordinates run from -1 to 1 along either side: the aspect keeps circles round.
         theta = torch.tensor([[cos, -sin * height / width, 0], [sin * width / height, cos, 0]])
-        grid = affine_grid(theta.expand(len(images), 2, 3), list(images.shape), align_corners=False)
-        values = grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+        grid = affine_grid(theta.expand(len(images), 2, 3), list(images.pixels.shape), align_corners=False)
+        values = grid_sample(images.pixels.float(), grid, padding_mode="reflection", align_corners=False)
         turned.append(values.round_().to(torch.uint8))
-    return torch.cat(turned)
+    return Images(torch.cat(turned), (images.originals or tuple(range(len(images)))) * count)
 
 
 def score_all(detector: Detector, images: Images, *, stage: str = "calibrate", progress: Progress = silent) -> Scores:

@@ -57,14 +57,18 @@ class Images:
 
     Attributes:
         pixels: (B, 3, H, W) uint8, RGB.
+        originals: (B,), which picture each is a turn or a part of; empty where each is one of its own.
     """
 
     pixels: "Tensor"
+    originals: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         shape = tuple(self.pixels.shape)
         if len(shape) != 4 or shape[1] != 3 or str(self.pixels.dtype) != "torch.uint8":
             raise ShapeError(f"images must be (B, 3, H, W) uint8, not {shape} {self.pixels.dtype}")
+        if self.originals and len(self.originals) != shape[0]:
+            raise ShapeError(f"{shape[0]} images must have as many originals, not {len(self.originals)}")
 
     def __len__(self) -> int:
         return int(self.pixels.shape[0])

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from pipeline import fitted
 from pipeline.backbone_spec import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.data import Artifact
-from pipeline.errors import ArtifactError
+from pipeline.data import Artifact, Images
+from pipeline.errors import ArtifactError, FitError
 
+_FEWEST_ORIGINALS = 2
 _LEAST_STD = 1e-6  # a channel that never changes stays finite
 
 
@@ -41,11 +42,32 @@ def initialise(net: nn.Module, slope: float = 0.0) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Places of pictures to train on, and of at least one to hold out; `count` is at least 2."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    held = min(count - 1, max(1, round(count * share)))
-    return order[held:].sort().values, order[:held].sort().values
+def split(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Places of pictures to train on, and of those of at least one original to hold out.
+
+    Turns of one picture stay together: what was trained on another turn of it would not be held out.
+
+    Raises:
+        FitError: fewer than two originals.
+    """
+    count = len(originals_of(images))
+    if count < _FEWEST_ORIGINALS:
+        raise FitError(f"at least {_FEWEST_ORIGINALS} good pictures are needed beside turns of them, not {count}")
+    return apart(images, min(count - 1, max(1, round(count * share))), seed)
+
+
+def originals_of(images: Images) -> list[int]:
+    """Each original once, ascending; places where each picture is its own."""
+    return sorted(set(images.originals)) if images.originals else list(range(len(images)))
+
+
+def apart(images: Images, held: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Places of the pictures that are kept, and of all those of `held` originals drawn at random; both ascending."""
+    originals = originals_of(images)
+    order = torch.randperm(len(originals), generator=torch.Generator().manual_seed(seed))
+    out = {originals[place] for place in order[:held].tolist()}
+    is_out = torch.tensor([each in out for each in images.originals or originals])
+    return (~is_out).nonzero()[:, 0], is_out.nonzero()[:, 0]
 
 
 def statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ FIELDS = tuple(_LAYERS)
 STRIDES = (1, 2, 4, 8)
 _CROP_PX = 512  # of a natural picture
 _ZOOMS = (2.0, 8.0)  # crop's side by patch's
-_PER_PICTURE = 4  # patches
+PER_PICTURE = 4  # patches in a row of the same
 
 
 class PatchCnn(nn.Module):
@@ -160,9 +160,9 @@ class Cuts:
 
     def __init__(self, pictures: NaturalPictures, first: int, count: int, generator: torch.Generator) -> None:
         chance = torch.rand(count, 3, generator=generator).tolist()
-        places = range(first // _PER_PICTURE, first // _PER_PICTURE + -(-count // _PER_PICTURE))
+        places = range(first // PER_PICTURE, first // PER_PICTURE + -(-count // PER_PICTURE))
         crops = pictures.batch(places, (_CROP_PX, _CROP_PX)).float()
-        self._crops = [crops[i // _PER_PICTURE] for i in range(count)]
+        self._crops = [crops[i // PER_PICTURE] for i in range(count)]
         self._boxes = []
         for share, x, y in chance:
             side = int(_CROP_PX / (_ZOOMS[0] + share * (_ZOOMS[1] - _ZOOMS[0])))
@@ -210,7 +210,7 @@ def field_loss(
     loss: Tensor = knowledge * (decoded - wanted).square().sum(dim=1).mean() + compact * compactness(flat)
     if metric:
         near = teacher(learned.normalised(cuts.shifted(teacher.field, generator), device)).flatten(1).float()
-        loss = loss + metric * triplet(flat, near, flat.roll(_PER_PICTURE, dims=0), how.margin)
+        loss = loss + metric * triplet(flat, near, flat.roll(PER_PICTURE, dims=0), how.margin)
     return loss
 
 

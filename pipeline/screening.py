@@ -101,7 +101,7 @@ def screen(
         progress("screen", done, n)
         detector = tiling.fit(
             method,
-            Images(rotated(pixels[others], rotations)),
+            rotated(Images(pixels[others]), rotations),
             config,
             tiles=view.tiles,
             size=view.size,

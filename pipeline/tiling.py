@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipeline import fitted, methods
+from pipeline import fitted, learned, methods
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError
@@ -33,9 +33,15 @@ _LEAST_DEVIATION = 1e-6  # of scores; goods that are all alike must not divide b
 class TiledDetector:
     """Detectors by level; never changed by scoring."""
 
-    def __init__(self, detectors: list[Detector], tiles: tuple[int, ...], size: Size, spread: Tensor) -> None:
-        """With `size` of a tile and `spread` (L, 2): mean and deviation of held-out goods' scores by level."""
+    def __init__(
+        self, detectors: list[Detector], tiles: tuple[int, ...], size: Size, spread: Tensor, *, localises: bool
+    ) -> None:
+        """With `size` of a tile and `spread` (L, 2): mean and deviation of held-out goods' scores by level.
+
+        Maps of a method that does not tell where are left as it gives them: zero.
+        """
         self.tiles = tiles
+        self._localises = localises
         self.tile_size = size
         self._detectors = detectors
         self._spread = spread
@@ -73,7 +79,8 @@ class TiledDetector:
         for n, detector, (mean, deviation) in zip(self.tiles, self._detectors, self._spread.tolist(), strict=True):
             scored = _level(detector, features, n, self.tile_size)
             images.append((scored.image - mean) / deviation)
-            maps.append((_resized(scored.map, features.image_size) - mean) / deviation)
+            each = _resized(scored.map, features.image_size)
+            maps.append((each - mean) / deviation if self._localises else each)
         return Scores(image=torch.stack(images).mean(dim=0), map=torch.stack(maps).mean(dim=0))
 
     def save(self) -> Artifact:
@@ -110,7 +117,7 @@ def fit(
         tiles: levels, as a View has them.
         size: (H, W) of a tile.
         backbone: what sees the pictures.
-        seed: of the fit, and of which pictures are held out.
+        seed: of the fit, and of which pictures are held out, with all turns of them.
         scratch: a folder for checkpoints.
         progress: called as `progress(stage, done, total)`.
 
@@ -123,30 +130,44 @@ def fit(
         backbone = backbone.ranged(few if tiles == WHOLE else torch.cat([cut(few, size, n) for n in tiles]))
     if tiles == WHOLE:
         return methods.fit(method, images, config, backbone=backbone, seed=seed, scratch=scratch, progress=progress)
-    if method in METHODS and METHODS[method].by_position:
-        raise ConfigError(f"{method} keeps statistics by position, and tiles of one frame have none in common")
-    if getattr(config, "by_position", False):
-        raise ConfigError(f"tiles of one frame have no positions in common: {method} with --set by_position=false")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    kept = max(_TUNE_MIN, round(len(images) * _TUNE_SHARE))
-    if len(images) - kept < kept:
-        raise FitError(f"tiles need at least {2 * _TUNE_MIN} good pictures to fit, not {len(images)}")
-    tune, used = images.pixels[order[:kept].sort().values], images.pixels[order[kept:].sort().values]
+    check(method, config, tiles)
+    count = len(learned.originals_of(images))
+    kept = max(_TUNE_MIN, round(count * _TUNE_SHARE))
+    if count - kept < kept:
+        raise FitError(f"tiles need at least {2 * _TUNE_MIN} good pictures to fit, not {count}")
+    places, held = learned.apart(images, kept, seed)
+    used, tune = images.pixels[places], images.pixels[held]
+    of = images.originals or range(len(images))
     detectors: list[Detector] = []
     spread = torch.empty(len(tiles), 2)
     for level, n in enumerate(tiles):
         at = _named(progress, f"tiles {n}x{n}: ")
         folder = scratch / str(n) if scratch else None
-        cuts = Images(torch.cat([cut(part, size, n) for part in torch.split(used, _BATCH)]))
+        originals = tuple(of[place] for place in places.tolist() for _ in range(n * n))
+        cuts = Images(torch.cat([cut(part, size, n) for part in torch.split(used, _BATCH)]), originals)
         detectors.append(methods.fit(method, cuts, config, backbone=backbone, seed=seed, scratch=folder, progress=at))
         scores = []
         for place, part in enumerate(torch.split(tune, _BATCH)):
-            at("tune", place * _BATCH, kept)
+            at("tune", place * _BATCH, len(tune))
             features = detectors[level].embed(cut(part, size, n))
             scores.append(_worst(detectors[level].score(features).image, n).cpu())
         deviation, mean = torch.std_mean(torch.cat(scores))
         spread[level] = torch.stack([mean, deviation.clamp(min=_LEAST_DEVIATION)])
-    return TiledDetector(detectors, tiles, size, spread)
+    return TiledDetector(detectors, tiles, size, spread, localises=_localises(detectors[0].save()))
+
+
+def check(method: str, config: object, tiles: tuple[int, ...]) -> None:
+    """Refuse, before there is a picture, a method that these levels do not go with.
+
+    Raises:
+        ConfigError: the method keeps statistics by position, which tiles have not.
+    """
+    if tiles == WHOLE:
+        return
+    if method in METHODS and METHODS[method].by_position:
+        raise ConfigError(f"{method} keeps statistics by position, and tiles of one frame have none in common")
+    if getattr(config, "by_position", False):
+        raise ConfigError(f"tiles of one frame have no positions in common: {method} with --set by_position=false")
 
 
 def load(artifact: Artifact, *, backbone: Backbone) -> Detector:
@@ -178,7 +199,7 @@ def load(artifact: Artifact, *, backbone: Backbone) -> Detector:
     if left or len(sizes) != 1:
         raise ArtifactError(f"levels do not fit together: sizes {sorted(sizes)}, tensors of none {sorted(left)}")
     height, width = sizes.pop()
-    return TiledDetector(detectors, tuple(tiles), (height, width), spread)
+    return TiledDetector(detectors, tuple(tiles), (height, width), spread, localises=_localises(artifact))
 
 
 def cut(images: Tensor, size: Size, n: int) -> Tensor:
@@ -217,6 +238,10 @@ def _ramps(side: int, n: int, like: Tensor) -> Tensor:
     weights[1:, :overlap] = rising
     weights[:-1, side - overlap :] *= rising.flip(0)
     return weights
+
+
+def _localises(artifact: Artifact) -> bool:
+    return bool(artifact.meta.get("localises", True))
 
 
 def _level(detector: Detector, features: Features, n: int, size: Size) -> Scores:

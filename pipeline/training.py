@@ -151,9 +151,16 @@ def half(device: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's global generator starts from `seed`; outside it is as it was: for initial weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Inside, torch's global generators start from `seed`; outside they are as they were: for initial weights, dropout.
+
+    Those of GPUs are left alone where CUDA was not in use before: nothing is drawn from them then, and a seed for them
+    would wait for the first use outside.
+    """
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        if gpus:
+            torch.cuda.manual_seed_all(seed)
         yield
 
 

@@ -6,30 +6,51 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.trial import Trial
+from pipeline.evaluation.trial import Pictures, Row, Trial
 from workers import picture_page
 
 _WIDTH, _HEIGHT, _BINS = 360, 160, 40
 _WORST = 6
+_NAMES = 100
+_TOLD_APART = frozenset({"dataset", "method", "unreadable", "lost_masks"})
+_LEGEND = (
+    "<h1>Evaluation</h1><p>Blue: good parts. Red: defects. Scores are each method's own.</p>"
+    "<p>Figures of pixels (pixel_auroc, aupro) are there where every defect has a mask. A mask is positive where it is "
+    "lighter than half after a nearest resize to what the model sees. Only pixels inside the region of interest count: "
+    "what a mask shows outside is no miss.</p>"
+)
+_LOST = (
+    "defects with no pixel of their mask left where the model looks (after the resize, in the crop and in the region "
+    "of interest): in figures of pixels there is nothing to find of them"
+)
 
 
-def render(trials: Sequence[Trial]) -> str:
-    """A self-contained page. Everything that came from a file name is escaped."""
-    body = "".join(_section(trial) for trial in trials)
-    return picture_page.page(
-        "evaluation", f"<h1>Evaluation</h1><p>Blue: good parts. Red: defects. Scores are each method's own.</p>{body}"
-    )
+def render(sections: Sequence[str]) -> str:
+    """A self-contained page of what `section` made."""
+    return picture_page.page("evaluation", _LEGEND + "".join(sections))
 
 
-def _section(trial: Trial) -> str:
+def warnings(of: Pictures | Row, most: int) -> list[str]:
+    """What a person has to know of a dataset before its figures, a line each, with at most so many names."""
+    told = (("pictures that cannot be read, in no figure", of.unreadable), (_LOST, of.lost_masks))
+    return [
+        f"{what}: {len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+        for what, names in told
+        if names
+    ]
+
+
+def section(trial: Trial) -> str:
+    """One trial's part of the page. Everything that came from a file name is escaped."""
     row = trial.row
     defective = np.array([sample.defect is not None for sample in trial.samples])
     goods, defects = trial.scores[~defective], trial.scores[defective]
     misses = sorted(np.flatnonzero(defective).tolist(), key=lambda i: trial.scores[i])[:_WORST]
     rejects = sorted(np.flatnonzero(~defective).tolist(), key=lambda i: -trial.scores[i])[:_WORST]
-    told = ", ".join(f"{k} {v}" for k, v in row.body().items() if k not in {"dataset", "method"})
+    told = ", ".join(f"{k} {v}" for k, v in row.body().items() if k not in _TOLD_APART)
+    warned = "".join(f"<p><strong>{html.escape(line)}</strong></p>" for line in warnings(row, most=_NAMES))
     return (
-        f"<h2>{html.escape(row.dataset)}: {html.escape(row.method)}</h2><p>{html.escape(told)}</p>"
+        f"<h2>{html.escape(row.dataset)}: {html.escape(row.method)}</h2><p>{html.escape(told)}</p>{warned}"
         f"<div class=row>{_histogram(goods, defects)}{_roc(goods, defects)}</div>"
         f"<h3>Defects that score lowest</h3>{_frames(trial, misses)}"
         f"<h3>Good parts that score highest</h3>{_frames(trial, rejects)}"

@@ -60,46 +60,64 @@ def misses_at(goods: Sequence[float], defects: Sequence[float], rate: float) -> 
     return float((np.asarray(defects, np.float64) <= line).mean())
 
 
-def pixel_auroc(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> float | None:
+def pixel_auroc(
+    maps: NDArray[np.float32], masks: NDArray[np.bool_], inside: NDArray[np.bool_] | None = None
+) -> float | None:
     """AUROC of all pixels pooled. It saturates, and favours large defects.
 
     Args:
         maps: (N, H, W).
         masks: (N, H, W), true on defects.
+        inside: (H, W), true where pixels count; None for everywhere.
+
+    Returns:
+        None where no pixel, or every pixel, of those that count is defective.
     """
+    if inside is not None:
+        maps, masks = maps[:, inside], masks[:, inside]
     return _auroc(maps[~masks].astype(np.float64), maps[masks].astype(np.float64))
 
 
-def aupro(maps: NDArray[np.float32], masks: NDArray[np.bool_], limit: float = 0.3) -> float | None:
+def aupro(
+    maps: NDArray[np.float32],
+    masks: NDArray[np.bool_],
+    limit: float = 0.3,
+    inside: NDArray[np.bool_] | None = None,
+) -> float | None:
     """Area under the per-region overlap, up to a false-positive rate of `limit`, divided by it.
 
     Regions are the masks' connected components (eight neighbours); each counts the same, however large
-    (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021).
+    (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021). Of a region that lies partly outside of what
+    counts, the part inside is the whole of it. Where the curve rises at the limit itself, the rise is not below it.
 
     Args:
         maps: (N, H, W).
         masks: (N, H, W), true on defects.
         limit: in (0, 1].
+        inside: (H, W), true where pixels count; None for everywhere.
 
     Returns:
-        None where no pixel, or every pixel, is defective.
+        None where no pixel, or every pixel, of those that count is defective.
     """
-    if not masks.any() or masks.all():
-        return None
-    overlap = np.zeros(maps.shape, np.float64)
+    counts = np.ones(maps.shape[1:], np.bool_) if inside is None else inside
+    overlap = np.zeros((len(maps), np.count_nonzero(counts)), np.float64)
     regions = 0
     for share, mask in zip(overlap, masks, strict=True):
-        labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
-        regions += count
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)
-        share[mask] = 1 / sizes[labels[mask]]
+        labels = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)[0][counts]
+        sizes = np.bincount(labels)
+        regions += int(np.count_nonzero(sizes[1:]))
+        share[labels > 0] = 1 / sizes[labels[labels > 0]]
+    maps, masks = maps[:, counts], masks[:, counts]
+    if not masks.any() or masks.all():
+        return None
     order = np.argsort(-maps.ravel(), kind="stable")
     ends = _ends_of_ties(maps.ravel()[order])
     pro = np.concatenate([[0], np.cumsum(overlap.ravel()[order])[ends] / regions])
     fpr = np.concatenate([[0], np.cumsum(~masks.ravel()[order])[ends] / (~masks).sum()])
-    at_limit = np.interp(limit, fpr, pro)
-    inside = fpr < limit
-    return float(np.trapezoid(np.append(pro[inside], at_limit), np.append(fpr[inside], limit)) / limit)
+    end = int(np.searchsorted(fpr, limit, "left"))  # the first point at the limit or beyond
+    slope = (pro[end] - pro[end - 1]) / (fpr[end] - fpr[end - 1])
+    at_limit = pro[end - 1] + slope * (limit - fpr[end - 1])
+    return float(np.trapezoid(np.append(pro[:end], at_limit), np.append(fpr[:end], limit)) / limit)
 
 
 def _auroc(goods: NDArray[np.float64], defects: NDArray[np.float64]) -> float | None:

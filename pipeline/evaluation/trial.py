@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline import tiling
 from pipeline.backbone import Backbone
@@ -17,12 +16,12 @@ from pipeline.commissioning import decode_all, rotated, score_all
 from pipeline.data import Frame, Images
 from pipeline.decode import Limits
 from pipeline.errors import ConfigError
-from pipeline.evaluation import dataset
+from pipeline.evaluation import dataset, masks
 from pipeline.evaluation.dataset import Sample
 from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc
 from pipeline.methods.base import Detector
 from pipeline.progress import Progress, silent
-from pipeline.view import View, see
+from pipeline.view import View
 
 RATES = (0.01, 0.005, 0.001)
 _TIMED = 30
@@ -36,6 +35,9 @@ class Row:
         misses_at: by rate of false rejects among the test goods, the share of defects that pass.
         ms_per_frame: embed and score, one picture at a time, median.
         left_out: good pictures that it was not fitted on, by their paths in the dataset.
+        unreadable: pictures that could not be read and are in no figure, likewise.
+        lost_masks: defects with no pixel of their mask left where the model looks, likewise: too small to outlast the
+            resize, or outside of the view. In figures of pixels nothing of them is to be found.
     """
 
     dataset: str
@@ -55,6 +57,8 @@ class Row:
     ms_per_frame: float
     bank_bytes: int
     left_out: list[str]
+    unreadable: list[str]
+    lost_masks: list[str]
 
     def body(self) -> dict[str, Any]:
         """As JSON."""
@@ -81,7 +85,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """A dataset's pictures as a model sees them, decoded once for all methods."""
+    """A dataset's pictures as a model sees them, decoded once for all methods.
+
+    Attributes:
+        masks: (N, H, W) of the test pictures, or None where a defect has none.
+        left_out: as in `Row`; so are `unreadable` and `lost_masks`.
+    """
 
     name: str
     view: View
@@ -90,6 +99,8 @@ class Pictures:
     samples: list[Sample]
     masks: NDArray[np.bool_] | None
     left_out: list[str]
+    unreadable: list[str]
+    lost_masks: list[str]
 
 
 def read(
@@ -97,29 +108,33 @@ def read(
 ) -> Pictures:
     """Decode a dataset in MVTec layout; `without` as in `dataset.goods`.
 
-    Masks: positive where more than half, after a nearest resize; there are none unless every defect has its own.
+    Masks are as `masks.read` says; there are none unless every defect has its own.
 
     Raises:
-        ConfigError: no pictures to learn from or to test.
+        ConfigError: no pictures to learn from or to test, or a mask cannot be used.
     """
     goods = dataset.goods(folder, without)
     train = decode_all([Frame(frame_id=str(p), image=p.read_bytes()) for p in goods], view, limits, progress)
+    if not train.frame_ids:
+        raise ConfigError(f"no readable good picture in {folder}: {train.failures[0].detail}")
     listed = dataset.tests(folder)
     test = decode_all([Frame(frame_id=str(s.path), image=s.path.read_bytes()) for s in listed], view, limits, progress)
+    failed = [failure.frame_id for failure in (*train.failures, *test.failures)]
     readable = set(test.frame_ids)
     samples = [sample for sample in listed if str(sample.path) in readable]
     if not samples:
-        raise ConfigError(f"no readable test picture in {folder}")
-    masked = all(sample.mask for sample in samples if sample.defect)
-    masks = np.stack([_mask(sample, view) for sample in samples]) if masked else None
+        raise ConfigError(f"no readable test picture in {folder}: {test.failures[0].detail}")
+    drawn = _masks(samples, view)
     return Pictures(
-        name=folder.name,
+        name=folder.name if folder.name.strip(".") else folder.resolve().name,
         view=view,
         train=train.images,
         test=test.images,
         samples=samples,
-        masks=masks,
+        masks=drawn,
         left_out=dataset.left_out(folder, goods),
+        unreadable=[str(Path(path).relative_to(folder)) for path in failed],
+        lost_masks=[str(sample.path.relative_to(folder)) for sample in _lost(samples, drawn, view.inside())],
     )
 
 
@@ -141,7 +156,7 @@ def run(
     started = time.perf_counter()
     detector = tiling.fit(
         method,
-        Images(rotated(pictures.train.pixels, rotations)),
+        rotated(pictures.train, rotations),
         config,
         tiles=pictures.view.tiles,
         size=pictures.view.size,
@@ -155,7 +170,8 @@ def run(
     artifact = detector.save()
     goods = [float(v) for v, s in zip(scores, pictures.samples, strict=True) if s.defect is None]
     defects = [float(v) for v, s in zip(scores, pictures.samples, strict=True) if s.defect is not None]
-    masks = pictures.masks if artifact.meta.get("localises", True) else None
+    drawn = pictures.masks if artifact.meta.get("localises", True) else None
+    inside = pictures.view.inside()
     row = Row(
         dataset=pictures.name,
         method=method,
@@ -163,9 +179,9 @@ def run(
         engine=backbone.spec.engine,
         seed=seed,
         image_auroc=_rounded(auroc(goods, defects)),
-        pixel_auroc=_rounded(pixel_auroc(maps, masks)) if masks is not None else None,
-        aupro_030=_rounded(aupro(maps, masks, 0.3)) if masks is not None else None,
-        aupro_005=_rounded(aupro(maps, masks, 0.05)) if masks is not None else None,
+        pixel_auroc=_rounded(pixel_auroc(maps, drawn, inside)) if drawn is not None else None,
+        aupro_030=_rounded(aupro(maps, drawn, 0.3, inside)) if drawn is not None else None,
+        aupro_005=_rounded(aupro(maps, drawn, 0.05, inside)) if drawn is not None else None,
         average_precision=_rounded(average_precision(goods, defects)),
         misses_at={f"{rate:g}": _rounded(misses_at(goods, defects, rate)) for rate in RATES},
         goods=len(goods),
@@ -174,6 +190,8 @@ def run(
         ms_per_frame=round(_ms_per_frame(detector, pictures.test), 3),
         bank_bytes=sum(t.numel() * t.element_size() for t in artifact.tensors.values()),
         left_out=pictures.left_out,
+        unreadable=pictures.unreadable,
+        lost_masks=pictures.lost_masks,
     )
     return Trial(row=row, samples=pictures.samples, scores=scores, maps=maps, pixels=pictures.test.pixels.numpy())
 
@@ -197,13 +215,18 @@ def _ms_per_frame(detector: Detector, images: Images) -> float:
     return statistics.median(times)
 
 
-def _mask(sample: Sample, view: View) -> NDArray[np.bool_]:
-    if sample.mask is None:
-        return np.zeros(view.seen, np.bool_)
-    with Image.open(sample.mask) as opened:
-        grey = opened.convert("L")
-    box = view.box((grey.height, grey.width))
-    return see(grey, box, view.seen, Image.Resampling.NEAREST) > 127
+def _masks(samples: Sequence[Sample], view: View) -> NDArray[np.bool_] | None:
+    """(N, H, W), empty for goods; None unless every defect has its own."""
+    if not all(sample.mask for sample in samples if sample.defect):
+        return None
+    return np.stack([masks.read(s.mask, view) if s.mask else np.zeros(view.seen, np.bool_) for s in samples])
+
+
+def _lost(samples: Sequence[Sample], drawn: NDArray[np.bool_] | None, inside: NDArray[np.bool_] | None) -> list[Sample]:
+    if drawn is None:
+        return []
+    seen = drawn if inside is None else drawn & inside
+    return [sample for sample, mask in zip(samples, seen, strict=True) if sample.defect and not mask.any()]
 
 
 def _rounded(value: float | None) -> float | None:

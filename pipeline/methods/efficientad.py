@@ -10,9 +10,9 @@ Departures, and why:
   from elsewhere. With fewer than `dim` channels in the layers, the networks are as wide as those.
 * Pictures may have any size from 64 px: the autoencoder's sizes scale with it, and at 256 px they are the paper's.
 * The teacher's distillation leaves out the border cells, whose patches are not whole, in place of zeros around them.
-* All networks start from He's weights, and `one_cycle` with higher rates and `crop_px` make training of minutes useful;
-  the quick settings take them. Crops keep the losses' expectations, but for the share of hard features, which is of
-  the crop's: a crop without a hard place has its own hardest counted.
+* All networks start from He's weights, and `one_cycle` with higher rates makes trainings of minutes useful; the quick
+  settings take both. `crop_px` makes a step cheaper; no setting takes it unasked. Crops keep the losses' expectations,
+  but for the share of hard features, which is of the crop's: a crop without a hard place has its own hardest counted.
 """
 
 from dataclasses import asdict, dataclass
@@ -196,7 +196,7 @@ class EfficientAd:
         if min(images.size) < SMALLEST_PX:
             raise FitError(f"{NAME} needs pictures of at least {SMALLEST_PX} px a side, not {images.size}")
         pictures = NaturalPictures.of_folder(config.photos, seed)
-        train, held = learned.split(len(images), config.held_out, seed)
+        train, held = learned.split(images, config.held_out, seed)
         with training.seeded(seed + 1):
             nets = imitation.Nets(config.model, images.size, feature_dim(tuple(backbone.channels.values()), config.dim))
         nets.teacher = _distil(backbone, config, pictures, seed, scratch, progress)

@@ -62,7 +62,7 @@ class FydConfig:
     Attributes:
         align: `coarse` (the picture), `fine` (the layers' maps), `both`, or `none`, which is the paper's PaDiM.
         dim: d, how many of the layers' channels are kept.
-        image_weight: of L_ICA, lambda 1.
+        image_weight: of L_ICA, lambda 1; a sweep's, as the paper's is not known.
         feature_weight: of L_FA, lambda 2.
         epochs: passes over the good pictures, in each stage.
         batch: pictures a step, at least 2.
@@ -73,7 +73,7 @@ class FydConfig:
 
     align: Literal["none", "coarse", "fine", "both"] = "both"
     dim: int = 100
-    image_weight: float = 1.0
+    image_weight: float = 0.3
     feature_weight: float = 1.0
     epochs: int = 50
     batch: int = 32

@@ -33,7 +33,7 @@ from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.families import Family
 from pipeline.maps import upsample
 from pipeline.natural import NaturalPictures
-from pipeline.patch_cnn import FIELDS, STRIDES, PatchCnn
+from pipeline.patch_cnn import FIELDS, PER_PICTURE, STRIDES, PatchCnn
 from pipeline.progress import Progress, silent
 
 NAME = "students"
@@ -66,7 +66,7 @@ class StudentsConfig:
         teacher_rate: its learning rate.
         statistics: patches that give the mean and deviation of the backbone's features.
         knowledge: lk, weight of the distillation's loss.
-        metric: lm, weight of its triplets; 0 leaves them out.
+        metric: lm, weight of its triplets; 0 leaves them out, and more needs a `teacher_batch` of 8, 12, 16 and so on.
         compactness: lc, weight of the descriptors' correlations.
         margin: delta of the triplets.
         students: M, for each patch size.
@@ -119,11 +119,19 @@ class StudentsConfig:
                 raise ConfigError(f"{name} must be at least 0 and finite, not {getattr(self, name)}")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out must be above 0 and below 1, not {self.held_out}")
+        self._check_triplets()
 
     def sizes(self) -> tuple[int, ...]:
         """`fields` as numbers; none if one is no number."""
         parts = self.fields.split(",")
         return tuple(int(part) for part in parts) if all(part.strip().isdecimal() for part in parts) else ()
+
+    def _check_triplets(self) -> None:
+        if self.metric and (self.teacher_batch < 2 * PER_PICTURE or self.teacher_batch % PER_PICTURE):
+            raise ConfigError(
+                f"metric above 0 needs a teacher_batch that is a multiple of {PER_PICTURE} from {2 * PER_PICTURE}, so "
+                f"that each patch has one of another picture to differ from, not {self.teacher_batch}"
+            )
 
 
 class StudentsDetector:
@@ -212,7 +220,7 @@ class Students:
         fitted.check_enough(NAME, images, _FEWEST_IMAGES)
         if min(images.size) < _SMALLEST_PX:
             raise FitError(f"{NAME} needs pictures of at least {_SMALLEST_PX} px a side, not {images.size}")
-        train, held = learned.split(len(images), config.held_out, seed)
+        train, held = learned.split(images, config.held_out, seed)
         teachers = _distil(backbone, config, seed, scratch, progress)
         with training.seeded(seed + 1):
             each = [Family(field, config.students) for field in config.sizes()]

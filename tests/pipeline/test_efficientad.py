@@ -1,5 +1,7 @@
 """EfficientAD's numbers against slow and obvious versions of the paper's equations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,15 @@ from torch.nn.functional import interpolate, pad
 
 from pipeline import imitation, learned, methods, pdn, training
 from pipeline.backbone import resolve
+from pipeline.commissioning import rotated
 from pipeline.data import Features, Images
 from pipeline.errors import ArtifactError, ConfigError, FitError
 from pipeline.imitation import Autoencoder
+from pipeline.methods import efficientad
 from pipeline.methods.efficientad import differences, normalise
 from tests.conformance.pictures import TINY, good
+from tests.pipeline.test_learned import assert_turns_are_together
+from tests.pipeline.test_photographs import drawn_photographs
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +134,7 @@ def test_quantiles_are_mapped_to_0_and_a_tenth():
 
 def test_quantiles_are_of_the_held_out_goods(detector):
     pictures = good(6)
-    _, held = learned.split(6, detector.config.held_out, 0)
+    _, held = learned.split(Images(pictures), detector.config.held_out, 0)
     maps = detector.embed(pictures[held]).maps
     values = differences(maps["teacher"], maps["student"], maps["autoencoder"]).transpose(0, 1).flatten(1).numpy()
     expected = np.quantile(values, [0.9, 0.995], axis=1).T
@@ -164,11 +170,17 @@ def test_the_teacher_is_normalised_over_the_good_pictures():
     torch.testing.assert_close(seen.std(dim=1), torch.ones(6), atol=1e-2, rtol=0)
 
 
-def test_goods_are_split_without_overlap():
-    train, held = learned.split(20, 0.1, 3)
-    assert sorted(torch.cat([train, held]).tolist()) == list(range(20))
-    assert len(held) == 2
-    assert [len(part) for part in learned.split(2, 0.9, 0)] == [1, 1]
+def test_all_turns_of_a_held_out_picture_are_held_out(backbone, monkeypatch):
+    seen = {}
+    train, quantiles = imitation.train, efficientad._quantiles
+    monkeypatch.setattr(imitation, "train", lambda n, how, **k: (seen.update(fit=how.images), train(n, how, **k)))
+    monkeypatch.setattr(
+        efficientad, "_quantiles", lambda n, held, p: (seen.update(held=held), quantiles(n, held, p))[1]
+    )
+    config = methods.make_config("efficientad", {**TINY["efficientad"], "teacher_steps": 1, "steps": 1}, quick=True)
+    turns = rotated(Images(good(5)), 3)
+    methods.fit("efficientad", turns, config, backbone=backbone, seed=0)
+    assert_turns_are_together(turns, seen["fit"], seen["held"])
 
 
 def test_quantiles_that_do_not_increase_are_refused(detector, backbone):
@@ -181,7 +193,7 @@ def test_quantiles_that_do_not_increase_are_refused(detector, backbone):
 def test_a_picture_size_that_nobody_has_is_refused_without_taking_memory(detector, backbone):
     artifact = detector.save()
     artifact.meta["image_size"] = [10_000_000, 10_000_000]
-    with pytest.raises(ArtifactError, match="code"):
+    with pytest.raises(ArtifactError, match="image_size"):
         methods.load(artifact, backbone=backbone)
 
 
@@ -219,3 +231,54 @@ def test_pictures_that_are_too_small_are_refused(backbone):
     config = methods.make_config("efficientad", TINY["efficientad"], quick=True)
     with pytest.raises(FitError, match="64 px"):
         methods.fit("efficientad", Images(good(2)[..., :40]), config, backbone=backbone, seed=0)
+
+
+def tiny(**settings):
+    return methods.make_config("efficientad", {**TINY["efficientad"], **settings}, quick=True)
+
+
+def fit(backbone, config, *, pictures=None, **how):
+    return methods.fit(
+        "efficientad", Images(good(4) if pictures is None else pictures), config, backbone=backbone, seed=0, **how
+    )
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(backbone, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", -1.0)  # after each step
+    whole = fit(backbone, tiny()).save().tensors
+    told = []
+
+    def note(at, done, _):
+        told.append((at, done))
+
+    def stop(at, done, _):
+        if (at, done) == (stage, 4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(backbone, tiny(), scratch=tmp_path, progress=stop)
+    resumed = fit(backbone, tiny(), scratch=tmp_path, progress=note).save().tensors
+    assert (stage, 3) not in told
+    assert (stage, 5) in told
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("settings", [{"model": "m"}, {"crop_px": 0}])
+def test_other_networks_and_whole_pictures_are_fitted_saved_and_loaded(backbone, settings):
+    config = tiny(**settings, teacher_steps=3, steps=4)
+    made = fit(backbone, config)
+    again = methods.load(made.save(), backbone=backbone)
+    assert again.config == config
+    scored, repeated = (each.score(each.embed(good(2, seed=9))) for each in (made, again))
+    assert bool(scored.map.isfinite().all())
+    assert torch.equal(scored.map, repeated.map)
+    assert torch.equal(scored.image, repeated.image)
+
+
+def test_the_photographs_of_the_setting_are_the_ones_it_is_fitted_on(backbone, tmp_path):
+    config = tiny(teacher_steps=2, steps=2)
+    ours = fit(backbone, replace(config, photos=drawn_photographs(tmp_path))).save().tensors
+    drawn = fit(backbone, config).save().tensors
+    assert not torch.equal(ours["nets.teacher.0.weight"], drawn["nets.teacher.0.weight"])

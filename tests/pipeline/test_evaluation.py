@@ -1,6 +1,7 @@
 """Figures against their definitions, and folders as people really leave them."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ from PIL import Image
 from scipy import ndimage
 from sklearn import metrics
 
+from pipeline import tiling
 from pipeline.backbone import resolve
 from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.evaluation import dataset, trial
-from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc, rank_correlation
+from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc
 from pipeline.methods import make_config
 from pipeline.synthetic import defects_of, write_dataset
 from pipeline.view import View
@@ -171,6 +173,55 @@ def test_aupro_of_cases_made_by_hand():
     assert aupro(perfect, np.ones_like(masks)) is None
 
 
+@pytest.mark.parametrize("above", [[0.9, 0.8, 0.7], [0.9, 0.9, 0.9]], ids=["each alone", "in a tie"])
+def test_aupro_is_nothing_where_the_curve_rises_exactly_at_the_limit(above):
+    maps = np.array([[[*above, 0.5, *[0.1] * 7]]], np.float32)  # three of ten good pixels above the only region
+    masks = maps == 0.5
+    assert aupro(maps, masks, 0.3) == aupro_by_thresholds(maps, masks, 0.3) == 0.0
+
+
+def half(maps):
+    """Positions of the left half."""
+    inside = np.zeros(maps.shape[1:], bool)
+    inside[:, : maps.shape[2] // 2] = True
+    return inside
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_of_pixels_are_those_of_what_lies_inside(seed):
+    maps, masks = scored(seed, 5)
+    inside = half(maps)
+    left, drawn = maps[:, :, :7], masks[:, :, :7]
+    assert pixel_auroc(maps, masks, inside) == pytest.approx(pixel_auroc(left, drawn))
+    assert aupro(maps, masks, 0.3, inside) == pytest.approx(aupro_by_thresholds(left, drawn, 0.3))
+
+
+def test_a_region_that_lies_outside_is_no_miss():
+    masks = np.zeros((1, 10, 10), bool)
+    masks[0, :2, :2] = masks[0, 8:, 8:] = True
+    maps = np.zeros(masks.shape, np.float32)
+    maps[0, :2, :2] = 1  # the one inside is found, the other is not
+    assert pixel_auroc(maps, masks, half(maps)) == aupro(maps, masks, 0.3, half(maps)) == 1.0
+    assert aupro(maps, masks, 0.3) < 0.6
+
+
+def test_a_region_that_the_border_cuts_in_two_stays_one_region():
+    masks = np.zeros((1, 9, 8), bool)
+    masks[0, 0, :6] = masks[0, 4, :6] = masks[0, :5, 5] = True  # two arms inside, joined outside
+    masks[0, 8, 0] = True
+    maps = np.zeros(masks.shape, np.float32)
+    maps[0, 8, 0] = 1
+    assert aupro(maps, masks, 0.01, half(maps)) == pytest.approx(0.5, abs=0.01), "one of two regions, not of three"
+
+
+def test_figures_of_pixels_are_none_where_no_defect_lies_inside():
+    masks = np.zeros((1, 4, 4), bool)
+    masks[0, 0, 3] = True
+    maps = masks.astype(np.float32)
+    assert pixel_auroc(maps, masks, half(maps)) is None
+    assert aupro(maps, masks, 0.3, half(maps)) is None
+
+
 def test_misses_at_a_rate_of_false_rejects():
     goods = [float(i) for i in range(200)]
     defects = [150.0, 198.0, 197.5, 250.0]
@@ -202,9 +253,109 @@ def test_a_trial_has_every_figure_that_its_dataset_allows(tmp_path):
     assert trial.run(pictures, "patchcore", config, net, seed=0).row.image_auroc == row.image_auroc
 
 
-def test_rank_correlation_is_one_for_any_rising_relation_and_none_without_an_order():
-    values = [0.1, 0.5, 0.2, 0.9]
-    assert rank_correlation(values, [v**3 for v in values]) == pytest.approx(1)
-    assert rank_correlation(values, [-v for v in values]) == pytest.approx(-1)
-    assert rank_correlation(values[:2], values[:2]) is None
-    assert rank_correlation(values, [1.0] * 4) is None
+VIEW = View(size=(64, 64))
+
+
+@pytest.fixture
+def gear(tmp_path):
+    write_dataset(tmp_path / "gear", "gear", goods=3, test_goods=2, defects_each=1, seed=0)
+    return tmp_path / "gear"
+
+
+def a_defect(folder):
+    """A picture of a defect and its mask."""
+    sample = next(s for s in dataset.tests(folder) if s.defect)
+    return sample.path, sample.mask
+
+
+def redraw(mask, change):
+    with Image.open(mask) as opened:
+        values = np.array(opened.convert("L"))
+    Image.fromarray(change(values).astype(np.uint8)).save(mask)
+
+
+def test_pictures_that_cannot_be_read_are_named_by_their_paths_in_the_dataset(gear):
+    (gear / "train/good/001.png").write_bytes(b"no picture")
+    (gear / "test/good/000.png").write_bytes(b"")
+    pictures = trial.read(gear, VIEW, Limits())
+    assert pictures.unreadable == ["train/good/001.png", "test/good/000.png"]
+    assert len(pictures.train) == 2
+    assert len(pictures.test) == len(pictures.samples) == len(dataset.tests(gear)) - 1
+
+
+def test_no_readable_good_picture_is_told(gear):
+    for path in dataset.goods(gear):
+        path.write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"no readable good picture in .*gear: not a readable picture"):
+        trial.read(gear, VIEW, Limits())
+
+
+def test_a_corrupt_mask_is_named_and_what_to_do(gear):
+    _, mask = a_defect(gear)
+    mask.write_bytes(mask.read_bytes()[:60])
+    with pytest.raises(ConfigError, match=rf"{mask.name} cannot be read .*: draw it anew, or take it away"):
+        trial.read(gear, VIEW, Limits())
+
+
+@pytest.mark.parametrize("lightest", [1, 127])
+def test_a_mask_that_is_nowhere_lighter_than_half_is_refused(gear, lightest):
+    _, mask = a_defect(gear)
+    redraw(mask, lambda values: (values > 127) * lightest)
+    with pytest.raises(ConfigError, match=rf"{mask.name} is {lightest} where it is lightest.*write it with 0 and 255"):
+        trial.read(gear, VIEW, Limits())
+
+
+def test_a_mask_of_128_is_read_as_one_of_255(gear):
+    _, mask = a_defect(gear)
+    before = trial.read(gear, VIEW, Limits()).masks
+    redraw(mask, lambda values: (values > 127) * 128)
+    assert np.array_equal(trial.read(gear, VIEW, Limits()).masks, before)
+
+
+def test_a_defect_whose_mask_does_not_outlast_the_resize_is_named(gear):
+    path, mask = a_defect(gear)
+    assert trial.read(gear, VIEW, Limits()).lost_masks == []
+    redraw(mask, np.zeros_like)
+    assert trial.read(gear, VIEW, Limits()).lost_masks == [str(path.relative_to(gear))]
+    one_pixel = np.zeros((256, 256), np.uint8)
+    one_pixel[1, 0] = 255  # a resize to 64 looks at every fourth
+    Image.fromarray(one_pixel).save(mask)
+    assert trial.read(gear, VIEW, Limits()).lost_masks == [str(path.relative_to(gear))]
+
+
+def test_a_defect_outside_of_the_region_of_interest_is_named(gear):
+    path, mask = a_defect(gear)
+    drawn = np.zeros((64, 64), np.uint8)
+    drawn[:, 40:50] = 255
+    Image.fromarray(drawn).save(mask)
+    left = Image.fromarray(np.repeat([[255] * 32 + [0] * 32], 64, axis=0).astype(np.uint8))
+    assert str(path.relative_to(gear)) in trial.read(gear, VIEW.with_roi(left), Limits()).lost_masks
+
+
+def test_a_trial_counts_pixels_inside_the_region_of_interest_alone(gear):
+    net = resolve("resnet18", ("layer1",), weights=None, random_weights=True, factories=())
+    left = Image.fromarray(np.repeat([[255] * 32 + [0] * 32], 64, axis=0).astype(np.uint8))
+    pictures = trial.read(gear, VIEW.with_roi(left), Limits())
+    done = trial.run(pictures, "patchcore", make_config("patchcore", {"coreset": 0.1}), net, seed=0)
+    maps, masks = done.maps[:, :, :32], pictures.masks[:, :, :32]
+    assert done.row.pixel_auroc == pytest.approx(pixel_auroc(maps, masks), abs=1e-5)
+    assert done.row.aupro_030 == pytest.approx(aupro(maps, masks, 0.3), abs=1e-5)
+    assert done.row.lost_masks == pictures.lost_masks
+
+
+def test_a_dataset_in_the_present_folder_has_its_name(gear, monkeypatch):
+    monkeypatch.chdir(gear)
+    assert trial.read(Path(), VIEW, Limits()).name == "gear"
+    monkeypatch.chdir(gear / "test")
+    assert trial.read(Path(".."), VIEW, Limits()).name == "gear"
+
+
+def test_methods_by_position_and_tiles_are_refused_before_there_is_a_picture():
+    with pytest.raises(ConfigError, match="padim keeps statistics by position"):
+        tiling.check("padim", make_config("padim", {}), (1, 2))
+    by_position = make_config("students", {"by_position": "true"})
+    with pytest.raises(ConfigError, match="students with --set by_position=false"):
+        tiling.check("students", by_position, (1, 2))
+    for method, config in (("padim", make_config("padim", {})), ("students", by_position)):
+        tiling.check(method, config, tiling.WHOLE)
+    tiling.check("patchcore", make_config("patchcore", {}), (1, 2))

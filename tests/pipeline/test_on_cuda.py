@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import engines, graphs, methods
+from pipeline import engines, graphs, methods, training
 from pipeline.backbone import on_fastest_engine, resolve
 from pipeline.commissioning import commission
 from pipeline.coreset import _plainly, select
-from pipeline.data import Frame
+from pipeline.data import Frame, Images
 from pipeline.decode import Limits
 from pipeline.devices import to_host
 from pipeline.inspection import Inspector
@@ -24,6 +24,7 @@ from pipeline.rounded import RoundedBank, by_fused_kernel, by_product
 from pipeline.speed import fit, score
 from pipeline.synthetic import draw, encode
 from pipeline.view import View
+from tests.conformance.pictures import bad, config, good
 from tests.pipeline.test_rounded import rand
 
 pytestmark = [
@@ -216,6 +217,29 @@ def test_verdicts_and_scores_agree_with_the_cpus(method, config, engine):
     for name, each in ours.maps.items():
         assert each.device.type == "cpu"
         assert apart(each, theirs.maps[name]) <= 0.05
+
+
+@pytest.mark.parametrize("engine", ["torch", "torch-bf16"])
+@pytest.mark.parametrize("method", ["deep_svdd", "efficientad", "fyd", "mkd", "students"])
+def test_methods_that_train_there_tell_defects_and_agree_with_the_cpu(method, engine):
+    made = methods.fit(method, Images(good(8)), config(method), backbone=backbone(engine), seed=0)
+    assert all(bool(each.isfinite().all()) for each in made.save().tensors.values() if each.is_floating_point())
+    there = methods.load(made.save(), backbone=backbone(engine, device="cpu"))
+    ours, theirs = (each.score(each.embed(torch.cat([good(2, 5), bad(2)]))) for each in (made, there))
+    assert apart(ours.image, theirs.image) <= 0.05
+    assert not theirs.map.any() or apart(ours.map, theirs.map) <= 0.05
+    assert float(ours.image[2:].min()) > float(ours.image[:2].max())
+
+
+def test_a_seed_gives_the_same_dropout_there_and_leaves_the_rest_alone():
+    torch.cuda.manual_seed_all(1)
+    expected = torch.rand(2, device=CUDA)
+    torch.cuda.manual_seed_all(1)
+    with training.seeded(5):
+        first = torch.rand(2, device=CUDA)
+    assert torch.equal(torch.rand(2, device=CUDA), expected)
+    with training.seeded(5):
+        assert torch.equal(torch.rand(2, device=CUDA), first)
 
 
 def test_a_bank_is_searched_in_float16_and_scores_are_the_plain_searchs():

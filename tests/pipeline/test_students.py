@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline import families, methods, patch_cnn, training
 from pipeline.backbone import resolve
+from pipeline.commissioning import rotated
 from pipeline.data import Features, Images
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.families import Family
@@ -15,6 +16,8 @@ from pipeline.learned import normalised
 from pipeline.methods import students
 from pipeline.patch_cnn import PatchCnn
 from tests.conformance.pictures import TINY, good
+from tests.pipeline.test_learned import assert_turns_are_together
+from tests.pipeline.test_photographs import drawn_photographs
 
 PAPER = {
     17: [("c", 6, 128), ("c", 5, 256), ("c", 5, 256), ("c", 4, 128)],
@@ -165,29 +168,75 @@ def test_the_teacher_is_normalised_over_the_good_pictures():
     torch.testing.assert_close(seen.std(dim=1), torch.ones(128), atol=0.05, rtol=0)
 
 
-def test_a_training_that_was_cut_off_goes_on(backbone, tmp_path):
-    config = methods.make_config("students", {**TINY["students"], "metric": 1.0, "teacher_steps": 2}, quick=True)
+def tiny(**settings):
+    return methods.make_config("students", {**TINY["students"], **settings}, quick=True)
+
+
+def fit(backbone, config, *, pictures=None, **how):
+    pixels = good(3) if pictures is None else pictures
+    return methods.fit("students", Images(pixels), config, backbone=backbone, seed=0, **how)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "students 33"])
+def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(backbone, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", -1.0)  # after each step
+    config = tiny(metric=1.0)
+    whole = fit(backbone, config).save().tensors
     told = []
 
-    def stop(stage, done, _):
-        told.append(stage)
-        if stage == "students 33" and done == 3:
+    def note(at, done, _):
+        told.append((at, done))
+
+    def stop(at, done, _):
+        if (at, done) == (stage, 3):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        methods.fit("students", Images(good(3)), config, backbone=backbone, seed=0, scratch=tmp_path, progress=stop)
-    told.clear()
-    methods.fit(
-        "students",
-        Images(good(3)),
-        config,
-        backbone=backbone,
-        seed=0,
-        scratch=tmp_path,
-        progress=lambda stage, *_: told.append(stage),
-    )
+        fit(backbone, config, scratch=tmp_path, progress=stop)
+    resumed = fit(backbone, config, scratch=tmp_path, progress=note).save().tensors
+    assert (stage, 2) not in told
+    assert (stage, 4) in told
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_teacher_in_scratch_serves_every_product(backbone, tmp_path):
+    config = tiny(teacher_steps=2, steps=2)
+    fit(backbone, config, scratch=tmp_path)
+    told = []
+    fit(backbone, config, pictures=good(4, seed=5), scratch=tmp_path, progress=lambda stage, *_: told.append(stage))
     assert "teacher" not in told
     assert {"features", "outputs 33", "students 33", "scales"} <= set(told)
+
+
+def test_all_turns_of_a_held_out_picture_are_held_out(backbone, monkeypatch):
+    seen = {}
+    train, maps_of = families.train, families.maps_of
+    monkeypatch.setattr(families, "train", lambda f, how, **k: (seen.update(fit=how.images), train(f, how, **k)))
+    monkeypatch.setattr(families, "maps_of", lambda n, held, *a: (seen.update(held=held), maps_of(n, held, *a))[1])
+    turns = rotated(Images(good(5)), 3)
+    methods.fit("students", turns, tiny(teacher_steps=1, steps=1), backbone=backbone, seed=0)
+    assert_turns_are_together(turns, seen["fit"], seen["held"])
+
+
+def test_the_photographs_of_the_setting_are_the_ones_it_is_fitted_on(backbone, tmp_path):
+    config = tiny(teacher_steps=2, steps=2)
+    ours = fit(backbone, replace(config, photos=drawn_photographs(tmp_path))).save().tensors
+    drawn = fit(backbone, config).save().tensors
+    name = "families.0.teacher.convs.0.weight"
+    assert not torch.equal(ours[name], drawn[name])
+
+
+@pytest.mark.parametrize("batch", [2, 4, 6, 10])
+def test_triplets_without_another_picture_in_the_batch_are_refused(batch):
+    with pytest.raises(ConfigError, match=f"multiple of 4 from 8, .* not {batch}"):
+        methods.make_config("students", {"metric": 0.5, "teacher_batch": batch})
+    methods.make_config("students", {"metric": 0.0, "teacher_batch": batch})
+
+
+@pytest.mark.parametrize("batch", [8, 12])
+def test_triplets_take_multiples_of_four(batch):
+    assert methods.make_config("students", {"metric": 0.5, "teacher_batch": batch}).teacher_batch == batch
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from model_store import codec
 from pipeline import methods, tiling
 from pipeline.backbone import resolve
 from pipeline.commissioning import commission, rotated
-from pipeline.data import Frame, Images
+from pipeline.data import Artifact, Features, Frame, Images, Scores
 from pipeline.decode import Limits
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.inspection import Inspector
@@ -189,10 +189,74 @@ def test_a_tiled_inspector_goes_the_whole_way(backbone):
 def test_rotations_turn_the_picture():
     images = torch.zeros(1, 3, 41, 41, dtype=torch.uint8)
     images[:, :, 5:9, 18:23] = 255  # above the centre
-    turned = rotated(images, 4)
+    turned = rotated(Images(images), 4).pixels
     assert tuple(turned.shape) == (4, 3, 41, 41)
     assert torch.equal(turned[0], images[0])
     torch.testing.assert_close(turned[2].float(), images[0].rot90(2, (1, 2)).float(), atol=2, rtol=0)
     quarter = {tuple(map(int, t[0].nonzero().float().mean(dim=0))) for t in (turned[1], turned[3])}
     assert quarter == {(20, 6), (20, 33)} or quarter == {(20, 6), (20, 34)}
-    assert torch.equal(rotated(images, 1), images)
+    assert torch.equal(rotated(Images(images), 1).pixels, images)
+
+
+class Recorded:
+    """A detector that keeps the pictures it was fitted on and those it scored."""
+
+    def __init__(self, images):
+        self.images, self.scored = images, []
+
+    def embed(self, images):
+        self.scored.append(images)
+        return Features(maps={"mean": images.float().mean(dim=(1, 2, 3))}, image_size=SIZE)
+
+    def score(self, features):
+        image = features.maps["mean"]
+        return Scores(image=image, map=image.new_zeros(len(image), *SIZE))
+
+    def save(self):
+        return Artifact(method="recorded", tensors={})
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """The detectors of the levels, in their order."""
+    made = []
+
+    def fit(_method, images, _config, **_how):
+        made.append(Recorded(images))
+        return made[-1]
+
+    monkeypatch.setattr(methods, "fit", fit)
+    return made
+
+
+def greys(images):
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_all_turns_of_a_tuning_picture_are_kept_for_tuning(recorded, backbone):
+    flat = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, SIDE, SIDE)
+    tiling.fit("patchcore", rotated(Images(flat), 3), object(), tiles=TILES, size=SIZE, backbone=backbone, seed=0)
+    for n, level in zip(TILES, recorded, strict=True):
+        fitted_on, tuned_on = greys(level.images.pixels), greys(torch.cat(level.scored))
+        assert not set(fitted_on) & set(tuned_on)
+        assert sorted(fitted_on + tuned_on) == sorted(list(range(10)) * 3 * n * n)
+        assert list(level.images.originals) == fitted_on
+
+
+def test_without_turns_tuning_pictures_are_drawn_by_picture(recorded, backbone):
+    flat = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 3, SIDE, SIDE)
+    tiling.fit("patchcore", Images(flat), object(), tiles=(2,), size=SIZE, backbone=backbone, seed=3)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3)).tolist()
+    assert greys(recorded[0].images.pixels)[::4] == sorted(order[4:])
+    assert greys(torch.cat(recorded[0].scored))[::4] == sorted(order[:4])
+    assert list(recorded[0].images.originals) == greys(recorded[0].images.pixels), "tiles of one picture stay together"
+
+
+def test_maps_of_a_method_that_does_not_localise_stay_zero(backbone):
+    config = methods.make_config("deep_svdd", {"pretrain_epochs": 1, "epochs": 1, "batch": 8}, quick=True)
+    made = tiling.fit("deep_svdd", Images(pictures(8)), config, tiles=TILES, size=SIZE, backbone=backbone, seed=0)
+    again = tiling.load(made.save(), backbone=backbone)
+    for each in (made, again):
+        scored = each.score(each.embed(pictures(2, seed=9)))
+        assert not scored.map.any()
+        assert scored.image.any()

@@ -113,6 +113,22 @@ def test_seeded_leaves_the_global_generator_alone():
         assert torch.equal(torch.rand(2), first)
 
 
+def test_seeded_is_torchs_own_seed():
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    with training.seeded(5):
+        assert torch.equal(torch.rand(2), expected)
+
+
+def test_seeded_leaves_no_seed_waiting_for_a_gpu(monkeypatch):
+    waiting = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", waiting.append)
+    with training.seeded(5):
+        torch.rand(2)
+    assert not waiting
+
+
 def test_rates():
     assert training.constant(2)(0.7) == 2
     assert [training.dropped(1, 0.95)(x) for x in (0, 0.94, 0.95)] == [1, 1, 0.1]

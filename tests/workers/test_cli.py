@@ -650,10 +650,48 @@ def test_an_evaluation_that_is_cut_short_leaves_what_it_found(goldline, tmp_path
     synthetic.write_dataset(tmp_path / "gear", "gear", goods=8, test_goods=3, defects_each=1, seed=2)
     options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
     methods = ("--methods", "padim,patchcore", "--set", "coreset=0.0001")  # no bank for the second
-    ran = goldline("evaluate", tmp_path / "gear", *options, *methods, "--json", tmp_path / "rows.json")
+    files = ("--json", tmp_path / "rows.json", "--html", tmp_path / "page.html")
+    ran = goldline("evaluate", tmp_path / "gear", *options, *methods, *files)
     assert ran.status == 2
     assert "is smaller than neighbours = 9" in ran.err
     assert [row["method"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["padim"]
+    assert "gear: padim</h2>" in (tmp_path / "page.html").read_text()
+    assert [line.split()[:2] for line in ran.out.splitlines() if "padim" in line] == [["gear", "padim"]]
+
+
+def test_an_evaluation_says_which_pictures_it_could_not_read_and_how_it_read_masks(goldline, tmp_path, monkeypatch):
+    synthetic.write_dataset(tmp_path / "gear", "gear", goods=8, test_goods=3, defects_each=1, seed=2)
+    (tmp_path / "gear/test/good/<b>.png").write_bytes(b"no picture")
+    mask = next((tmp_path / "gear/ground_truth").rglob("*.png"))
+    Image.new("L", (64, 64)).save(mask)
+    defect = f"test/{mask.parent.name}/000.png"
+    monkeypatch.chdir(tmp_path / "gear")
+    options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
+    files = ("--json", tmp_path / "rows.json", "--html", tmp_path / "page.html")
+    ran = goldline("evaluate", ".", *options, "--set", "coreset=0.05", *files)
+    assert ran.status == 0, ran.err
+    assert "gear: pictures that cannot be read, in no figure: 1 (test/good/<b>.png)" in ran.err
+    assert f"in figures of pixels there is nothing to find of them: 1 ({defect})" in ran.err
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert (row["dataset"], row["unreadable"], row["lost_masks"]) == ("gear", ["test/good/<b>.png"], [defect])
+    page = (tmp_path / "page.html").read_text()
+    assert "pictures that cannot be read, in no figure: 1 (test/good/&lt;b&gt;.png)" in page
+    assert defect in page
+    assert "lighter than half after a nearest resize" in page
+    assert "inside the region of interest" in page
+
+
+def test_an_evaluation_refuses_at_the_start_what_can_be_known_then(goldline, tmp_path):
+    for name in ("bolt", "gear"):
+        synthetic.write_dataset(tmp_path / name, "gear", goods=8, test_goods=3, defects_each=1, seed=2)
+    options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
+    rows = ("--json", tmp_path / "rows.json")
+    tiled = goldline("evaluate", tmp_path, *options, *rows, "--methods", "patchcore,padim", "--tiles", "1,2").refused()
+    assert "padim keeps statistics by position" in tiled
+    for path in (tmp_path / "gear/test").rglob("*.png"):
+        path.unlink()
+    assert "no pictures in" in goldline("evaluate", tmp_path, *options, *rows, "--set", "coreset=0.05").refused()
+    assert not (tmp_path / "rows.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,24 @@
 import json
 from dataclasses import fields
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import ConfigError
+from pipeline.evaluation import dataset
 from workers.backbones import DEFAULT, Choice
 from workers.commands import options
+from workers.commands.model_page import plain
 from workers.progress_bars import shown
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.trial import Row
+    from pipeline.view import View
 
 _COLUMNS = {
     "image_auroc": "image\nAUROC",
@@ -22,6 +29,7 @@ _COLUMNS = {
     "aupro_005": "PRO\n0.05",
     "average_precision": "avg.\nprec.",
 }
+_NAMES = 5  # of pictures that a warning names
 
 
 @click.command("evaluate")
@@ -64,15 +72,15 @@ def command(
 
     Fits on train/good, scores the test set. Labels are used for the figures alone. Misses are given where one false
     reject is at most the stated share of the test's goods; figures of pixels where every defect has a mask (positive:
-    more than half after a nearest resize).
+    more than half after a nearest resize). With --roi these count what lies inside alone: what a mask shows outside is
+    no miss. Pictures that cannot be read are in no figure, and are named.
 
     \b
     Examples:
       goldline evaluate photos --methods patchcore --seeds 3
       goldline evaluate datasets/ --json rows.json --html worst.html
     """
-    from pipeline import methods  # noqa: PLC0415 - torch takes seconds to import
-    from pipeline.decode import Limits  # noqa: PLC0415
+    from pipeline.decode import Limits  # noqa: PLC0415 - torch takes seconds to import
     from pipeline.evaluation import trial  # noqa: PLC0415
     from workers import evaluation_page, picture_page  # noqa: PLC0415
     from workers.backbones import choose  # noqa: PLC0415
@@ -87,7 +95,39 @@ def command(
         engine=engine,
         device=device,
     )
-    given = options.pairs(settings)
+    configs = _configs(names, options.pairs(settings), view, quick=quick)
+    datasets = _datasets(folders, without)
+    net = choose(chosen, options.optional_settings(config), view.size)
+    rows: list[Row] = []
+    sections: list[str] = []
+    try:
+        for folder in datasets:
+            with shown(console) as progress:
+                pictures = trial.read(folder, view, Limits(), without=without, progress=progress)
+            for warning in evaluation_page.warnings(pictures, most=_NAMES):
+                click.echo(plain(f"{pictures.name}: {warning}"), err=True)
+            for name, seed in product(configs, range(seeds)):
+                with shown(console) as progress:
+                    done = trial.run(
+                        pictures, name, configs[name], net, rotations=rotations, seed=seed, progress=progress
+                    )
+                rows.append(done.row)
+                if json_file:  # after each trial: some train for hours
+                    _write(json_file, rows)
+                if html and seed == 0:
+                    sections.append(evaluation_page.section(done))
+                _tell(console, rows[-seed - 1 :], seeds)
+    finally:  # a trial that fails does not take with it what was found before
+        if rows:
+            if html:
+                picture_page.write(html, evaluation_page.render(sections))
+            Console().print(_table(rows))
+
+
+def _configs(names: str, given: dict[str, str], view: "View", *, quick: bool) -> dict[str, Any]:
+    """Each method's settings; what can be told now of methods and view is not told after hours of fits."""
+    from pipeline import methods, tiling  # noqa: PLC0415
+
     configs = {
         name: methods.make_config(name, methods.settings_for(name, given), quick=quick) for name in names.split(",")
     }
@@ -96,39 +136,13 @@ def command(
         near = get_close_matches(unknown, known, n=1)
         hint = f"; nearest: {near[0]}" if near else ""
         raise ConfigError(f"none of {names} has the setting {unknown!r}{hint}. There are: {', '.join(known)}")
-    datasets = _datasets(folders)
-    if without and len(datasets) > 1:
-        raise ConfigError(f"--without goes with one dataset, not with {len(datasets)}")
-    net = choose(chosen, options.optional_settings(config), view.size)
-    rows: list[trial.Row] = []
-    kept: list[trial.Trial] = []
-    for folder in datasets:
-        with shown(console) as progress:
-            pictures = trial.read(folder, view, Limits(), without=without, progress=progress)
-        for name, method_config in configs.items():
-            for seed in range(seeds):
-                with shown(console) as progress:
-                    done = trial.run(
-                        pictures, name, method_config, net, rotations=rotations, seed=seed, progress=progress
-                    )
-                rows.append(done.row)
-                if json_file:  # after each trial: some train for hours
-                    _write(json_file, rows)
-                if seeds > 1:
-                    console.print(
-                        f"{folder.name} {name} seed {seed}: {_line(trial.mean_of([done.row]))}", highlight=False
-                    )
-                if html and seed == 0:
-                    kept.append(done)
-            mean = _line(trial.mean_of(rows[-seeds:]))
-            console.print(f"{folder.name} {name}{' mean' if seeds > 1 else ''}: {mean}", highlight=False)
-    if html:
-        picture_page.write(html, evaluation_page.render(kept))
-    Console().print(_table(rows))
+    for name, config in configs.items():
+        tiling.check(name, config, view.tiles)
+    return configs
 
 
-def _datasets(folders: tuple[Path, ...]) -> list[Path]:
-    """Each folder that has train/good, or those in it that do."""
+def _datasets(folders: tuple[Path, ...], without: tuple[str, ...]) -> list[Path]:
+    """Each folder that has train/good, or those in it that do; all of them have pictures."""
     found: list[Path] = []
     for folder in folders:
         below = sorted(p.parent for p in folder.glob("*/train") if p.is_dir())
@@ -138,7 +152,24 @@ def _datasets(folders: tuple[Path, ...]) -> list[Path]:
                 f"{folder}: neither a dataset in MVTec layout (train/good, test/good, test/DEFECT) nor a folder of such"
             )
         found += inner
+    if without and len(found) > 1:
+        raise ConfigError(f"--without goes with one dataset, not with {len(found)}")
+    for folder in found:
+        dataset.goods(folder, without)
+        dataset.tests(folder)
     return found
+
+
+def _tell(console: Console, so_far: "list[Row]", seeds: int) -> None:
+    """The last row of a method on a dataset, and after its last seed the means."""
+    from pipeline.evaluation import trial  # noqa: PLC0415
+
+    row = so_far[-1]
+    what = f"{row.dataset} {row.method}"
+    if seeds > 1:
+        console.print(f"{what} seed {row.seed}: {_line(trial.mean_of([row]))}", highlight=False)
+    if len(so_far) == seeds:
+        console.print(f"{what}{' mean' if seeds > 1 else ''}: {_line(trial.mean_of(so_far))}", highlight=False)
 
 
 def _write(file: Path, rows: list[Any]) -> None:
