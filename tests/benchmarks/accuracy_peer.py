@@ -1,8 +1,8 @@
 """Anomalib's PatchCore on given pictures, run by the Python of the peers' environment: see `accuracy.py`.
 
 Arguments: a .npz with `train` and `test` (N, 3, H, W) uint8, RGB; a folder with `resnetv2.py` and its weights; the
-share of patches that the coreset keeps; and where the scores (N,) of the test pictures go, as .npy. Its backbone is the
-one given, everything else is its own.
+share of patches that the coreset keeps; how many seeds; and where the scores (seeds, N) of the test pictures go, as
+.npy. Its backbone is the one given, everything else is its own. A seed draws the coreset, from the same features.
 """
 
 import sys
@@ -41,21 +41,24 @@ class _Extractor(nn.Module):
 def main() -> None:
     """Fit, score, write."""
     warnings.simplefilter("ignore")
-    pictures, folder, coreset, out = sys.argv[1:]
+    pictures, folder, coreset, seeds, out = sys.argv[1:]
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel  # noqa: PLC0415
 
-    torch.manual_seed(0)
     with np.load(pictures, allow_pickle=False) as given:
         train, test = (torch.from_numpy(given[name]) for name in ("train", "test"))
     model: Any = PatchcoreModel(layers=("layer2", "layer3"), backbone="resnet18", pre_trained=False)
     model.layers, model.feature_extractor = LAYERS, _Extractor(Path(folder))
-    model.train()
-    model.feature_extractor.eval()
-    for part in torch.split(train, _BATCH):
-        model(part / 255)
-    model.subsample_embedding(float(coreset))
-    model.eval()
-    np.save(out, np.concatenate([model(part / 255).pred_score.numpy() for part in torch.split(test, 1)]).ravel())
+    scores = []
+    for seed in range(int(seeds)):
+        torch.manual_seed(seed)
+        model.train()
+        model.feature_extractor.eval()
+        for part in torch.split(train, _BATCH):
+            model(part / 255)
+        model.subsample_embedding(float(coreset))
+        model.eval()
+        scores.append(np.concatenate([model(part / 255).pred_score.numpy() for part in torch.split(test, 1)]).ravel())
+    np.save(out, np.stack(scores))
 
 
 if __name__ == "__main__":

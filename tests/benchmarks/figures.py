@@ -69,8 +69,9 @@ def _score(report: Report) -> Iterator[str]:
 
 
 def _accuracy(report: Report) -> Iterator[str]:
+    ranges = {key: f"{key}_range" for key in ("image_auroc", "peer_image_auroc")}
     yield _picked(
-        report["rows"],
+        [row | {new: _range(row[f"{key}_by_seed"]) for key, new in ranges.items()} for row in report["rows"]],
         {
             "set": "dataset",
             "goods": "goods",
@@ -78,12 +79,17 @@ def _accuracy(report: Report) -> Iterator[str]:
             "method": "method",
             "settings": "settings",
             "run by": "engine",
-            "fit, s": "fit_s",
             "image AUROC": "image_auroc",
+            "its seeds": "image_auroc_range",
             "peer": "peer",
             "peer's": "peer_image_auroc",
+            "peer's seeds": "peer_image_auroc_range",
         },
     )
+
+
+def _range(figures: Sequence[float]) -> str:
+    return f"{min(figures):.3f} to {max(figures):.3f}" if figures else ""
 
 
 def _fit(report: Report) -> Iterator[str]:
