@@ -14,7 +14,7 @@ from pipeline.backbone import resolve
 from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.evaluation import dataset, trial
-from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc
+from pipeline.evaluation.figures import aupro, auroc, average_precision, misses_at, pixel_auroc, rank_correlation
 from pipeline.methods import make_config
 from pipeline.synthetic import defects_of, write_dataset
 from pipeline.view import View
@@ -359,3 +359,11 @@ def test_methods_by_position_and_tiles_are_refused_before_there_is_a_picture():
     for method, config in (("padim", make_config("padim", {})), ("students", by_position)):
         tiling.check(method, config, tiling.WHOLE)
     tiling.check("patchcore", make_config("patchcore", {}), (1, 2))
+
+
+def test_rank_correlation_is_one_for_any_rising_relation_and_none_without_an_order():
+    values = [0.1, 0.5, 0.2, 0.9]
+    assert rank_correlation(values, [v**3 for v in values]) == pytest.approx(1)
+    assert rank_correlation(values, [-v for v in values]) == pytest.approx(-1)
+    assert rank_correlation(values[:2], values[:2]) is None
+    assert rank_correlation(values, [1.0] * 4) is None
