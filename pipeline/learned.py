@@ -53,7 +53,7 @@ def split(images: Images, share: float, seed: int) -> tuple[Tensor, Tensor]:
     count = len(originals_of(images))
     if count < _FEWEST_ORIGINALS:
         raise FitError(f"at least {_FEWEST_ORIGINALS} good pictures are needed beside turns of them, not {count}")
-    return apart(images, min(count - 1, max(1, round(count * share))), seed)
+    return hold_out(images, min(count - 1, max(1, round(count * share))), seed)
 
 
 def originals_of(images: Images) -> list[int]:
@@ -61,7 +61,7 @@ def originals_of(images: Images) -> list[int]:
     return sorted(set(images.originals)) if images.originals else list(range(len(images)))
 
 
-def apart(images: Images, held: int, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out(images: Images, held: int, seed: int) -> tuple[Tensor, Tensor]:
     """Places of the pictures that are kept, and of all those of `held` originals drawn at random; both ascending."""
     originals = originals_of(images)
     order = torch.randperm(len(originals), generator=torch.Generator().manual_seed(seed))

@@ -135,7 +135,7 @@ def fit(
     kept = max(_TUNE_MIN, round(count * _TUNE_SHARE))
     if count - kept < kept:
         raise FitError(f"tiles need at least {2 * _TUNE_MIN} good pictures to fit, not {count}")
-    places, held = learned.apart(images, kept, seed)
+    places, held = learned.hold_out(images, kept, seed)
     used, tune = images.pixels[places], images.pixels[held]
     of = images.originals or range(len(images))
     detectors: list[Detector] = []
