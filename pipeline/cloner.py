@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, interpolate
 
 from pipeline.errors import ConfigError
 
@@ -52,6 +52,15 @@ def distances(made: list[Tensor], wanted: list[Tensor], weight: float) -> Tensor
         a, b = mine.flatten(1), theirs.flatten(1)
         total = total + (1 - cosine_similarity(a, b, dim=1)) + weight * (a - b).square().mean(dim=1)
     return total
+
+
+def place_distances(made: list[Tensor], wanted: list[Tensor], weight: float, side: int) -> Tensor:
+    """`distances` with each place's channels on their own, resized and summed over layers: (B, side, side)."""
+    total = made[0].new_zeros(made[0].shape[0], 1, side, side)
+    for mine, theirs in zip(made, wanted, strict=True):
+        grid = (1 - cosine_similarity(mine, theirs, dim=1)) + weight * (mine - theirs).square().mean(dim=1)
+        total = total + interpolate(grid.unsqueeze(1), size=(side, side), mode="bilinear", align_corners=False)
+    return total[:, 0]
 
 
 def doublings_of(side: int, grids: list[torch.Size]) -> list[int]:

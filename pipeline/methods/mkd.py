@@ -13,10 +13,14 @@ Departures, and why:
 * Of four layers or more the shallowest serves training alone, as in the paper; of fewer all serve both.
 * A map's values are scaled by its 99th percentile, as in the paper, and then by the picture's loss: without that the
   brightest spot of a good picture would equal a defect's.
+* `map="distance"` shows the loss of each place instead of its gradient: through networks with residual connections the
+  gradient says less well where a defect is.
+* `patience` ends a training where held-out goods gain no more; the paper's has a fixed length, as is the default here.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,12 +28,12 @@ from torch.nn.functional import interpolate
 
 from pipeline import fitted, learned, training
 from pipeline.backbone import Backbone
-from pipeline.cloner import Cloner, distances, doublings_of
+from pipeline.cloner import Cloner, distances, doublings_of, place_distances
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.maps import opened, smooth, upsample
 from pipeline.progress import Progress, silent
-from pipeline.training import Checkpoint, train
+from pipeline.training import Checkpoint, HeldOut, train
 
 NAME = "mkd"
 _FEWEST_IMAGES = 2
@@ -48,6 +52,9 @@ class MkdConfig:
         batch: pictures a step.
         rate: Adam's learning rate.
         sigma: Gaussian smoothing of the map, in pixels of `side`; 0 for none.
+        map: the loss's gradient by the picture, or the loss of each place.
+        patience: epochs in a row in which held-out goods gain nothing, after which the training ends; 0 for never.
+        held_out: share of the good pictures, at least one, that `patience` looks at and that are not trained on.
     """
 
     side: int = 128
@@ -56,6 +63,9 @@ class MkdConfig:
     batch: int = 64
     rate: float = 1e-3
     sigma: float = 4.0
+    map: Literal["gradient", "distance"] = "gradient"
+    patience: int = 0
+    held_out: float = 0.1
 
     def __post_init__(self) -> None:
         if not 32 <= self.side <= 2048:
@@ -66,6 +76,10 @@ class MkdConfig:
             raise ConfigError(f"weight must not be negative and rate within 0 to 1, not {self.weight}, {self.rate}")
         if not 0 <= self.sigma <= 100:
             raise ConfigError(f"sigma must be 0 to 100 px, not {self.sigma}")
+        if self.patience < 0 or not 0 < self.held_out < 1:
+            raise ConfigError(
+                f"patience must not be negative and held_out within 0 to 1, not {self.patience}, {self.held_out}"
+            )
 
 
 class MkdDetector:
@@ -113,16 +127,7 @@ class MkdDetector:
         prepared, side = features.maps["prepared"], self.config.side
         if tuple(prepared.shape[1:]) != (3, side, side):
             raise ShapeError(f"pictures are {tuple(prepared.shape)}; the model needs (B, 3, {side}, {side})")
-        # A gradient is wanted, whatever mode the caller runs in.
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            x = prepared.clone().requires_grad_()
-            maps = list(self._backbone.differentiable(x).values())
-            wanted = [each / scale for each, scale in zip(maps, self._scales, strict=True)]
-            first = 1 if len(wanted) > 3 else 0
-            losses = distances(self._cloner(x)[first:], wanted[first:], self.config.weight)
-            (gradient,) = torch.autograd.grad(losses.sum(), x)
-        losses = losses.detach()
-        grid = _shown(gradient.abs().sum(dim=1), self.config.sigma) * losses.view(-1, 1, 1)
+        losses, grid = self._by_gradient(prepared) if self.config.map == "gradient" else self._by_place(prepared)
         return Scores(image=losses, map=upsample(grid, features.image_size))
 
     def save(self) -> Artifact:
@@ -134,6 +139,30 @@ class MkdDetector:
             tensors={**tensors, "scales": self._scales.cpu().clone()},
             meta={**meta, "signed": list(self._signed)},
         )
+
+    def _by_gradient(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (B,), and their gradients as a map (B, side, side)."""
+        # A gradient is wanted, whatever mode the caller runs in.
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            x = prepared.clone().requires_grad_()
+            losses = distances(*self._compared(x), self.config.weight)
+            (gradient,) = torch.autograd.grad(losses.sum(), x)
+        losses = losses.detach()
+        return losses, _shown(gradient.abs().sum(dim=1), self.config.sigma) * losses.view(-1, 1, 1)
+
+    @torch.inference_mode()
+    def _by_place(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (B,), and what each place has of them (B, side, side)."""
+        made, wanted = self._compared(prepared)
+        grid = place_distances(made, wanted, self.config.weight, self.config.side)
+        return distances(made, wanted, self.config.weight), smooth(grid, self.config.sigma)
+
+    def _compared(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The cloner's maps and the source's, of the layers that the loss has."""
+        maps = self._backbone.differentiable(x).values()
+        wanted = [each / scale for each, scale in zip(maps, self._scales, strict=True)]
+        first = 1 if len(wanted) > 3 else 0
+        return self._cloner(x)[first:], wanted[first:]
 
 
 class Mkd:
@@ -206,24 +235,28 @@ class Mkd:
         scratch: Path | None,
         progress: Progress,
     ) -> None:
-        count = len(pictures)
+        kept, held = torch.arange(len(pictures)), torch.arange(0)
+        if config.patience:
+            kept, held = learned.split(images, config.held_out, seed)
 
-        def loss(step: int, _generator: torch.Generator) -> Tensor:
-            at = training.batch_of(step, count, config.batch, seed)
-            made = cloner(pictures[at].to(backbone.device))
-            return distances(
-                [each.float() for each in made], [each[at].to(backbone.device) for each in wanted], config.weight
-            ).mean()
+        def loss_of(at: Tensor) -> Tensor:
+            made = [each.float() for each in cloner(pictures[at].to(backbone.device))]
+            return distances(made, [each[at].to(backbone.device) for each in wanted], config.weight)
 
+        def held_loss() -> float:
+            return float(torch.cat([loss_of(at) for at in torch.split(held, config.batch)]).mean())
+
+        epoch = training.steps_of(1, len(kept), config.batch)
         key = training.digest(NAME, asdict(config), seed, backbone.spec.to_meta(), images.pixels)
         train(
             cloner,
-            loss,
-            steps=training.steps_of(config.epochs, count, config.batch),
+            lambda step, _: loss_of(kept[training.batch_of(step, len(kept), config.batch, seed)]).mean(),
+            steps=config.epochs * epoch,
             optimiser=torch.optim.Adam(cloner.parameters(), lr=config.rate),
             rate=training.constant(config.rate),
             seed=seed,
             stage="cloner",
+            held_out=HeldOut(loss=held_loss, every=epoch, patience=config.patience) if config.patience else None,
             checkpoint=Checkpoint(path=scratch / "mkd.safetensors", key=key) if scratch else None,
             progress=progress,
         )

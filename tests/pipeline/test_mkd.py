@@ -1,5 +1,7 @@
 """MKD's numbers against slow and obvious versions."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,10 @@ from torch import nn
 
 from pipeline import maps, methods
 from pipeline.backbone import resolve
-from pipeline.cloner import Cloner, distances
+from pipeline.cloner import Cloner, distances, place_distances
 from pipeline.data import Images
 from pipeline.errors import ConfigError
-from tests.conformance.pictures import bad, config, good
+from tests.conformance.pictures import BOX, bad, config, good
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,45 @@ def test_losses_are_the_papers():
             a, c = mine[b].numpy().ravel(), theirs[b].numpy().ravel()
             expected += 1 - a @ c / np.linalg.norm(a) / np.linalg.norm(c) + 0.5 * np.mean((a - c) ** 2)
         assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_a_place_is_that_of_a_map_of_one_place():
+    g = torch.Generator().manual_seed(0)
+    made = [torch.randn(2, 4, 4, 4, generator=g), torch.randn(2, 6, 2, 2, generator=g)]
+    wanted = [torch.randn(2, 4, 4, 4, generator=g), torch.randn(2, 6, 2, 2, generator=g)]
+    places = place_distances(made[:1], wanted[:1], 0.5, 4)
+    for y in range(4):
+        for x in range(4):
+            one = [[each[0][:, :, y : y + 1, x : x + 1]] for each in (made, wanted)]
+            torch.testing.assert_close(places[:, y, x], distances(*one, 0.5))
+    second = place_distances(made[1:], wanted[1:], 0.5, 4)
+    torch.testing.assert_close(place_distances(made, wanted, 0.5, 4), places + second)
+
+
+def test_the_map_of_distances_peaks_where_the_defect_is(backbone):
+    wanted = dataclasses.replace(config("mkd"), map="distance")
+    detector = methods.fit("mkd", Images(good(10)), wanted, backbone=backbone, seed=0)
+    scored = detector.score(detector.embed(bad(3)))
+    inside = scored.map[:, BOX[0], BOX[1]].mean(dim=(1, 2))
+    assert (inside > 2 * scored.map.mean(dim=(1, 2))).all()
+    by_gradient = methods.fit("mkd", Images(good(10)), config("mkd"), backbone=backbone, seed=0)
+    torch.testing.assert_close(scored.image, by_gradient.score(by_gradient.embed(bad(3))).image)
+
+
+def test_with_patience_the_training_ends_where_held_out_goods_gain_no_more(backbone):
+    images, told = Images(good(10)), []
+    long = dataclasses.replace(config("mkd"), epochs=400, batch=16, rate=0.03)
+
+    def fit(**settings):
+        told.clear()
+        wanted = dataclasses.replace(long, **settings)
+        progress = lambda stage, done, total: told.append((stage, done, total))  # noqa: E731
+        return methods.fit("mkd", images, wanted, backbone=backbone, seed=0, progress=progress)
+
+    fit(patience=3)
+    done, total = next((done, total) for stage, done, total in reversed(told) if stage == "cloner")
+    assert total == 400
+    assert 3 < done < 400
 
 
 def test_the_gradient_is_the_losses(detector):
