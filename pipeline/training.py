@@ -136,6 +136,8 @@ def train(
         if checkpoint and (time.monotonic() > saved_at + _SAVE_EVERY_S or state.step == steps):
             _save(checkpoint, module, optimiser, state)
             saved_at = time.monotonic()
+    if state.step < steps:
+        progress(stage, state.step, state.step)  # what was asked for was a limit
     if state.best:
         module.load_state_dict(state.best)
     module.eval()

@@ -13,11 +13,12 @@ _WIDTH, _HEIGHT, _BINS = 360, 160, 40
 _WORST = 6
 _NAMES = 100
 _TOLD_APART = frozenset({"dataset", "method", "unreadable", "lost_masks"})
+_NO_MAP = "<p>This method does not tell where: its pictures have no heatmap.</p>"
 _LEGEND = (
     "<h1>Evaluation</h1><p>Blue: good parts. Red: defects. Scores are each method's own.</p>"
     "<p>Figures of pixels (pixel_auroc, aupro) are there where every defect has a mask. A mask is positive where it is "
-    "lighter than half after a nearest resize to what the model sees. Only pixels inside the region of interest count: "
-    "what a mask shows outside is no miss.</p>"
+    "lighter than half after a nearest resize to what the model sees. With a region of interest only pixels inside "
+    "it count: what a mask shows outside is no miss.</p><p>Of several seeds the first is shown.</p>"
 )
 _LOST = (
     "defects with no pixel of their mask left where the model looks (after the resize, in the crop and in the region "
@@ -47,14 +48,24 @@ def section(trial: Trial) -> str:
     goods, defects = trial.scores[~defective], trial.scores[defective]
     misses = sorted(np.flatnonzero(defective).tolist(), key=lambda i: trial.scores[i])[:_WORST]
     rejects = sorted(np.flatnonzero(~defective).tolist(), key=lambda i: -trial.scores[i])[:_WORST]
-    told = ", ".join(f"{k} {v}" for k, v in row.body().items() if k not in _TOLD_APART)
+    told = "; ".join(f"{k}: {_plain(v)}" for k, v in row.body().items() if k not in _TOLD_APART)
     warned = "".join(f"<p><strong>{html.escape(line)}</strong></p>" for line in warnings(row, most=_NAMES))
     return (
         f"<h2>{html.escape(row.dataset)}: {html.escape(row.method)}</h2><p>{html.escape(told)}</p>{warned}"
+        f"{'' if trial.maps.any() else _NO_MAP}"
         f"<div class=row>{_histogram(goods, defects)}{_roc(goods, defects)}</div>"
         f"<h3>Defects that score lowest</h3>{_frames(trial, misses)}"
         f"<h3>Good parts that score highest</h3>{_frames(trial, rejects)}"
     )
+
+
+def _plain(value: object) -> str:
+    """A figure, a list or a mapping, for a person."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None or value == "" else str(value)
 
 
 def _histogram(goods: NDArray[np.float32], defects: NDArray[np.float32]) -> str:
@@ -71,6 +82,7 @@ def _histogram(goods: NDArray[np.float32], defects: NDArray[np.float32]) -> str:
             )
     ends = zip((0, _WIDTH - 50), (edges[0], edges[-1]), strict=True)
     bars += [f'<text x="{x}" y="{_HEIGHT}">{edge:.4g}</text>' for x, edge in ends]
+    bars.append(f'<text x="{_WIDTH / 2 - 40:.0f}" y="{_HEIGHT}">score of a picture</text>')
     return f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="scores">{"".join(bars)}</svg>'
 
 
@@ -86,7 +98,7 @@ def _roc(goods: NDArray[np.float32], defects: NDArray[np.float32]) -> str:
         f'<svg width="{side + 90}" height="{_HEIGHT}" role="img" aria-label="ROC"><polyline points="{path}" '
         f'fill="none" stroke="#35608f" stroke-width="2"/>'
         f'<rect width="{side}" height="{side}" fill="none" stroke="#d9d4c7"/>'
-        f'<text x="0" y="{_HEIGHT - 2}">false rejects 0 to 1</text></svg>'
+        f'<text x="0" y="{_HEIGHT - 2}">false rejects 0 to 1; upwards, defects found</text></svg>'
     )
 
 

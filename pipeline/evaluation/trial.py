@@ -32,7 +32,11 @@ class Row:
     """Figures of one trial; None where the set does not allow one. Times in seconds and milliseconds.
 
     Attributes:
-        misses_at: by rate of false rejects among the test goods, the share of defects that pass.
+        settings: the method's, defaults included.
+        view: how pictures are seen: size, crop, tiles and so on, whether there is a region of interest, and the turns
+            that goods are learnt in.
+        misses_at: by rate of false rejects among the test goods, the share of defects that pass; None where that rate
+            is less than one of them.
         ms_per_frame: embed and score, one picture at a time, median.
         left_out: good pictures that it was not fitted on, by their paths in the dataset.
         unreadable: pictures that could not be read and are in no figure, likewise.
@@ -45,6 +49,8 @@ class Row:
     backbone: str
     engine: str
     seed: int
+    settings: dict[str, Any]
+    view: dict[str, Any]
     image_auroc: float | None
     pixel_auroc: float | None
     aupro_030: float | None
@@ -141,7 +147,7 @@ def read(
 def run(
     pictures: Pictures,
     method: str,
-    config: object,
+    config: Any,
     backbone: Backbone,
     *,
     rotations: int = 1,
@@ -165,7 +171,7 @@ def run(
         progress=progress,
     )
     fit_s = time.perf_counter() - started
-    scored = score_all(detector, pictures.test, progress=progress)
+    scored = score_all(detector, pictures.test, stage="score", progress=progress)
     scores, maps = scored.image.numpy(), scored.map.numpy()
     artifact = detector.save()
     goods = [float(v) for v, s in zip(scores, pictures.samples, strict=True) if s.defect is None]
@@ -178,6 +184,8 @@ def run(
         backbone=backbone.spec.name,
         engine=backbone.spec.engine,
         seed=seed,
+        settings=asdict(config),
+        view={**asdict(pictures.view), "roi": bool(pictures.view.roi), "rotations": rotations},
         image_auroc=_rounded(auroc(goods, defects)),
         pixel_auroc=_rounded(pixel_auroc(maps, drawn, inside)) if drawn is not None else None,
         aupro_030=_rounded(aupro(maps, drawn, 0.3, inside)) if drawn is not None else None,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 
@@ -146,7 +146,7 @@ def make_config(method_name: str, settings: Mapping[str, Any], *, quick: bool = 
         shorter = _entry(method_name).quick if quick else {}
         return msgspec.convert({**shorter, **settings}, config, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{method_name}: {error}") from error
+        raise ConfigError(f"{method_name}: {_unfit(error, config, settings)}") from error
 
 
 def settings_for(method_name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +157,17 @@ def settings_for(method_name: str, settings: Mapping[str, Any]) -> dict[str, Any
     """
     known = {entry.name for entry in fields(_entry(method_name).config)}
     return {key: value for key, value in settings.items() if key in known}
+
+
+def _unfit(error: msgspec.ValidationError, config: type[Any], settings: Mapping[str, Any]) -> str:
+    """What is wrong with a value, and what it may be; range errors of the settings themselves say that already."""
+    key = str(error).partition("`$.")[2].rstrip("`")
+    if key not in settings:
+        return str(error)
+    kind = get_type_hints(config)[key]
+    said = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    wanted = f"one of {', '.join(map(str, get_args(kind)))}" if get_args(kind) else said.get(kind, str(kind))
+    return f"{key} is {wanted}, not {settings[key]!r:.200}"
 
 
 def _entry(method_name: str) -> MethodEntry:

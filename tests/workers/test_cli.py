@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from pipeline import synthetic
 from workers import cli
+from workers.commands.options import check_roi
 
 GOODS = 14
 
@@ -636,7 +637,11 @@ def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
     assert [(row["dataset"], row["method"], row["seed"]) for row in rows] == [("gear", "patchcore", s) for s in (0, 1)]
     wanted = "dataset method backbone seed image_auroc pixel_auroc aupro_030 aupro_005 misses_at goods"
     assert {*wanted.split(), "average_precision", "defects", "fit_s", "ms_per_frame", "bank_bytes"} <= rows[0].keys()
+    assert rows[0]["settings"]["coreset"] == 0.05
+    assert rows[0]["settings"]["neighbours"] == 9, "defaults too"
+    assert (rows[0]["view"]["size"], rows[0]["view"]["roi"], rows[0]["view"]["rotations"]) == ([64, 64], False, 1)
     page = (tmp_path / "page.html").read_text()
+    assert "coreset 0.05" in page
     assert page.count("<svg") == 2
     assert page.count("<figure") > 4
     assert "nearest: patchcore" in goldline("evaluate", folder, *options, "--methods", "patchcor").refused()
@@ -644,6 +649,39 @@ def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
     mistyped = goldline("evaluate", folder, *options, "--set", "corset=0.1").refused()
     assert "'corset'; nearest: coreset. There are: coreset, dim" in mistyped
     assert "neither a dataset" in goldline("evaluate", tmp_path / "sets" / "gear" / "test", *options).refused()
+    twice = goldline("evaluate", folder, *options, "--set", "coreset=0.1", "--set", "coreset=0.2").refused()
+    assert "--set coreset is given twice, as 0.1 and as 0.2" in twice
+
+
+def test_an_evaluation_says_how_many_defects_pass_where_goods_suffice_to_say_it(goldline, tmp_path):
+    synthetic.write_dataset(tmp_path / "gear", "gear", goods=8, test_goods=100, defects_each=1, seed=2)
+    options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
+    ran = goldline("evaluate", tmp_path / "gear", *options, "--set", "coreset=0.05", "--json", tmp_path / "rows.json")
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    passing = round(row["misses_at"]["0.01"] * row["defects"])
+    assert f"gear patchcore seed 0: {passing} of {row['defects']} defects pass at 1.0% false rejects" in ran.err
+    assert "at 0.5%" not in ran.err, "half a good part cannot be rejected"
+
+
+def test_a_region_that_was_painted_on_other_frames_is_refused(goldline, tmp_path):
+    synthetic.write_dataset(tmp_path / "gear", "gear", goods=12, test_goods=3, defects_each=1, seed=2)
+    options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
+    first = min((tmp_path / "gear/train/good").iterdir())
+    with Image.open(first) as frame:
+        wide, high = frame.size
+    Image.new("L", (wide, high // 2), 255).save(tmp_path / "other.png")
+    Image.new("L", (wide // 2, high // 2), 255).save(tmp_path / "half.png")
+    fit = ("fit", tmp_path / "gear", "--station", "line-1/top", "--store", f"file://{tmp_path}/models")
+    for command in (("evaluate", tmp_path / "gear"), ("screen", tmp_path / "gear"), fit):
+        said = goldline(*command, *options, "--set", "coreset=0.05", "--roi", tmp_path / "other.png").refused()
+        assert f"is {wide}x{high // 2} px and the frames ({first.name}) are {wide}x{high}" in said
+    smaller = goldline("evaluate", tmp_path / "gear", *options, "--set", "coreset=0.05", "--roi", tmp_path / "half.png")
+    assert smaller.status == 0, smaller.err
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 80)).save(tmp_path / "turned.jpg", exif=turned)
+    Image.new("L", (80, 40), 255).save(tmp_path / "lying.png")
+    check_roi(tmp_path / "lying.png", [tmp_path / "missing.jpg", tmp_path / "turned.jpg"])
 
 
 def test_an_evaluation_that_is_cut_short_leaves_what_it_found(goldline, tmp_path):
@@ -678,7 +716,7 @@ def test_an_evaluation_says_which_pictures_it_could_not_read_and_how_it_read_mas
     assert "pictures that cannot be read, in no figure: 1 (test/good/&lt;b&gt;.png)" in page
     assert defect in page
     assert "lighter than half after a nearest resize" in page
-    assert "inside the region of interest" in page
+    assert "With a region of interest only pixels inside it count" in page
 
 
 def test_an_evaluation_refuses_at_the_start_what_can_be_known_then(goldline, tmp_path):

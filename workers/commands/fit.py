@@ -32,7 +32,13 @@ from workers.provenance import PICTURES_MAX, digest, pictures
 @click.option("--station", required=True, help="The camera viewpoint, as in line-1/top.")
 @click.option("--recipe", default="default", show_default=True, help="The product being made.")
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the method; may be repeated, and an unknown one lists all.",
+)
 @options.quick
 @options.without
 @options.view
@@ -95,6 +101,7 @@ def command(
     store = open_store(store_url)
     paths = dataset.goods(folder, without)
     selection.check(folder, paths, station=station, recipe=recipe)
+    options.check_roi(roi, paths)
     chosen = Choice(
         name=backbone or DEFAULT,
         layers=layers.split(",") if layers else (),

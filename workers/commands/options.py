@@ -1,7 +1,7 @@
 """Options that several commands share, and what they mean."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +58,7 @@ def backbone(command: F) -> F:
             type=click.Path(path_type=Path, dir_okay=False),
             help="The backbone's weights, a safetensors file. Without: where `goldline weights where NAME` says.",
         ),
-        click.option("--layers", help="Feature maps to use, as in layer2,layer3."),
+        click.option("--layers", help="Feature maps to use, as in layer2,layer3; an unknown one lists all."),
         click.option(
             "--backbone",
             help="goldline-s, a torchvision model, timm:MODEL, or module:factory of your own (on PYTHONPATH).",
@@ -140,6 +140,32 @@ def view_of(size: int, tiles: str, roi: Path | None, *, crop: bool, keep_aspect:
         raise ConfigError(f"--roi {roi}: {error}") from error
 
 
+def check_roi(roi: Path | None, frames: Sequence[Path]) -> None:
+    """Refuse a region of interest that was painted on other frames: stretched over these, it lies elsewhere.
+
+    Raises:
+        ConfigError: its sides are in another proportion than those of the first readable frame.
+    """
+    from pipeline.decode import ORIENTATION, TURNED  # noqa: PLC0415 - torch takes seconds to import
+
+    if roi is None:
+        return
+    for frame in frames:
+        try:
+            with Image.open(roi) as mask, Image.open(frame) as picture:
+                (width, height), (wide, high) = mask.size, picture.size
+                if picture.getexif().get(ORIENTATION, 1) in TURNED:  # as `decode` turns it
+                    wide, high = high, wide
+        except (OSError, Image.DecompressionBombError):
+            continue
+        if abs(width * high - wide * height) > max(width, height, wide, high):  # a pixel of rounding is none
+            raise ConfigError(
+                f"--roi {roi} is {width}x{height} px and the frames ({frame.name}) are {wide}x{high}: paint it on one "
+                "of them"
+            )
+        return
+
+
 def file_to_write(name: str, *variable: str, says: str) -> Callable[[F], F]:
     """An option that names a file to be written after long work: its folder must be there before."""
 
@@ -208,12 +234,17 @@ def pairs(texts: tuple[str, ...]) -> dict[str, str]:
     """`key=value` texts as a mapping.
 
     Raises:
-        ConfigError: one has no `=`.
+        ConfigError: one has no `=`, or a key comes twice.
     """
+    found: dict[str, str] = {}
     for text in texts:
-        if "=" not in text:
+        key, equals, value = text.partition("=")
+        if not equals:
             raise ConfigError(f"--set takes key=value, not {text!r}")
-    return dict(text.split("=", 1) for text in texts)
+        if key in found:
+            raise ConfigError(f"--set {key} is given twice, as {found[key]} and as {value}")
+        found[key] = value
+    return found
 
 
 def _names(path: Path) -> tuple[str, ...]:

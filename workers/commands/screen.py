@@ -21,7 +21,13 @@ from workers.progress_bars import shown
 @click.command("screen")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the method; may be repeated.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the method; may be repeated, and an unknown one lists all.",
+)
 @options.quick
 @click.option(
     "--folds",
@@ -83,6 +89,7 @@ def command(
     """
     view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
     paths = dataset.goods(folder, without)
+    options.check_roi(roi, paths)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
     method_config = methods.make_config(method, options.pairs(settings), quick=quick)
     chosen = Choice(
