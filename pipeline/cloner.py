@@ -55,7 +55,10 @@ def distances(made: list[Tensor], wanted: list[Tensor], weight: float) -> Tensor
 
 
 def place_distances(made: list[Tensor], wanted: list[Tensor], weight: float, side: int) -> Tensor:
-    """`distances` with each place's channels on their own, resized and summed over layers: (B, side, side)."""
+    """L_dir + weight * L_val of each place's channels, resized and summed over layers: (B, side, side).
+
+    Means over places are L_val's, but not L_dir's: the cosine of whole maps is no mean of cosines.
+    """
     total = made[0].new_zeros(made[0].shape[0], 1, side, side)
     for mine, theirs in zip(made, wanted, strict=True):
         grid = (1 - cosine_similarity(mine, theirs, dim=1)) + weight * (mine - theirs).square().mean(dim=1)

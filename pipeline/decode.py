@@ -20,8 +20,8 @@ from pipeline.view import View, see
 # Our own limit is checked on each header, before decoding, and is a setting; Pillow's would only warn.
 Image.MAX_IMAGE_PIXELS = None
 
-ORIENTATION = 0x0112  # EXIF tag
-TURNED = {5, 6, 7, 8}  # orientations that swap width and height
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNED = {5, 6, 7, 8}  # orientations that swap width and height
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def _check_header(picture: Image.Image, limits: Limits) -> None:
 
 def _read(picture: Image.Image, view: View) -> tuple[NDArray[np.uint8], Placement]:
     long_side = 2 * max(view.seen)
-    turned = picture.getexif().get(ORIENTATION) in TURNED
+    turned = picture.getexif().get(_ORIENTATION) in _TURNED
     header: Size = picture.size if turned else (picture.height, picture.width)
     # JPEG only: the inverse DCT at a smaller scale, never below this.
     drafted = picture.draft(None, (long_side, long_side)) is not None

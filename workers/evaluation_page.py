@@ -52,7 +52,7 @@ def section(trial: Trial) -> str:
     warned = "".join(f"<p><strong>{html.escape(line)}</strong></p>" for line in warnings(row, most=_NAMES))
     return (
         f"<h2>{html.escape(row.dataset)}: {html.escape(row.method)}</h2><p>{html.escape(told)}</p>{warned}"
-        f"{'' if trial.maps.any() else _NO_MAP}"
+        f"{'' if trial.localises else _NO_MAP}"
         f"<div class=row>{_histogram(goods, defects)}{_roc(goods, defects)}</div>"
         f"<h3>Defects that score lowest</h3>{_frames(trial, misses)}"
         f"<h3>Good parts that score highest</h3>{_frames(trial, rejects)}"

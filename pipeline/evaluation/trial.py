@@ -80,6 +80,7 @@ class Trial:
         scores: (N,) of them.
         maps: (N, H, W) of them.
         pixels: (N, 3, H, W) uint8, as the model saw them.
+        localises: whether the maps say where.
     """
 
     row: Row
@@ -87,6 +88,7 @@ class Trial:
     scores: NDArray[np.float32]
     maps: NDArray[np.float32]
     pixels: NDArray[np.uint8]
+    localises: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +178,8 @@ def run(
     artifact = detector.save()
     goods = [float(v) for v, s in zip(scores, pictures.samples, strict=True) if s.defect is None]
     defects = [float(v) for v, s in zip(scores, pictures.samples, strict=True) if s.defect is not None]
-    drawn = pictures.masks if artifact.meta.get("localises", True) else None
+    localises = bool(artifact.meta.get("localises", True))
+    drawn = pictures.masks if localises else None
     inside = pictures.view.inside()
     row = Row(
         dataset=pictures.name,
@@ -201,7 +204,8 @@ def run(
         unreadable=pictures.unreadable,
         lost_masks=pictures.lost_masks,
     )
-    return Trial(row=row, samples=pictures.samples, scores=scores, maps=maps, pixels=pictures.test.pixels.numpy())
+    pixels = pictures.test.pixels.numpy()
+    return Trial(row=row, samples=pictures.samples, scores=scores, maps=maps, pixels=pixels, localises=localises)
 
 
 def mean_of(rows: Sequence[Row]) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -166,7 +166,7 @@ def _unfit(error: msgspec.ValidationError, config: type[Any], settings: Mapping[
         return str(error)
     kind = get_type_hints(config)[key]
     said = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    wanted = f"one of {', '.join(map(str, get_args(kind)))}" if get_args(kind) else said.get(kind, str(kind))
+    wanted = f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else said.get(kind, str(kind))
     return f"{key} is {wanted}, not {settings[key]!r:.200}"
 
 

@@ -13,8 +13,8 @@ Departures, and why:
 * Of four layers or more the shallowest serves training alone, as in the paper; of fewer all serve both.
 * A map's values are scaled by its 99th percentile, as in the paper, and then by the picture's loss: without that the
   brightest spot of a good picture would equal a defect's.
-* `map="distance"` shows the loss of each place instead of its gradient: through networks with residual connections the
-  gradient says less well where a defect is.
+* `map="distance"` shows how far the two are apart at each place instead of the gradient, which said less well where
+  defects are with the sources tried here.
 * `patience` ends a training where held-out goods gain no more; the paper's has a fixed length, as is the default here.
 """
 
@@ -52,7 +52,7 @@ class MkdConfig:
         batch: pictures a step.
         rate: Adam's learning rate.
         sigma: Gaussian smoothing of the map, in pixels of `side`; 0 for none.
-        map: the loss's gradient by the picture, or the loss of each place.
+        map: the loss's gradient by the picture, or the networks' distance at each place.
         patience: epochs in a row in which held-out goods gain nothing, after which the training ends; 0 for never.
         held_out: share of the good pictures, at least one, that `patience` looks at and that are not trained on.
     """
@@ -152,7 +152,7 @@ class MkdDetector:
 
     @torch.inference_mode()
     def _by_place(self, prepared: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (B,), and what each place has of them (B, side, side)."""
+        """Losses (B,), and the networks' distance at each place (B, side, side)."""
         made, wanted = self._compared(prepared)
         grid = place_distances(made, wanted, self.config.weight, self.config.side)
         return distances(made, wanted, self.config.weight), smooth(grid, self.config.sigma)
@@ -178,7 +178,7 @@ class Mkd:
         scratch: Path | None = None,
         progress: Progress = silent,
     ) -> MkdDetector:
-        """Train a cloner on these good pictures.
+        """Train a cloner on these good pictures; with `patience` some of them are held out of all that is learnt.
 
         Raises:
             ConfigError: the backbone's layers do not grow in stride by powers of two.
@@ -189,15 +189,18 @@ class Mkd:
             [_prepared(part, config.side, backbone).cpu() for part in torch.split(images.pixels, _FIT_BATCH)]
         )
         wanted = _source(pictures, backbone, progress)
-        scales = torch.stack([each.std() for each in wanted]).clamp(min=1e-6)
+        kept, held = torch.arange(len(images)), torch.arange(0)
+        if config.patience:
+            kept, held = learned.split(images, config.held_out, seed)
+        scales = torch.stack([each[kept].std() for each in wanted]).clamp(min=1e-6)
         if not bool(scales.isfinite().all()):
             raise FitError(f"the features of {backbone.spec.name} are not finite: are these the right weights?")
-        signed = [bool((each < 0).any()) for each in wanted]
+        signed = [bool((each[kept] < 0).any()) for each in wanted]
         wanted = [each.div_(scale) for each, scale in zip(wanted, scales, strict=True)]
         doublings = doublings_of(config.side, [each.shape[2:] for each in wanted])
         with training.seeded(seed):
             cloner = Cloner([each.shape[1] for each in wanted], doublings, signed).to(backbone.device)
-        self._train(cloner, pictures, wanted, config, backbone, images, seed, scratch, progress)
+        self._train(cloner, pictures, wanted, kept, held, config, backbone, images, seed, scratch, progress)
         return MkdDetector(cloner, scales, signed, config, images.size, backbone)
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> MkdDetector:
@@ -228,6 +231,8 @@ class Mkd:
         cloner: Cloner,
         pictures: Tensor,
         wanted: list[Tensor],
+        kept: Tensor,
+        held: Tensor,
         config: MkdConfig,
         backbone: Backbone,
         images: Images,
@@ -235,10 +240,6 @@ class Mkd:
         scratch: Path | None,
         progress: Progress,
     ) -> None:
-        kept, held = torch.arange(len(pictures)), torch.arange(0)
-        if config.patience:
-            kept, held = learned.split(images, config.held_out, seed)
-
         def loss_of(at: Tensor) -> Tensor:
             made = [each.float() for each in cloner(pictures[at].to(backbone.device))]
             return distances(made, [each[at].to(backbone.device) for each in wanted], config.weight)

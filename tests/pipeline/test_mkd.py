@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import maps, methods
+from pipeline import learned, maps, methods, training
 from pipeline.backbone import resolve
 from pipeline.cloner import Cloner, distances, place_distances
 from pipeline.data import Images
 from pipeline.errors import ConfigError
+from pipeline.methods import mkd
 from tests.conformance.pictures import BOX, bad, config, good
 
 
@@ -73,24 +74,70 @@ def test_the_map_of_distances_peaks_where_the_defect_is(backbone):
     scored = detector.score(detector.embed(bad(3)))
     inside = scored.map[:, BOX[0], BOX[1]].mean(dim=(1, 2))
     assert (inside > 2 * scored.map.mean(dim=(1, 2))).all()
+    sharp = methods.load(detector.save(), backbone=backbone)
+    sharp.config = dataclasses.replace(wanted, sigma=0)
+    assert (sharp.score(sharp.embed(bad(3))).map.amax(dim=(1, 2)) > 1.01 * scored.map.amax(dim=(1, 2))).all(), (
+        "smoothed"
+    )
     by_gradient = methods.fit("mkd", Images(good(10)), config("mkd"), backbone=backbone, seed=0)
     torch.testing.assert_close(scored.image, by_gradient.score(by_gradient.embed(bad(3))).image)
 
 
-def test_with_patience_the_training_ends_where_held_out_goods_gain_no_more(backbone):
-    images, told = Images(good(10)), []
-    long = dataclasses.replace(config("mkd"), epochs=400, batch=16, rate=0.03)
+@pytest.fixture
+def trainings(monkeypatch):
+    """What each fit asked of `train`, which runs."""
+    asked = []
 
-    def fit(**settings):
-        told.clear()
-        wanted = dataclasses.replace(long, **settings)
-        progress = lambda stage, done, total: told.append((stage, done, total))  # noqa: E731
-        return methods.fit("mkd", images, wanted, backbone=backbone, seed=0, progress=progress)
+    def spy(*positional, **named):
+        asked.append(named)
+        return training.train(*positional, **named)
 
-    fit(patience=3)
-    steps = [(done, total) for stage, done, total in told if stage == "cloner"]
-    assert steps[0] == (1, 400)
-    assert 3 < steps[-1][0] == steps[-1][1] < 400, "what was asked for was a limit"
+    monkeypatch.setattr(mkd, "train", spy)
+    return asked
+
+
+def test_with_patience_the_training_ends_where_held_out_goods_gain_no_more(backbone, trainings):
+    images, told = Images(good(12)), []
+    wanted = dataclasses.replace(config("mkd"), epochs=400, batch=4, rate=0.01, patience=2, held_out=0.25)
+    detector = methods.fit(
+        "mkd",
+        images,
+        wanted,
+        backbone=backbone,
+        seed=0,
+        progress=lambda *said: told.append(said) if said[0] == "cloner" else None,
+    )
+    assert told[0] == ("cloner", 1, 1200)
+    assert 3 * 2 < told[-1][1] == told[-1][2] < 1200, "what was asked for was a limit"
+    held_out = trainings[0]["held_out"]
+    assert (held_out.every, held_out.patience) == (3, 2), "looks at each epoch of the nine that it trains on"
+    _, held = learned.split(images, 0.25, 0)
+    scored = detector.score(detector.embed(images.pixels[held])).image
+    assert held_out.loss() == pytest.approx(float(scored.mean()), rel=1e-4)
+
+
+def test_nothing_is_learnt_from_what_is_held_out(backbone):
+    images = Images(good(12))
+    wanted = dataclasses.replace(config("mkd"), epochs=1, batch=4, patience=1, held_out=0.25)
+    _, held = learned.split(images, 0.25, 0)
+    others = images.pixels.clone()
+    others[held] = 255 - others[held]
+    one, other = (
+        methods.fit("mkd", Images(pixels), wanted, backbone=backbone, seed=0).save().tensors
+        for pixels in (images.pixels, others)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_without_patience_every_good_picture_is_trained_on(backbone, trainings):
+    methods.fit("mkd", Images(good(4)), config("mkd"), backbone=backbone, seed=0)
+    assert trainings[0]["held_out"] is None
+
+
+@pytest.mark.parametrize("settings", [{"patience": -1}, {"held_out": 0}, {"held_out": 1}])
+def test_a_patience_that_cannot_be_is_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        methods.make_config("mkd", settings)
 
 
 def test_the_gradient_is_the_losses(detector):

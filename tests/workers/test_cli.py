@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline import synthetic
+from pipeline.errors import ConfigError
 from workers import cli
 from workers.commands.options import check_roi
 
@@ -670,18 +671,27 @@ def test_a_region_that_was_painted_on_other_frames_is_refused(goldline, tmp_path
     with Image.open(first) as frame:
         wide, high = frame.size
     Image.new("L", (wide, high // 2), 255).save(tmp_path / "other.png")
-    Image.new("L", (wide // 2, high // 2), 255).save(tmp_path / "half.png")
+    Image.new("L", (wide // 2, high // 2 + 1), 255).save(tmp_path / "half.png")  # a pixel of rounding
     fit = ("fit", tmp_path / "gear", "--station", "line-1/top", "--store", f"file://{tmp_path}/models")
     for command in (("evaluate", tmp_path / "gear"), ("screen", tmp_path / "gear"), fit):
         said = goldline(*command, *options, "--set", "coreset=0.05", "--roi", tmp_path / "other.png").refused()
         assert f"is {wide}x{high // 2} px and the frames ({first.name}) are {wide}x{high}" in said
     smaller = goldline("evaluate", tmp_path / "gear", *options, "--set", "coreset=0.05", "--roi", tmp_path / "half.png")
     assert smaller.status == 0, smaller.err
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "webp"])
+def test_a_region_is_compared_with_frames_as_they_are_turned(tmp_path, suffix):
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.new("RGB", (40, 80)).save(tmp_path / "turned.jpg", exif=turned)
+    Image.new("RGB", (40, 80)).save(tmp_path / f"turned.{suffix}", exif=turned)
+    (tmp_path / f"broken.{suffix}").write_bytes(b"RIFF and no more")
+    frames = [tmp_path / f"broken.{suffix}", tmp_path / f"turned.{suffix}"]
     Image.new("L", (80, 40), 255).save(tmp_path / "lying.png")
-    check_roi(tmp_path / "lying.png", [tmp_path / "missing.jpg", tmp_path / "turned.jpg"])
+    Image.new("L", (40, 80), 255).save(tmp_path / "standing.png")
+    check_roi(tmp_path / "lying.png", frames)
+    with pytest.raises(ConfigError, match=f"is 40x80 px and the frames \\(turned.{suffix}\\) are 80x40"):
+        check_roi(tmp_path / "standing.png", frames)
 
 
 def test_an_evaluation_that_is_cut_short_leaves_what_it_found(goldline, tmp_path):

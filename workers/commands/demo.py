@@ -24,13 +24,7 @@ from workers.commands import options
 @click.option("--keep", is_flag=True, help="Keep pictures, models, settings and logs in .goldline/demo-PID.")
 @click.option("--broker", help="HOST:PORT of a broker of your own (or GOLDLINE_BROKER); without, one is started.")
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting of the method; may be repeated, and an unknown one lists all.",
-)
+@options.setting()
 @options.quick
 @options.backbone
 @click.option("--deadline-ms", default=1000, show_default=True, help="From capture to the gate.")

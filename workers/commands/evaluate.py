@@ -35,13 +35,7 @@ _NAMES = 5  # of pictures that a warning names
 @click.command("evaluate")
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--methods", "names", default="patchcore", show_default=True, help="Methods, as in patchcore,padim.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting, for the methods that have it; may be repeated, and an unknown one lists all.",
-)
+@options.setting(of="those methods that have it")
 @options.quick
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
 @options.without
@@ -176,12 +170,12 @@ def _tell(console: Console, so_far: "list[Row]", seeds: int) -> None:
     what = f"{row.dataset} {row.method}"
     if seeds > 1:
         console.print(f"{what} seed {row.seed}: {_line(trial.mean_of([row]))}", highlight=False)
-    if len(so_far) == seeds:
-        console.print(f"{what}{' mean' if seeds > 1 else ''}: {_line(trial.mean_of(so_far))}", highlight=False)
     for rate, share in row.misses_at.items():
         if share is not None:
             passing = f"{share * row.defects:.0f} of {row.defects} defects pass"
             console.print(f"{what} seed {row.seed}: {passing} at {float(rate):.1%} false rejects", highlight=False)
+    if len(so_far) == seeds:
+        console.print(f"{what}{' mean' if seeds > 1 else ''}: {_line(trial.mean_of(so_far))}", highlight=False)
 
 
 def _write(file: Path, rows: list[Any]) -> None:

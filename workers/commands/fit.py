@@ -32,13 +32,7 @@ from workers.provenance import PICTURES_MAX, digest, pictures
 @click.option("--station", required=True, help="The camera viewpoint, as in line-1/top.")
 @click.option("--recipe", default="default", show_default=True, help="The product being made.")
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting of the method; may be repeated, and an unknown one lists all.",
-)
+@options.setting()
 @options.quick
 @options.without
 @options.view

@@ -9,7 +9,7 @@ import click
 from PIL import Image
 
 from pipeline import settings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DecodeError
 from pipeline.settings import Settings
 from pipeline.view import View
 from workers import settings_file
@@ -120,6 +120,12 @@ def view(command: F) -> F:
     return command
 
 
+def setting(of: str = "the method") -> Callable[[F], F]:
+    """`--set`, read by `pairs`."""
+    told = f"A setting of {of}; may be repeated, and an unknown one lists all."
+    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=told)
+
+
 def view_of(size: int, tiles: str, roi: Path | None, *, crop: bool, keep_aspect: bool, even_light: bool) -> View:
     """The view that the options of `view` ask for.
 
@@ -146,18 +152,18 @@ def check_roi(roi: Path | None, frames: Sequence[Path]) -> None:
     Raises:
         ConfigError: its sides are in another proportion than those of the first readable frame.
     """
-    from pipeline.decode import ORIENTATION, TURNED  # noqa: PLC0415 - torch takes seconds to import
+    from pipeline.decode import Limits, decode_one  # noqa: PLC0415 - torch takes seconds to import
 
     if roi is None:
         return
+    with Image.open(roi) as mask:
+        width, height = mask.size
     for frame in frames:
         try:
-            with Image.open(roi) as mask, Image.open(frame) as picture:
-                (width, height), (wide, high) = mask.size, picture.size
-                if picture.getexif().get(ORIENTATION, 1) in TURNED:  # as `decode` turns it
-                    wide, high = high, wide
-        except (OSError, Image.DecompressionBombError):
+            _, placement = decode_one(frame.read_bytes(), View(), Limits())
+        except DecodeError:
             continue
+        high, wide = placement.image_size
         if abs(width * high - wide * height) > max(width, height, wide, high):  # a pixel of rounding is none
             raise ConfigError(
                 f"--roi {roi} is {width}x{height} px and the frames ({frame.name}) are {wide}x{high}: paint it on one "

@@ -21,13 +21,7 @@ from workers.progress_bars import shown
 @click.command("screen")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting of the method; may be repeated, and an unknown one lists all.",
-)
+@options.setting()
 @options.quick
 @click.option(
     "--folds",
