@@ -1,6 +1,6 @@
 """The methods there are, by name. Adding one is a file beside this and a line in METHODS."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,7 +23,7 @@ from pipeline.methods.spade import Spade, SpadeConfig
 from pipeline.methods.students import Students, StudentsConfig
 from pipeline.progress import Progress, silent
 
-__all__ = ["METHODS", "MethodEntry", "can_grow", "fit", "grow", "load", "make_config", "settings_for"]
+__all__ = ["METHODS", "MethodEntry", "can_grow", "fit", "grow", "load", "make_config", "make_configs", "settings_for"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +139,27 @@ def make_config(method_name: str, settings: Mapping[str, Any], *, quick: bool = 
     known = [entry.name for entry in fields(config)]
     for key in settings:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"; nearest: {near[0]}" if near else ""
-            raise ConfigError(f"{method_name} has no setting {key!r}{hint}. It has: {', '.join(known)}")
+            raise ConfigError(f"{method_name} has no setting {_unknown(key, known)}. It has: {', '.join(known)}")
     try:
         shorter = _entry(method_name).quick if quick else {}
         return msgspec.convert({**shorter, **settings}, config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{method_name}: {_unfit(error, config, settings)}") from error
+
+
+def make_configs(method_names: Sequence[str], settings: Mapping[str, Any], *, quick: bool = False) -> dict[str, Any]:
+    """The settings of each method, from one list: a method takes those that it has.
+
+    Raises:
+        ConfigError: an unknown method, a setting that none of them has, or an unfit value.
+    """
+    configs = {name: make_config(name, settings_for(name, settings), quick=quick) for name in method_names}
+    known = sorted({entry.name for config in configs.values() for entry in fields(config)})
+    for key in settings:
+        if key not in known:
+            none = f"none of {', '.join(method_names)} has the setting {_unknown(key, known)}"
+            raise ConfigError(f"{none}. There are: {', '.join(known)}")
+    return configs
 
 
 def settings_for(method_name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +170,11 @@ def settings_for(method_name: str, settings: Mapping[str, Any]) -> dict[str, Any
     """
     known = {entry.name for entry in fields(_entry(method_name).config)}
     return {key: value for key, value in settings.items() if key in known}
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = get_close_matches(key, known, n=1)
+    return f"{key!r}; nearest: {near[0]}" if near else repr(key)
 
 
 def _unfit(error: msgspec.ValidationError, config: type[Any], settings: Mapping[str, Any]) -> str:

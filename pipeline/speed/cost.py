@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 from pipeline import engines
 from pipeline.devices import resolve_device
 from pipeline.errors import ConfigError
-from pipeline.methods.patchcore import PatchCoreDetector
+from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector
 from pipeline.progress import Progress, silent
 from pipeline.pruning import ROWS_MIN
 from pipeline.speed import turns
@@ -100,7 +100,7 @@ def run(asked: Asked, *, progress: Progress = silent) -> Grown:
     variants, known = {}, {}
     for done, point in enumerate(points):
         size, count = point
-        inspector = inspector_of("patchcore", net, count, size)
+        inspector = inspector_of("patchcore", net, count, size, PatchCoreConfig())
         detector = inspector.detector
         assert isinstance(detector, PatchCoreDetector)  # noqa: S101 - it has a bank
         picture = pictures(1, size, first=1000)

@@ -6,9 +6,9 @@ Weights are random where the backbone does not ship with any, accuracy aside: a 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from pipeline.data import Frame
 from pipeline.decide import calibrate
 from pipeline.decode import Decoded, Limits
 from pipeline.devices import resolve_device
+from pipeline.errors import ConfigError
 from pipeline.inspection import Inspector
 from pipeline.methods.base import Detector
 from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector
@@ -35,6 +36,7 @@ PEERS = ("torch", "openvino-fp32", "openvino-bf16")
 _GOODS = 20
 _CORESET_DIMS = 32  # distances that a bank is chosen by are taken in so many
 _FIT = 24
+_OF_FITS = {"coreset", "whitening"}  # of PatchCore, whose bank is not fitted here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +44,16 @@ class Asked:
     """What to measure: every method on every backbone, with every batch and, for PatchCore, every bank.
 
     Attributes:
+        settings: of the methods, as texts; each takes those that it has, and the rest are its paper's.
         batches: pictures at once; where there are none, 1 and 8, on a GPU 64, too.
         engines: what runs the backbones; where there are none, all that are worth it on this device.
         size: side of the pictures, in pixels.
         peers: whether anomalib's PatchCore is measured beside ours.
-        peer_bank: rows of its bank; 0 for as many as ours.
+        peer_bank: rows of its bank; 0 for as many as ours, and for no peer beside a method that has no bank.
     """
 
     methods: Sequence[str] = ("patchcore",)
+    settings: Mapping[str, str] = field(default_factory=dict)
     backbones: Sequence[str] = ("wide_resnet50_2", "goldline-s")
     bank_rows: Sequence[int] = (1638, 16385)
     batches: Sequence[int] = ()
@@ -66,6 +70,7 @@ class Row:
     """One figure.
 
     Attributes:
+        settings: those of the method that were asked for; the rest are its paper's.
         bank_rows: None of methods without a bank.
         size: side of the pictures, in pixels.
         precision: what runs the backbone, and in which numbers.
@@ -79,6 +84,7 @@ class Row:
     """
 
     method: str
+    settings: Mapping[str, str]
     backbone: str
     bank_rows: int | None
     batch: int
@@ -103,17 +109,21 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
     """Measure everything that is asked for.
 
     Raises:
-        ConfigError: a name is unknown, the device is not there, or there are no peers.
+        ConfigError: a name or a setting is unknown or goes with no drawn bank, the device is not there, or there are no
+            peers.
     """
     rows = []
+    configs = methods.make_configs(asked.methods, asked.settings)
+    if "patchcore" in configs and (unheard := sorted(_OF_FITS & asked.settings.keys())):
+        raise ConfigError(f"PatchCore's bank is drawn here, with as many rows as are asked for: no {unheard[0]}")
     device = resolve_device(asked.device)
     here = asked.engines or engines.candidates(device)
     batches = asked.batches or ((1, 8, 64) if device.type == "cuda" else (1, 8))
     for backbone in asked.backbones:
         nets = {engine: net_of(backbone, engine, str(device)) for engine in here}
-        for method in asked.methods:
+        for method, config in configs.items():
             for bank in asked.bank_rows if method == "patchcore" else (None,):
-                made = {engine: inspector_of(method, net, bank, asked.size) for engine, net in nets.items()}
+                made = {engine: inspector_of(method, net, bank, asked.size, config) for engine, net in nets.items()}
                 exact = _exactness(next(iter(made.values())), asked.size) if bank else (None, None)
                 for batch in batches:
                     rows += _measured(asked, method, backbone, bank, batch, made, exact, device, progress)
@@ -138,7 +148,7 @@ def _measured(
 ) -> list[Row]:
     decoded = pictures(batch, asked.size, first=1000)
     variants: dict[str, Callable[[], float]] = {engine: timed(inspector, decoded) for engine, inspector in made.items()}
-    compared = PEERS if asked.peers and method == "patchcore" else ()
+    compared = PEERS if asked.peers and (bank or asked.peer_bank) else ()
     with ExitStack() as stack:
         for engine in [each for each in compared if each in engines.candidates(device)]:
             task = PeerTask(
@@ -159,6 +169,7 @@ def _measured(
     for engine in made:
         row = Row(
             method=method,
+            settings=methods.settings_for(method, asked.settings),
             backbone=backbone,
             bank_rows=bank,
             batch=batch,
@@ -211,23 +222,23 @@ def net_of(name: str, engine: str, device: str) -> Backbone:
     )
 
 
-def inspector_of(method: str, net: Backbone, bank: int | None, size: int) -> Inspector:
-    """An inspector of drawn parts; of PatchCore with so many rows."""
+def inspector_of(method: str, net: Backbone, bank: int | None, size: int, config: Any) -> Inspector:
+    """An inspector of drawn parts, with the method's settings; of PatchCore with so many rows."""
     images = pictures(_FIT, size).images
     if net.lacks_ranges:
         net = net.ranged(images.pixels)
     if bank is None:
-        config = methods.make_config(method, {})
         detector: Detector = methods.fit(method, images, config, backbone=net, seed=0)
     else:
-        detector = PatchCoreDetector(_bank(net, bank, size), PatchCoreConfig(), (size, size), net)
+        detector = PatchCoreDetector(_bank(net, bank, size, config), config, (size, size), net)
     goods = commissioning.score_all(detector, pictures(_GOODS, size, first=500).images)
     return Inspector(detector, calibrate(goods, rate=0.05), View(size=(size, size)), Limits())
 
 
-def _bank(net: Backbone, rows: int, size: int) -> Tensor:
+def _bank(net: Backbone, rows: int, size: int, config: PatchCoreConfig) -> Tensor:
     """A coreset of drawn parts' patch features, (M, D): rows that lie close together are dearer to search."""
-    few = PatchCoreDetector(torch.zeros(9, _dim(net)), PatchCoreConfig(), (size, size), net)
+    dim = feature_dim(tuple(net.channels.values()), config.dim)
+    few = PatchCoreDetector(torch.zeros(config.neighbours, dim), config, (size, size), net)
     found, have, first = [], 0, 0
     while have < 2 * rows:
         patches = few.embed(pictures(8, size, first=first).images.pixels).maps["patch"]
@@ -235,10 +246,6 @@ def _bank(net: Backbone, rows: int, size: int) -> Tensor:
         have, first = have + len(found[-1]), first + 8
     patches = torch.cat(found)
     return patches[select(patches, rows, seed=0, projection=_CORESET_DIMS)]
-
-
-def _dim(net: Backbone) -> int:
-    return feature_dim(tuple(net.channels.values()), PatchCoreConfig().dim)
 
 
 def pictures(count: int, size: int, *, first: int = 0) -> Decoded:

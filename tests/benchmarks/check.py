@@ -18,8 +18,8 @@ from typing import Any
 from pipeline.speed import score, turns
 
 FILE = Path(__file__).parent / "score.json"
-KEY = ("method", "backbone", "bank_rows", "batch", "device", "precision", "size", "peer", "peer_bank_rows")
-_ONE_RUN = ("method", "backbone", "bank_rows", "device", "size", "peer_bank_rows")
+KEY = ("method", "settings", "backbone", "bank_rows", "batch", "device", "precision", "size", "peer", "peer_bank_rows")
+_ONE_RUN = ("method", "settings", "backbone", "bank_rows", "device", "size", "peer_bank_rows")
 SIGMAS = 3.0
 FLOOR = 0.03
 
@@ -74,7 +74,7 @@ def again(rows: Sequence[Mapping[str, Any]], *, repeats: int) -> list[score.Aske
     """What to ask for to have the rows again: a run for each method, backbone, bank, device, size and peer's bank."""
     runs: dict[tuple[Any, ...], dict[str, list[Any]]] = {}
     for row in rows:
-        run = runs.setdefault(tuple(row.get(name) for name in _ONE_RUN), {})
+        run = runs.setdefault(_key(row, _ONE_RUN), {})
         for name in ("batch", "precision"):
             values = run.setdefault(name, [])
             if row[name] not in values:
@@ -82,6 +82,7 @@ def again(rows: Sequence[Mapping[str, Any]], *, repeats: int) -> list[score.Aske
     return [
         score.Asked(
             methods=[method],
+            settings=dict(settings),
             backbones=[backbone],
             bank_rows=[bank] if bank else (),
             batches=run["batch"],
@@ -92,16 +93,16 @@ def again(rows: Sequence[Mapping[str, Any]], *, repeats: int) -> list[score.Aske
             peers=True,
             peer_bank=peer_bank or 0,
         )
-        for (method, backbone, bank, device, size, peer_bank), run in runs.items()
+        for (method, settings, backbone, bank, device, size, peer_bank), run in runs.items()
     ]
 
 
 def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Compared]:
     """Each row of before that is in after, too."""
-    now = {tuple(row.get(name) for name in KEY): row for row in after}
+    now = {_key(row, KEY): row for row in after}
     found = []
     for row in before:
-        key = tuple(row.get(name) for name in KEY)
+        key = _key(row, KEY)
         if key not in now:
             continue
         old, new = (
@@ -111,7 +112,7 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
         sigma = math.hypot(error_of(row), error_of(now[key]))
         found.append(
             Compared(
-                row=" ".join(str(each) for each in key if each is not None),
+                row=" ".join(map(_said, (each for each in key if each not in (None, ())))),
                 before=round(old, 2),
                 after=round(new, 2),
                 change=new / old - 1,
@@ -119,6 +120,15 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
             )
         )
     return found
+
+
+def _key(row: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
+    """These values; settings, which older reports lack, as pairs."""
+    return tuple(tuple((row.get(name) or {}).items()) if name == "settings" else row.get(name) for name in names)
+
+
+def _said(value: Any) -> str:
+    return " ".join(f"{name}={each}" for name, each in value) if isinstance(value, tuple) else str(value)
 
 
 def error_of(row: Mapping[str, Any]) -> float:

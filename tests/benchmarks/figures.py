@@ -50,10 +50,12 @@ def _machine(report: Report) -> str:
 
 def _score(report: Report) -> Iterator[str]:
     other = {"its bank": "peer_bank_rows"} if any(row.get("peer_bank_rows") for row in report["rows"]) else {}
+    rows = [{**row, "settings": _settings(row.get("settings", {}))} for row in report["rows"]]
     yield _picked(
-        report["rows"],
+        rows,
         {
             "method": "method",
+            **({"settings": "settings"} if any(row["settings"] for row in rows) else {}),
             "backbone": "backbone",
             "bank": "bank_rows",
             "batch": "batch",
@@ -86,6 +88,10 @@ def _accuracy(report: Report) -> Iterator[str]:
             "peer's seeds": "peer_image_auroc_range",
         },
     )
+
+
+def _settings(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _range(figures: Sequence[float]) -> str:
@@ -286,6 +292,15 @@ _SECTIONS = {
         (
             "goldline bench score --peers --backbones goldline-s --bank 1638 --peer-bank 16385 --batch 1 "
             "--engines torch,openvino-fp32,openvino-bf16,openvino-int8"
+        ),
+        _score,
+    ),
+    "score-padim": (
+        "PaDiM for parts that lie alike, beside anomalib's PatchCore",
+        (
+            "goldline bench score --peers --backbones goldline-s --methods padim --set dim=128 "
+            "--set embedding=principal --set locally_aware=true --set shrinkage=0.2 --set ridge=1e-5 "
+            "--peer-bank 16385 --batch 1 --engines torch,openvino-fp32,openvino-bf16,openvino-int8"
         ),
         _score,
     ),

@@ -74,9 +74,15 @@ def test_rows_are_asked_for_again_as_they_were():
         (["resnet18"], [1638], [1], ["torch"], 0),
         (["goldline-s"], [1638], [1], ["torch"], 16385),
     ]
+    (padim,) = check.again([row(method="padim", bank_rows=None, settings={"dim": "7"})], repeats=3)
+    assert (padim.methods, padim.bank_rows, padim.settings) == (["padim"], (), {"dim": "7"})
     assert all(run.peers and run.size == 224 and run.repeats == 3 for run in asked)
 
 
 def test_what_is_not_measured_again_is_left_out():
     assert check.compare([row(), row(batch=8)], [row(batch=8)])[0].row.split()[3] == "8"
     assert check.compare([row()], [row(peer_bank_rows=16385)]) == []
+    assert check.compare([row()], [row(settings={"dim": "7"})]) == []
+    (old,) = check.compare([row()], [row(settings={})])  # reports had no settings
+    (found,) = check.compare(*[[row(settings={"dim": "7"})]] * 2)
+    assert found.row == old.row.replace("patchcore", "patchcore dim=7")

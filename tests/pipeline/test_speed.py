@@ -6,7 +6,9 @@ import textwrap
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline import methods
 from pipeline.errors import ConfigError
 from pipeline.pruning import ROWS_MIN
 from pipeline.speed import cost, fit, peers, score, turns
@@ -120,6 +122,56 @@ def test_methods_without_a_bank_are_measured_too():
     assert (row.method, row.bank_rows, row.exact_agreement) == ("padim", None, None)
 
 
+def test_settings_go_to_the_methods_that_have_them_and_a_peer_beside_one_without_a_bank_has_its_own(peer_script):
+    peer_script("""
+        import json, sys
+        task = json.loads(sys.argv[1])
+        print(json.dumps({"ready": True}), flush=True)
+        for _ in sys.stdin:
+            print(json.dumps({"seconds": task["bank_rows"]}), flush=True)
+    """)
+    asked = score.Asked(
+        methods=["padim", "patchcore"],
+        settings={"dim": "7", "image_score": "map"},
+        backbones=["goldline-s"],
+        bank_rows=[50],
+        batches=[1],
+        engines=["torch"],
+        size=64,
+        repeats=1,
+        peers=True,
+        peer_bank=70,
+    )
+    of_torch = {row.method: row for row in score.run(asked) if row.peer == "anomalib torch"}
+    assert of_torch["padim"].settings == {"dim": "7"}
+    assert of_torch["patchcore"].settings == {"dim": "7", "image_score": "map"}
+    assert all((row.peer_bank_rows, row.peer_ms_per_image) == (70, 70_000) for row in of_torch.values())
+
+
+def test_an_inspector_has_the_settings_that_are_asked_for():
+    net = score.net_of("goldline-s", "torch", "cpu")
+    config = methods.make_config("padim", {"dim": "7", "embedding": "principal"})
+    assert score.inspector_of("padim", net, None, 64, config).detector.config == config
+    config = methods.make_config("patchcore", {"dim": "7"})
+    assert score.inspector_of("patchcore", net, 50, 64, config).detector.bank.shape == (50, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"coreset": "0.1"}, "as many rows"), ({"whitening": "0.9"}, "as many rows"), ({"dmi": "7"}, "nearest: dim")],
+)
+def test_settings_that_go_with_no_drawn_bank_or_that_nothing_has_are_refused(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        score.run(score.Asked(backbones=["goldline-s"], settings=settings, size=64))
+
+
+def test_a_peer_beside_a_method_without_a_bank_wants_a_bank_of_its_own():
+    ran = CliRunner().invoke(bench_pictures.score, ["--methods", "patchcore,padim", "--peers"])
+    assert ran.exit_code == 2
+    assert "padim has no bank" in ran.output
+    assert "--peer-bank" in ran.output
+
+
 def test_a_fit_is_its_features_and_its_coreset():
     (row,) = fit.run(fit.Asked(backbone="goldline-s", images=12, coreset=0.1, engine="torch", size=64))
     assert row.bank_rows == 12 * 64 // 10
@@ -187,7 +239,7 @@ def test_a_peers_bank_may_have_other_rows(peer_script):
 
 def test_8_bits_are_measured_with_ranges():
     net = score.net_of("goldline-s", "openvino-int8", "cpu")
-    inspector = score.inspector_of("patchcore", net, 50, 64)
+    inspector = score.inspector_of("patchcore", net, 50, 64, methods.make_config("patchcore", {}))
     assert inspector.save().meta["backbone"]["ranges"]
 
 

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from workers.commands import options
 from workers.progress_bars import shown
 
 as_file = click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
@@ -29,6 +30,7 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 
 @click.command("score")
 @click.option("--methods", default="patchcore", show_default=True, help="As in patchcore,padim.")
+@options.setting("the methods")
 @click.option("--backbones", default="wide_resnet50_2,goldline-s", show_default=True, help="With random weights.")
 @click.option("--bank", "bank_rows", default="1638,16385", show_default=True, help="Rows of PatchCore's bank.")
 @click.option("--peer-bank", type=click.IntRange(min=0), default=0, help="Rows of the peer's bank.  [as many as ours]")
@@ -41,6 +43,7 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 @as_file
 def score(
     methods: str,
+    settings: tuple[str, ...],
     backbones: str,
     bank_rows: str,
     peer_bank: int,
@@ -61,8 +64,14 @@ def score(
 
     if peer_bank and not peers:
         raise click.UsageError("--peer-bank is of peers: add --peers")
+    without_bank = sorted(set(_names(methods)) - {"patchcore"})
+    if peers and not peer_bank and without_bank:
+        raise click.UsageError(
+            f"{without_bank[0]} has no bank: say what the peer's is to have, as in --peer-bank 16385"
+        )
     asked = measured.Asked(
         methods=_names(methods),
+        settings=options.pairs(settings),
         backbones=_names(backbones),
         bank_rows=_counts(bank_rows, "--bank"),
         batches=_counts(batches, "--batch") if batches else (),

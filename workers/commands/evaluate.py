@@ -1,8 +1,6 @@
 """`goldline evaluate`."""
 
 import json
-from dataclasses import fields
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,14 +128,7 @@ def _configs(names: str, given: dict[str, str], view: "View", *, quick: bool) ->
     """Each method's settings; what can be told now of methods and view is not told after hours of fits."""
     from pipeline import methods, tiling  # noqa: PLC0415
 
-    configs = {
-        name: methods.make_config(name, methods.settings_for(name, given), quick=quick) for name in names.split(",")
-    }
-    known = sorted({entry.name for each in configs.values() for entry in fields(each)})
-    for unknown in sorted(given.keys() - set(known)):
-        near = get_close_matches(unknown, known, n=1)
-        hint = f"; nearest: {near[0]}" if near else ""
-        raise ConfigError(f"none of {names} has the setting {unknown!r}{hint}. There are: {', '.join(known)}")
+    configs = methods.make_configs(names.split(","), given, quick=quick)
     for name, config in configs.items():
         tiling.check(name, config, view.tiles)
     return configs
