@@ -176,3 +176,24 @@ def test_sums_about_other_shifts_do_not_merge():
 def test_factors_survive_packing():
     factors = torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0)).tril()
     assert torch.equal(gaussian.unpack(gaussian.pack(factors), 6), factors)
+
+
+@pytest.mark.parametrize(("positions", "dim"), [(57, 160), (2, 800)])
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_distances_are_the_same_by_however_many_threads(positions, dim, pictures):
+    draw = torch.Generator().manual_seed(0)
+    factors = torch.randn(positions, dim, dim, generator=draw).mul_(0.02).tril_().add_(torch.eye(dim))
+    values, means = torch.randn(pictures, positions, dim, generator=draw), torch.randn(positions, dim, generator=draw)
+    covariances = (factors @ factors.mT).double()
+    away = (values - means).double()
+    wanted = (away * torch.linalg.solve(covariances, away.permute(1, 2, 0)).permute(2, 0, 1)).sum(dim=2).sqrt()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                found = gaussian.mahalanobis(values, means, factors)
+            assert (found.shape, found.is_contiguous()) == ((pictures, positions), True)
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+    finally:
+        torch.set_num_threads(before)
