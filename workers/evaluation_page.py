@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.commissioning import GOODS_MIN
 from pipeline.evaluation.trial import Pictures, Row, Trial
 from workers import picture_page
 
@@ -34,7 +35,8 @@ def render(sections: Sequence[str]) -> str:
 def warnings(of: Pictures | Row, most: int) -> list[str]:
     """What a person has to know of a dataset before its figures, a line each, with at most so many names."""
     told = (("pictures that cannot be read, in no figure", of.unreadable), (_LOST, of.lost_masks))
-    return [
+    few = f"learnt from {of.learnt_from} good pictures: a model that serves is refused with less than {GOODS_MIN}"
+    return [few] * (of.learnt_from < GOODS_MIN) + [
         f"{what}: {len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
         for what, names in told
         if names

@@ -38,6 +38,7 @@ class Row:
         misses_at: by rate of false rejects among the test goods, the share of defects that pass; None where that rate
             is less than one of them.
         ms_per_frame: embed and score, one picture at a time, median.
+        learnt_from: how many good pictures it was fitted on.
         left_out: good pictures that it was not fitted on, by their paths in the dataset.
         unreadable: pictures that could not be read and are in no figure, likewise.
         lost_masks: defects with no pixel of their mask left where the model looks, likewise: too small to outlast the
@@ -62,6 +63,7 @@ class Row:
     fit_s: float
     ms_per_frame: float
     bank_bytes: int
+    learnt_from: int
     left_out: list[str]
     unreadable: list[str]
     lost_masks: list[str]
@@ -109,6 +111,11 @@ class Pictures:
     left_out: list[str]
     unreadable: list[str]
     lost_masks: list[str]
+
+    @property
+    def learnt_from(self) -> int:
+        """How many good pictures there are to fit on."""
+        return len(self.train)
 
 
 def read(
@@ -200,6 +207,7 @@ def run(
         fit_s=round(fit_s, 3),
         ms_per_frame=round(_ms_per_frame(detector, pictures.test), 3),
         bank_bytes=sum(t.numel() * t.element_size() for t in artifact.tensors.values()),
+        learnt_from=pictures.learnt_from,
         left_out=pictures.left_out,
         unreadable=pictures.unreadable,
         lost_masks=pictures.lost_masks,

@@ -722,7 +722,10 @@ def test_an_evaluation_says_which_pictures_it_could_not_read_and_how_it_read_mas
     assert f"in figures of pixels there is nothing to find of them: 1 ({defect})" in ran.err
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert (row["dataset"], row["unreadable"], row["lost_masks"]) == ("gear", ["test/good/<b>.png"], [defect])
+    few = "learnt from 8 good pictures: a model that serves is refused with less than 10"
+    assert (row["learnt_from"], f"gear: {few}" in ran.err) == (8, True)
     page = (tmp_path / "page.html").read_text()
+    assert few in page
     assert "pictures that cannot be read, in no figure: 1 (test/good/&lt;b&gt;.png)" in page
     assert defect in page
     assert "lighter than half after a nearest resize" in page
