@@ -4,6 +4,7 @@ Sums are float64 and about a shift near the mean, so that nothing cancels; two o
 which is what an incremental refit needs. Factors are used by solving, never by an explicit inverse.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -14,7 +15,10 @@ from pipeline.errors import ArtifactError, FitError
 from pipeline.fitted import check_shape
 
 _BLOCK_BYTES = 256 << 20
-_SHARED_FROM = 1 << 20  # values of factors: of fewer, handing them to threads takes longer than they do
+_SHARED_FROM = 1 << 20  # values of factors, half a millisecond's
+_OF_ONE_THREAD = (
+    1 << 15
+)  # values that torch does not share among threads of its own; they would be the pool's times these
 
 
 class RunningSums:
@@ -122,21 +126,28 @@ def mahalanobis(values: Tensor, means: Tensor, factors: Tensor) -> Tensor:
     threads = torch.get_num_threads() if factors.device.type == "cpu" else 1
     if len(values) > 1 or threads == 1 or factors.numel() < _SHARED_FROM:
         return _norms(factors, centred).T.contiguous()
-    # One picture's systems torch solves one after the other, in one thread, as fast as that reads the factors.
-    shares = zip(factors.tensor_split(threads), centred.tensor_split(threads), strict=True)
-    return torch.cat(list(_pool(threads).map(lambda share: _norms(*share), shares))).T.contiguous()
+    return _shared(factors, centred, threads).T.contiguous()
 
 
-@torch.no_grad()
-def _norms(factors: Tensor, centred: Tensor) -> Tensor:
-    """|L^-1 x| at each position, (P, B)."""
-    norms: Tensor = torch.linalg.vector_norm(torch.linalg.solve_triangular(factors, centred, upper=False), dim=1)
-    return norms
+def _shared(factors: Tensor, centred: Tensor, threads: int) -> Tensor:
+    """`_norms` of one picture: torch would solve a position after the other, in one thread."""
+    shares = max(threads, -(-centred.numel() // _OF_ONE_THREAD))
+    split = factors.tensor_split(shares), centred.tensor_split(shares)
+    return torch.cat(list(_pool(threads).map(_norms, *split)))
 
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="gaussian")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+
+
+def _norms(factors: Tensor, centred: Tensor) -> Tensor:
+    """|L^-1 x| at each position, (P, B)."""
+    norms: Tensor = torch.linalg.vector_norm(torch.linalg.solve_triangular(factors, centred, upper=False), dim=1)
+    return norms
 
 
 def pack(factors: Tensor) -> Tensor:

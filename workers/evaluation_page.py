@@ -35,7 +35,7 @@ def render(sections: Sequence[str]) -> str:
 def warnings(of: Pictures | Row, most: int) -> list[str]:
     """What a person has to know of a dataset before its figures, a line each, with at most so many names."""
     told = (("pictures that cannot be read, in no figure", of.unreadable), (_LOST, of.lost_masks))
-    few = f"learnt from {of.learnt_from} good pictures: a model that serves is refused with less than {GOODS_MIN}"
+    few = f"learnt from {of.learnt_from} good pictures: a model that serves is refused with fewer than {GOODS_MIN}"
     return [few] * (of.learnt_from < GOODS_MIN) + [
         f"{what}: {len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
         for what, names in told

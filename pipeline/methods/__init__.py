@@ -151,8 +151,10 @@ def make_configs(method_names: Sequence[str], settings: Mapping[str, Any], *, qu
     """The settings of each method, from one list: a method takes those that it has.
 
     Raises:
-        ConfigError: an unknown method, a setting that none of them has, or an unfit value.
+        ConfigError: no method or an unknown one, a setting that none of them has, or an unfit value.
     """
+    if not method_names:
+        raise ConfigError(f"name a method: {', '.join(sorted(METHODS))}")
     configs = {name: make_config(name, settings_for(name, settings), quick=quick) for name in method_names}
     known = sorted({entry.name for config in configs.values() for entry in fields(config)})
     for key in settings:

@@ -114,8 +114,8 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
     """
     rows = []
     configs = methods.make_configs(asked.methods, asked.settings)
-    if "patchcore" in configs and (unheard := sorted(_OF_FITS & asked.settings.keys())):
-        raise ConfigError(f"PatchCore's bank is drawn here, with as many rows as are asked for: no {unheard[0]}")
+    if "patchcore" in configs and (unused := sorted(_OF_FITS & asked.settings.keys())):
+        raise ConfigError(f"PatchCore's bank is drawn here, with as many rows as are asked for: no {unused[0]}")
     device = resolve_device(asked.device)
     here = asked.engines or engines.candidates(device)
     batches = asked.batches or ((1, 8, 64) if device.type == "cuda" else (1, 8))

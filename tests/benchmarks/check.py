@@ -124,7 +124,9 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
 
 def _key(row: Mapping[str, Any], names: Sequence[str]) -> tuple[Any, ...]:
     """These values; settings, which older reports lack, as pairs."""
-    return tuple(tuple((row.get(name) or {}).items()) if name == "settings" else row.get(name) for name in names)
+    return tuple(
+        tuple(sorted((row.get(name) or {}).items())) if name == "settings" else row.get(name) for name in names
+    )
 
 
 def _said(value: Any) -> str:

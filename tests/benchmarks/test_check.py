@@ -84,5 +84,5 @@ def test_what_is_not_measured_again_is_left_out():
     assert check.compare([row()], [row(peer_bank_rows=16385)]) == []
     assert check.compare([row()], [row(settings={"dim": "7"})]) == []
     (old,) = check.compare([row()], [row(settings={})])  # reports had no settings
-    (found,) = check.compare(*[[row(settings={"dim": "7"})]] * 2)
-    assert found.row == old.row.replace("patchcore", "patchcore dim=7")
+    (found,) = check.compare([row(settings={"dim": "7", "b": "1"})], [row(settings={"b": "1", "dim": "7"})])
+    assert found.row == old.row.replace("patchcore", "patchcore b=1 dim=7")

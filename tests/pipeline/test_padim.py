@@ -1,5 +1,7 @@
 """PaDiM's numbers against a slow and obvious version of the paper's equations."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -178,22 +180,31 @@ def test_factors_survive_packing():
     assert torch.equal(gaussian.unpack(gaussian.pack(factors), 6), factors)
 
 
-@pytest.mark.parametrize(("positions", "dim"), [(57, 160), (2, 800)])
+@pytest.mark.parametrize(("positions", "dim"), [(57, 160), (600, 60), (2, 800)])
 @pytest.mark.parametrize("pictures", [1, 2])
-def test_distances_are_the_same_by_however_many_threads(positions, dim, pictures):
+def test_distances_are_the_same_by_however_many_threads(positions, dim, pictures, monkeypatch):
     draw = torch.Generator().manual_seed(0)
     factors = torch.randn(positions, dim, dim, generator=draw).mul_(0.02).tril_().add_(torch.eye(dim))
     values, means = torch.randn(pictures, positions, dim, generator=draw), torch.randn(positions, dim, generator=draw)
     covariances = (factors @ factors.mT).double()
     away = (values - means).double()
     wanted = (away * torch.linalg.solve(covariances, away.permute(1, 2, 0)).permute(2, 0, 1)).sum(dim=2).sqrt()
+    shared, pool = [], gaussian._pool
+    monkeypatch.setattr(gaussian, "_pool", lambda threads: shared.append(threads) or pool(threads))
     before = torch.get_num_threads()
+
+    def found(_):
+        with torch.inference_mode():
+            return gaussian.mahalanobis(values, means, factors)
+
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            with torch.inference_mode():
-                found = gaussian.mahalanobis(values, means, factors)
-            assert (found.shape, found.is_contiguous()) == ((pictures, positions), True)
-            torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+            with ThreadPoolExecutor(4) as lanes:
+                at_once = list(lanes.map(found, range(4)))
+            for each in [found(0), *at_once]:
+                assert (each.shape, each.is_contiguous()) == ((pictures, positions), True)
+                torch.testing.assert_close(each.double(), wanted, rtol=1e-5, atol=0)
+        assert set(shared) == ({2, 3} if pictures == 1 else set())
     finally:
         torch.set_num_threads(before)

@@ -6,7 +6,6 @@ import textwrap
 from dataclasses import replace
 
 import pytest
-from click.testing import CliRunner
 
 from pipeline import methods
 from pipeline.errors import ConfigError
@@ -158,18 +157,16 @@ def test_an_inspector_has_the_settings_that_are_asked_for():
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"coreset": "0.1"}, "as many rows"), ({"whitening": "0.9"}, "as many rows"), ({"dmi": "7"}, "nearest: dim")],
+    [({"coreset": "0.1"}, "no coreset"), ({"whitening": "0.9"}, "no whitening"), ({"dmi": "7"}, "nearest: dim")],
 )
 def test_settings_that_go_with_no_drawn_bank_or_that_nothing_has_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         score.run(score.Asked(backbones=["goldline-s"], settings=settings, size=64))
 
 
-def test_a_peer_beside_a_method_without_a_bank_wants_a_bank_of_its_own():
-    ran = CliRunner().invoke(bench_pictures.score, ["--methods", "patchcore,padim", "--peers"])
-    assert ran.exit_code == 2
-    assert "padim has no bank" in ran.output
-    assert "--peer-bank" in ran.output
+def test_without_a_method_there_is_nothing_to_measure():
+    with pytest.raises(ConfigError, match="name a method: deep_svdd, efficientad"):
+        score.run(score.Asked(methods=[], size=64))
 
 
 def test_a_fit_is_its_features_and_its_coreset():

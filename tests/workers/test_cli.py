@@ -655,13 +655,14 @@ def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
 
 
 def test_an_evaluation_says_how_many_defects_pass_where_goods_suffice_to_say_it(goldline, tmp_path):
-    synthetic.write_dataset(tmp_path / "gear", "gear", goods=8, test_goods=100, defects_each=1, seed=2)
+    synthetic.write_dataset(tmp_path / "gear", "gear", goods=10, test_goods=100, defects_each=1, seed=2)
     options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
     ran = goldline("evaluate", tmp_path / "gear", *options, "--set", "coreset=0.05", "--json", tmp_path / "rows.json")
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     passing = round(row["misses_at"]["0.01"] * row["defects"])
     assert f"gear patchcore seed 0: {passing} of {row['defects']} defects pass at 1.0% false rejects" in ran.err
     assert "at 0.5%" not in ran.err, "half a good part cannot be rejected"
+    assert "learnt from" not in ran.err, "ten are enough"
 
 
 def test_a_region_that_was_painted_on_other_frames_is_refused(goldline, tmp_path):
@@ -722,7 +723,7 @@ def test_an_evaluation_says_which_pictures_it_could_not_read_and_how_it_read_mas
     assert f"in figures of pixels there is nothing to find of them: 1 ({defect})" in ran.err
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert (row["dataset"], row["unreadable"], row["lost_masks"]) == ("gear", ["test/good/<b>.png"], [defect])
-    few = "learnt from 8 good pictures: a model that serves is refused with less than 10"
+    few = "learnt from 8 good pictures: a model that serves is refused with fewer than 10"
     assert (row["learnt_from"], f"gear: {few}" in ran.err) == (8, True)
     page = (tmp_path / "page.html").read_text()
     assert few in page

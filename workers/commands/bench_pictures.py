@@ -33,7 +33,12 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 @options.setting("the methods")
 @click.option("--backbones", default="wide_resnet50_2,goldline-s", show_default=True, help="With random weights.")
 @click.option("--bank", "bank_rows", default="1638,16385", show_default=True, help="Rows of PatchCore's bank.")
-@click.option("--peer-bank", type=click.IntRange(min=0), default=0, help="Rows of the peer's bank.  [as many as ours]")
+@click.option(
+    "--peer-bank",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Rows of the peer's bank.  [as many as ours; beside a method without a bank, no peer]",
+)
 @click.option("--batch", "batches", default="", help="Pictures at once.  [1,8; on a GPU 1,8,64]")
 @click.option("--engines", default="", help="As in torch,torch-bf16.  [all that are worth it on the device]")
 @click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
@@ -64,11 +69,6 @@ def score(
 
     if peer_bank and not peers:
         raise click.UsageError("--peer-bank is of peers: add --peers")
-    without_bank = sorted(set(_names(methods)) - {"patchcore"})
-    if peers and not peer_bank and without_bank:
-        raise click.UsageError(
-            f"{without_bank[0]} has no bank: say what the peer's is to have, as in --peer-bank 16385"
-        )
     asked = measured.Asked(
         methods=_names(methods),
         settings=options.pairs(settings),
