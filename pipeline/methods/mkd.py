@@ -20,7 +20,7 @@ Departures, and why:
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -165,6 +165,15 @@ class MkdDetector:
         return self._cloner(x)[first:], wanted[first:]
 
 
+class _Goods(NamedTuple):
+    """Good pictures (N, 3, side, side), the source's scaled maps of them, and which to learn from and to hold out."""
+
+    pictures: Tensor
+    wanted: list[Tensor]
+    kept: Tensor
+    held: Tensor
+
+
 class Mkd:
     """The method: `fit` and `load` are the only ways to a detector."""
 
@@ -185,9 +194,8 @@ class Mkd:
             FitError: too few pictures; the message says how many are needed.
         """
         fitted.check_enough(NAME, images, _FEWEST_IMAGES)
-        pictures = torch.cat(
-            [_prepared(part, config.side, backbone).cpu() for part in torch.split(images.pixels, _FIT_BATCH)]
-        )
+        parts = torch.split(images.pixels, _FIT_BATCH)
+        pictures = torch.cat([_prepared(part, config.side, backbone).cpu() for part in parts])
         wanted = _source(pictures, backbone, progress)
         kept, held = torch.arange(len(images)), torch.arange(0)
         if config.patience:
@@ -200,7 +208,9 @@ class Mkd:
         doublings = doublings_of(config.side, [each.shape[2:] for each in wanted])
         with training.seeded(seed):
             cloner = Cloner([each.shape[1] for each in wanted], doublings, signed).to(backbone.device)
-        self._train(cloner, pictures, wanted, kept, held, config, backbone, images, seed, scratch, progress)
+        key = training.digest(NAME, asdict(config), seed, backbone.spec.to_meta(), images.pixels)
+        checkpoint = Checkpoint(path=scratch / "mkd.safetensors", key=key) if scratch else None
+        self._train(cloner, _Goods(pictures, wanted, kept, held), config, backbone, seed, checkpoint, progress)
         return MkdDetector(cloner, scales, signed, config, images.size, backbone)
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> MkdDetector:
@@ -229,36 +239,32 @@ class Mkd:
     @staticmethod
     def _train(
         cloner: Cloner,
-        pictures: Tensor,
-        wanted: list[Tensor],
-        kept: Tensor,
-        held: Tensor,
+        goods: "_Goods",
         config: MkdConfig,
         backbone: Backbone,
-        images: Images,
         seed: int,
-        scratch: Path | None,
+        checkpoint: Checkpoint | None,
         progress: Progress,
     ) -> None:
         def loss_of(at: Tensor) -> Tensor:
-            made = [each.float() for each in cloner(pictures[at].to(backbone.device))]
-            return distances(made, [each[at].to(backbone.device) for each in wanted], config.weight)
+            made = [each.float() for each in cloner(goods.pictures[at].to(backbone.device))]
+            return distances(made, [each[at].to(backbone.device) for each in goods.wanted], config.weight)
 
         def held_loss() -> float:
-            return float(torch.cat([loss_of(at) for at in torch.split(held, config.batch)]).mean())
+            return float(torch.cat([loss_of(at) for at in torch.split(goods.held, config.batch)]).mean())
 
-        epoch = training.steps_of(1, len(kept), config.batch)
-        key = training.digest(NAME, asdict(config), seed, backbone.spec.to_meta(), images.pixels)
+        count = len(goods.kept)
+        epoch = training.steps_of(1, count, config.batch)
         train(
             cloner,
-            lambda step, _: loss_of(kept[training.batch_of(step, len(kept), config.batch, seed)]).mean(),
+            lambda step, _: loss_of(goods.kept[training.batch_of(step, count, config.batch, seed)]).mean(),
             steps=config.epochs * epoch,
             optimiser=torch.optim.Adam(cloner.parameters(), lr=config.rate),
             rate=training.constant(config.rate),
             seed=seed,
             stage="cloner",
             held_out=HeldOut(loss=held_loss, every=epoch, patience=config.patience) if config.patience else None,
-            checkpoint=Checkpoint(path=scratch / "mkd.safetensors", key=key) if scratch else None,
+            checkpoint=checkpoint,
             progress=progress,
         )
 
