@@ -122,13 +122,7 @@ def test_methods_without_a_bank_are_measured_too():
 
 
 def test_settings_go_to_the_methods_that_have_them_and_a_peer_beside_one_without_a_bank_has_its_own(peer_script):
-    peer_script("""
-        import json, sys
-        task = json.loads(sys.argv[1])
-        print(json.dumps({"ready": True}), flush=True)
-        for _ in sys.stdin:
-            print(json.dumps({"seconds": task["bank_rows"]}), flush=True)
-    """)
+    peer_script(_ROWS_AS_SECONDS)
     asked = score.Asked(
         methods=["padim", "patchcore"],
         settings={"dim": "7", "image_score": "map"},
@@ -197,6 +191,13 @@ def peer_script(monkeypatch, tmp_path):
     return write
 
 
+_ROWS_AS_SECONDS = """
+import json, sys
+task = json.loads(sys.argv[1])
+print(json.dumps({"ready": True}), flush=True)
+for _ in sys.stdin:
+    print(json.dumps({"seconds": task["bank_rows"]}), flush=True)
+"""
 TASK = peers.PeerTask(
     kind="score", engine="torch", backbone="resnet18", layers=("layer2",), size=64, images=1, bank_rows=9, threads=1
 )
@@ -218,13 +219,7 @@ def test_a_peer_gets_its_task_and_works_once_for_each_line(peer_script):
 
 
 def test_a_peers_bank_may_have_other_rows(peer_script):
-    peer_script("""
-        import json, sys
-        task = json.loads(sys.argv[1])
-        print(json.dumps({"ready": True}), flush=True)
-        for _ in sys.stdin:
-            print(json.dumps({"seconds": task["bank_rows"]}), flush=True)
-    """)
+    peer_script(_ROWS_AS_SECONDS)
     asked = score.Asked(
         backbones=["goldline-s"], bank_rows=[50], batches=[1], engines=["torch"], size=64, repeats=1, peers=True
     )
