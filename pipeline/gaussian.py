@@ -15,10 +15,8 @@ from pipeline.errors import ArtifactError, FitError
 from pipeline.fitted import check_shape
 
 _BLOCK_BYTES = 256 << 20
-_SHARED_FROM = 1 << 20  # values of factors, half a millisecond's
-_OF_ONE_THREAD = (
-    1 << 15
-)  # values that torch does not share among threads of its own; they would be the pool's times these
+_SHARED_FROM = 1 << 20  # values of factors; fewer take less time than handing them to threads is worth
+_OF_ONE_THREAD = 1 << 15  # values of a share: of more, torch would open threads of its own within each of the pool's
 
 
 class RunningSums:
