@@ -11,7 +11,7 @@ import msgspec
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Images
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.methods import deep_svdd, efficientad, fyd, students
+from pipeline.methods import deep_svdd, efficientad, fyd, padim, students
 from pipeline.methods.base import Detector, Grown, Method, Refittable
 from pipeline.methods.deep_svdd import DeepSvdd, DeepSvddConfig
 from pipeline.methods.efficientad import EfficientAd, EfficientAdConfig
@@ -34,6 +34,7 @@ class MethodEntry:
         by_position: it keeps statistics of each position, so that pictures of different places cannot share a model.
         one_pass: scoring runs the backbone once, on the pictures as they are, so that models may share the run.
         quick: settings for a short training, of those whose defaults take hours; see `make_config`.
+        fixtured: settings for parts that lie alike in every picture, of those that gain by it; see `make_config`.
     """
 
     method: Method[Any]
@@ -41,12 +42,13 @@ class MethodEntry:
     by_position: bool = False
     one_pass: bool = False
     quick: Mapping[str, Any] = field(default_factory=dict)
+    fixtured: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: dict[str, MethodEntry] = {
     fyd.NAME: MethodEntry(method=Fyd(), config=FydConfig, by_position=True, quick=fyd.QUICK),
     "mkd": MethodEntry(method=Mkd(), config=MkdConfig, quick={"epochs": 100, "batch": 16}),
-    "padim": MethodEntry(method=Padim(), config=PadimConfig, by_position=True, one_pass=True),
+    "padim": MethodEntry(method=Padim(), config=PadimConfig, by_position=True, one_pass=True, fixtured=padim.FIXTURED),
     "patchcore": MethodEntry(method=PatchCore(), config=PatchCoreConfig, one_pass=True),
     "spade": MethodEntry(method=Spade(), config=SpadeConfig, one_pass=True),
     deep_svdd.NAME: MethodEntry(method=DeepSvdd(), config=DeepSvddConfig, quick=deep_svdd.QUICK),
@@ -124,38 +126,54 @@ def grow(
     return method.refit(parent, images, new_share_max=new_share_max, seed=seed, progress=progress)
 
 
-def make_config(method_name: str, settings: Mapping[str, Any], *, quick: bool = False) -> Any:
+def make_config(method_name: str, settings: Mapping[str, Any], *, quick: bool = False, fixtured: bool = False) -> Any:
     """The method's settings; texts, as from `--set key=value`, are read as the field's type.
 
     Args:
         method_name: a key of METHODS.
         settings: by field; what is absent has the paper's value.
         quick: what is absent has the value of the method's short training, where it has one.
+        fixtured: what is absent has the value for parts that lie alike.
 
     Raises:
-        ConfigError: an unknown method or setting (the nearest known one is named), or an unfit value.
+        ConfigError: an unknown method or setting (the nearest known one is named), an unfit value, or `fixtured` for a
+            method that has no such values.
     """
-    config = _entry(method_name).config
-    known = [entry.name for entry in fields(config)]
+    entry = _entry(method_name)
+    if fixtured and not entry.fixtured:
+        raise ConfigError(f"{method_name} has no settings for parts that lie alike; {_those_fixtured()} has")
+    config = entry.config
+    known = [each.name for each in fields(config)]
     for key in settings:
         if key not in known:
             raise ConfigError(f"{method_name} has no setting {_unknown(key, known)}. It has: {', '.join(known)}")
     try:
-        shorter = _entry(method_name).quick if quick else {}
-        return msgspec.convert({**shorter, **settings}, config, strict=False)
+        presets = {**(entry.quick if quick else {}), **(entry.fixtured if fixtured else {})}
+        return msgspec.convert({**presets, **settings}, config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{method_name}: {_unfit(error, config, settings)}") from error
 
 
-def make_configs(method_names: Sequence[str], settings: Mapping[str, Any], *, quick: bool = False) -> dict[str, Any]:
-    """The settings of each method, from one list: a method takes those that it has.
+def make_configs(
+    method_names: Sequence[str], settings: Mapping[str, Any], *, quick: bool = False, fixtured: bool = False
+) -> dict[str, Any]:
+    """The settings of each method, from one list: a method takes those that it has, and so with `fixtured`.
 
     Raises:
-        ConfigError: no method or an unknown one, a setting that none of them has, or an unfit value.
+        ConfigError: no method or an unknown one, a setting that none of them has, an unfit value, or `fixtured` and
+            none of them has such values.
     """
     if not method_names:
         raise ConfigError(f"name a method: {', '.join(sorted(METHODS))}")
-    configs = {name: make_config(name, settings_for(name, settings), quick=quick) for name in method_names}
+    with_fixtured = [name for name in method_names if fixtured and _entry(name).fixtured]
+    if fixtured and not with_fixtured:
+        raise ConfigError(
+            f"none of {', '.join(method_names)} has settings for parts that lie alike; {_those_fixtured()} has"
+        )
+    configs = {
+        name: make_config(name, settings_for(name, settings), quick=quick, fixtured=name in with_fixtured)
+        for name in method_names
+    }
     known = sorted({entry.name for config in configs.values() for entry in fields(config)})
     for key in settings:
         if key not in known:
@@ -172,6 +190,10 @@ def settings_for(method_name: str, settings: Mapping[str, Any]) -> dict[str, Any
     """
     known = {entry.name for entry in fields(_entry(method_name).config)}
     return {key: value for key, value in settings.items() if key in known}
+
+
+def _those_fixtured() -> str:
+    return ", ".join(name for name, entry in METHODS.items() if entry.fixtured)
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

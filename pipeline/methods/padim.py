@@ -36,6 +36,7 @@ from pipeline.methods.base import Grown
 from pipeline.progress import Progress, silent
 
 NAME = "padim"
+FIXTURED = {"dim": 128, "embedding": "principal", "locally_aware": True, "shrinkage": 0.2, "ridge": 1e-5}
 _FIT_BATCH = 16
 _FEWEST_IMAGES = 2
 _MOST_IMAGES = 10**9

@@ -31,6 +31,7 @@ PEER_CORESET = 0.1  # its default
 METHODS: tuple[tuple[str, dict[str, str]], ...] = (
     ("patchcore", {}),
     ("patchcore", {"image_score": "map"}),
+    ("padim", {"dim": "128", "embedding": "principal", "locally_aware": "true", "shrinkage": "0.2", "ridge": "1e-5"}),
     ("padim", {"dim": "384", "locally_aware": "true", "shrinkage": "0.2", "ridge": "1e-5"}),
 )
 _PEER = Path(__file__).with_name("accuracy_peer.py")

@@ -538,6 +538,7 @@ def test_fit_tells_people_what_it_promises(goldline, plant, pictures, tmp_path):
         (("--set", "corset=0.1"), "nearest: coreset"),
         (("--set", "coreset"), "key=value"),
         (("--set", "coreset=7"), "coreset"),
+        (("--fixtured", "--method", "patchcore"), "patchcore has no settings for parts that lie alike; padim has"),
         (("--size", "8"), "32 to 4096"),
         (("--layers", "layer9"), "layer9"),
         (("--backbone", "no_such_net"), "no_such_net"),
@@ -652,6 +653,17 @@ def test_evaluate_writes_rows_and_a_page(goldline, tmp_path):
     assert "neither a dataset" in goldline("evaluate", tmp_path / "sets" / "gear" / "test", *options).refused()
     twice = goldline("evaluate", folder, *options, "--set", "coreset=0.1", "--set", "coreset=0.2").refused()
     assert "--set coreset is given twice, as 0.1 and as 0.2" in twice
+
+
+def test_parts_that_lie_alike_are_padims_unless_methods_are_named(goldline, tmp_path):
+    synthetic.write_dataset(tmp_path / "gear", "gear", goods=8, test_goods=3, defects_each=1, seed=2)
+    options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
+    for names, expected in (((), ["padim"]), (("--methods", "spade,padim"), ["spade", "padim"])):
+        ran = goldline("evaluate", tmp_path / "gear", *options, *names, "--fixtured", "--json", tmp_path / "rows.json")
+        assert ran.status == 0
+        rows = json.loads((tmp_path / "rows.json").read_text())
+        assert [row["method"] for row in rows] == expected
+        assert rows[-1]["settings"]["embedding"] == "principal"
 
 
 def test_an_evaluation_says_how_many_defects_pass_where_goods_suffice_to_say_it(goldline, tmp_path):

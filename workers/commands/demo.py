@@ -23,9 +23,9 @@ from workers.commands import options
 @click.option("--data", type=click.Path(path_type=Path), help="A dataset in MVTec layout, instead of drawn parts.")
 @click.option("--keep", is_flag=True, help="Keep pictures, models, settings and logs in .goldline/demo-PID.")
 @click.option("--broker", help="HOST:PORT of a broker of your own (or GOLDLINE_BROKER); without, one is started.")
-@click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
+@options.method()
 @options.setting()
-@options.quick
+@options.presets
 @options.backbone
 @click.option("--deadline-ms", default=1000, show_default=True, help="From capture to the gate.")
 @click.option("--seed", default=0, show_default=True, help="Of the parts, the fit and random weights.")
@@ -36,8 +36,9 @@ def command(
     data: Path | None,
     keep: bool,
     broker: str | None,
-    method: str,
+    method: str | None,
     settings: tuple[str, ...],
+    fixtured: bool,
     quick: bool,
     backbone: str | None,
     layers: str | None,
@@ -72,8 +73,9 @@ def command(
             directory=directory,
             keep=keep,
             broker=broker or os.environ.get("GOLDLINE_BROKER"),
-            method=method,
+            method=options.method_name(method, fixtured=fixtured),
             settings=options.pairs(settings),
+            fixtured=fixtured,
             quick=quick,
             backbone=Choice(
                 name=backbone or DEFAULT,

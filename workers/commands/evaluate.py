@@ -32,9 +32,9 @@ _NAMES = 5  # of pictures that a warning names
 
 @click.command("evaluate")
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--methods", "names", default="patchcore", show_default=True, help="Methods, as in patchcore,padim.")
+@options.method("--methods", "Methods, as in patchcore,padim.")
 @options.setting(of="those methods that have it")
-@options.quick
+@options.presets
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
 @options.without
 @options.view
@@ -44,8 +44,9 @@ _NAMES = 5  # of pictures that a warning names
 @options.backbone
 def command(
     folders: tuple[Path, ...],
-    names: str,
+    method: str | None,
     settings: tuple[str, ...],
+    fixtured: bool,
     quick: bool,
     seeds: int,
     without: tuple[str, ...],
@@ -93,7 +94,8 @@ def command(
         engine=engine,
         device=device,
     )
-    configs = _configs(names, options.pairs(settings), view, quick=quick)
+    names = options.method_name(method, fixtured=fixtured)
+    configs = _configs(names, options.pairs(settings), view, quick=quick, fixtured=fixtured)
     datasets = _datasets(folders, without)
     for folder in datasets:
         options.check_roi(roi, dataset.goods(folder, without))
@@ -124,11 +126,11 @@ def command(
             Console().print(_table(rows))
 
 
-def _configs(names: str, given: dict[str, str], view: "View", *, quick: bool) -> dict[str, Any]:
+def _configs(names: str, given: dict[str, str], view: "View", *, quick: bool, fixtured: bool) -> dict[str, Any]:
     """Each method's settings; what can be told now of methods and view is not told after hours of fits."""
     from pipeline import methods, tiling  # noqa: PLC0415
 
-    configs = methods.make_configs(names.split(","), given, quick=quick)
+    configs = methods.make_configs(names.split(","), given, quick=quick, fixtured=fixtured)
     for name, config in configs.items():
         tiling.check(name, config, view.tiles)
     return configs

@@ -31,9 +31,9 @@ from workers.provenance import PICTURES_MAX, digest, pictures
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--station", required=True, help="The camera viewpoint, as in line-1/top.")
 @click.option("--recipe", default="default", show_default=True, help="The product being made.")
-@click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
+@options.method()
 @options.setting()
-@options.quick
+@options.presets
 @options.without
 @options.view
 @click.option("--false-reject-rate", "rate", type=float, help="Share of good parts that may be rejected.  [0.005]")
@@ -51,8 +51,9 @@ def command(
     folder: Path,
     station: str,
     recipe: str,
-    method: str,
+    method: str | None,
     settings: tuple[str, ...],
+    fixtured: bool,
     quick: bool,
     without: tuple[str, ...],
     size: int,
@@ -86,6 +87,7 @@ def command(
     \b
     Examples:
       goldline fit photos/good --station line-1/top --store file://$PWD/models
+      goldline fit photos/good --station line-1/top --fixtured --store file://$PWD/models
       goldline fit bottle --station line-1/top --backbone resnet50 --weights resnet50.safetensors --set coreset=0.1
     """
     line = options.optional_settings(config)
@@ -110,12 +112,13 @@ def command(
     console = Console(stderr=True)
     if random_weights:
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
-    method_config = methods.make_config(method, options.pairs(settings), quick=quick)
+    method_name = options.method_name(method, fixtured=fixtured)
+    method_config = methods.make_config(method_name, options.pairs(settings), quick=quick, fixtured=fixtured)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
     with shown(console) as progress:
         made = commissioning.commission(
             goods,
-            method=method,
+            method=method_name,
             config=method_config,
             backbone=net,
             view=view,
@@ -138,7 +141,7 @@ def command(
         "left_out": list[JSON](left_out),
         "pictures": pictures(goods) if len(goods) <= PICTURES_MAX else [],
         "parent": current or "",
-        "method": method,
+        "method": method_name,
         "settings": msgspec.to_builtins(method_config),
         "backbone": net.spec.weights_sha256,
         "code": metadata.version("goldline"),
@@ -148,7 +151,7 @@ def command(
     if promoted and current != version:
         put_in_service(store, key, version, expected=current, who=getpass.getuser(), why=why or "fit")
     if as_json:
-        body = _body(made, version, method, net.spec.to_meta(), promoted=promoted)
+        body = _body(made, version, method_name, net.spec.to_meta(), promoted=promoted)
         click.echo(json.dumps(body | {"left_out": left_out}))
         return
     _tell(made, key, version, left_out, promoted=promoted)

@@ -215,11 +215,24 @@ def why(command: F) -> F:
     return click.option("--why", default="", help="For the history.")(command)
 
 
-def quick(command: F) -> F:
-    """`--quick`."""
-    return click.option(
-        "--quick", is_flag=True, help="Train for minutes where the paper trains for hours. No matter without training."
-    )(command)
+def presets(command: F) -> F:
+    """`--fixtured` and `--quick`."""
+    for name, says in (
+        ("--quick", "Train for minutes where the paper trains for hours. No matter without training."),
+        ("--fixtured", "For parts that lie alike in every picture, as a fixture holds them."),
+    ):
+        command = click.option(name, is_flag=True, help=says)(command)
+    return command
+
+
+def method(name: str = "--method", says: str = "The method to fit.") -> Callable[[F], F]:
+    """An option whose default is what `method_name` says."""
+    return click.option(name, "method", help=f"{says}  [patchcore; with --fixtured padim]")
+
+
+def method_name(given: str | None, *, fixtured: bool) -> str:
+    """The method asked for, or the default."""
+    return given or ("padim" if fixtured else "patchcore")
 
 
 def scratch(command: F) -> F:

@@ -20,9 +20,9 @@ from workers.progress_bars import shown
 
 @click.command("screen")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--method", default="patchcore", show_default=True, help="The method to fit.")
+@options.method()
 @options.setting()
-@options.quick
+@options.presets
 @click.option(
     "--folds",
     type=click.IntRange(min=2),
@@ -40,8 +40,9 @@ from workers.progress_bars import shown
 @options.as_json
 def command(
     folder: Path,
-    method: str,
+    method: str | None,
     settings: tuple[str, ...],
+    fixtured: bool,
     quick: bool,
     folds: int,
     top: int,
@@ -85,7 +86,8 @@ def command(
     paths = dataset.goods(folder, without)
     options.check_roi(roi, paths)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
-    method_config = methods.make_config(method, options.pairs(settings), quick=quick)
+    method_name = options.method_name(method, fixtured=fixtured)
+    method_config = methods.make_config(method_name, options.pairs(settings), quick=quick, fixtured=fixtured)
     chosen = Choice(
         name=backbone or DEFAULT,
         layers=layers.split(",") if layers else (),
@@ -99,7 +101,7 @@ def command(
     with shown(Console(stderr=True)) as progress:
         found = screening.screen(
             goods,
-            method=method,
+            method=method_name,
             config=method_config,
             backbone=net,
             view=view,

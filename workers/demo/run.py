@@ -50,6 +50,7 @@ class Order:
     broker: str | None
     method: str
     settings: dict[str, str]
+    fixtured: bool
     quick: bool
     backbone: Choice
     deadline_ms: int
@@ -119,7 +120,7 @@ def _fit(
     """One model for each kind of part, stored and promoted as `goldline fit` does it."""
     store = open_store(store_url)
     inspectors: dict[str, Inspector] = {}
-    config = methods.make_config(order.method, order.settings, quick=order.quick)
+    config = methods.make_config(order.method, order.settings, quick=order.quick, fixtured=order.fixtured)
     for plan in plans:
         key = ModelKey(plan.station)
         if plan.model_of:
