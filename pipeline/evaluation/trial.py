@@ -161,9 +161,12 @@ def run(
     *,
     rotations: int = 1,
     seed: int,
+    scratch: Path | None = None,
     progress: Progress = silent,
 ) -> Trial:
-    """Fit and score; `rotations` as in `commissioning.commission`.
+    """Fit and score; `rotations` and `scratch` as in `commissioning.commission`.
+
+    Where a training goes on from a checkpoint, the row's `fit_s` is the time of what was left to do.
 
     Raises:
         FitError: the pictures are too few.
@@ -177,6 +180,7 @@ def run(
         size=pictures.view.size,
         backbone=backbone,
         seed=seed,
+        scratch=scratch,
         progress=progress,
     )
     fit_s = time.perf_counter() - started

@@ -666,6 +666,24 @@ def test_parts_that_lie_alike_are_padims_unless_methods_are_named(goldline, tmp_
         assert rows[-1]["settings"]["embedding"] == "principal"
 
 
+def test_an_evaluation_goes_on_from_its_checkpoints(goldline, tmp_path):
+    synthetic.write_dataset(tmp_path / "gear", "gear", goods=12, test_goods=3, defects_each=1, seed=2)
+    options = ("--size", 64, "--methods", "deep_svdd", "--set", "pretrain_epochs=2", "--set", "epochs=2")
+    asked = ("evaluate", tmp_path / "gear", *options, "--seeds", 2, "--scratch", tmp_path / "kept")
+
+    def written():
+        return {str(p.relative_to(tmp_path / "kept")): p.stat().st_mtime_ns for p in (tmp_path / "kept").rglob("*.*")}
+
+    rows, times = [], []
+    for name in ("first", "again"):
+        assert goldline(*asked, "--json", tmp_path / name).status == 0
+        rows.append([row["image_auroc"] for row in json.loads((tmp_path / name).read_text())])
+        times.append(written())
+    assert {name.split("/")[0] for name in times[0]} == {"seed-0", "seed-1"}
+    assert times[1] == times[0], "nothing is trained again"
+    assert rows[1] == rows[0]
+
+
 def test_an_evaluation_says_how_many_defects_pass_where_goods_suffice_to_say_it(goldline, tmp_path):
     synthetic.write_dataset(tmp_path / "gear", "gear", goods=10, test_goods=100, defects_each=1, seed=2)
     options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")

@@ -38,6 +38,7 @@ _NAMES = 5  # of pictures that a warning names
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
 @options.without
 @options.view
+@options.scratch
 @options.file_to_write("json", "json_file", says="Write the rows there.")
 @options.file_to_write("html", says="Write a page with the worst cases.")
 @click.option("--config", type=click.Path(path_type=Path), help="A line.toml, for where weights lie.")
@@ -57,6 +58,7 @@ def command(
     even_light: bool,
     roi: Path | None,
     rotations: int,
+    scratch: Path | None,
     json_file: Path | None,
     html: Path | None,
     config: Path | None,
@@ -73,6 +75,9 @@ def command(
     reject is at most the stated share of the test's goods; figures of pixels where every defect has a mask (positive:
     more than half after a nearest resize). With --roi these count what lies inside alone: what a mask shows outside is
     no miss. Pictures that cannot be read are in no figure, and are named.
+
+    With --scratch, a folder for each seed, a fit's time is that of what was left to do. Teachers there serve every
+    dataset; of the other trainings the last dataset's is kept.
 
     \b
     Examples:
@@ -111,7 +116,14 @@ def command(
             for name, seed in product(configs, range(seeds)):
                 with shown(console) as progress:
                     done = trial.run(
-                        pictures, name, configs[name], net, rotations=rotations, seed=seed, progress=progress
+                        pictures,
+                        name,
+                        configs[name],
+                        net,
+                        rotations=rotations,
+                        seed=seed,
+                        scratch=scratch / f"seed-{seed}" if scratch else None,
+                        progress=progress,
                     )
                 rows.append(done.row)
                 if json_file:  # after each trial: some train for hours
