@@ -368,6 +368,7 @@ def test_models_lists_both_and_stars_the_one_in_service(goldline, plant):
     assert all(row["size_bytes"] > 1000 for row in rows)
     shown = goldline("models", "list", "--store", url)
     assert [line[0] for line in shown.out.splitlines()] == ["*", " "]
+    assert shown.out.count("  patchcore  ") == 2
     assert goldline("models", "list", "line-9/top", "--store", url).out == ""
 
 

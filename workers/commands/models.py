@@ -46,10 +46,11 @@ def list_(station: str | None, recipe: str, store_url: str, as_json: bool) -> No
     for row in rows:
         star = "*" if row["current"] else " "
         made = str(row["lineage"]["created_at"])[:19]
+        method = model_page.plain(row["lineage"].get("method", ""))
         canary = f"  canary {row['canary_share']:.3g}" if row["canary_share"] else ""
         click.echo(
             f"{star} {short(row['version'])}  {row['station']}  {row['recipe']}  {row['state']:<9}  "
-            f"{row['size_bytes']:>12,} B  {made}" + ("  pinned" if row["pinned"] else "") + canary
+            f"{method:<11}  {row['size_bytes']:>12,} B  {made}" + ("  pinned" if row["pinned"] else "") + canary
         )
     if not rows:
         there = ", ".join(map(str, store.keys())) if station else ""
