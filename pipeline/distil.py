@@ -81,7 +81,7 @@ def distil(
     Args:
         teacher: with two layers, at strides 8 and 16.
         photos: natural photographs, the more and the more varied the better.
-        out: the weights' file; OUT.targets and OUT.checkpoint lie beside it while training.
+        out: the weights' file; OUT.targets and a checkpoint, OUT-checkpoint-KEY.safetensors, lie beside it.
         config: how.
         device: of the student.
         progress: told of each stage.
@@ -128,7 +128,7 @@ def distil(
         rate=training.one_cycle(config.peak_rate),
         seed=config.seed,
         stage="student",
-        checkpoint=Checkpoint(path=out.with_suffix(".checkpoint"), key=training.digest(targets.key, asdict(config))),
+        checkpoint=Checkpoint(out.parent, f"{out.stem}-checkpoint", training.digest(targets.key, asdict(config))),
         progress=progress,
     )
     missed = {layer: round(float(v), 4) for layer, v in zip(LAYERS, imitation.missed, strict=True)}

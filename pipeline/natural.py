@@ -49,6 +49,10 @@ class NaturalPictures:
             raise ConfigError(f"photos: there is no picture in {folder!r}")
         return cls(found, seed)
 
+    def listing(self) -> list[list[str | int]]:
+        """Names and sizes of the photographs, in their order: what a checkpoint knows them by."""
+        return [[photo.name, photo.stat().st_size] for photo in self._photos]
+
     def crop(self, place: int, size: Size) -> NDArray[np.uint8]:
         """The crop number `place`, (3, H, W)."""
         if self._photos:

@@ -57,17 +57,24 @@ class Trained:
     loss: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a training is kept.
+    """Where a training is kept, beside others.
 
     Attributes:
-        path: a safetensors file; its folder is made.
+        folder: is made.
+        name: what is trained.
         key: of all that the training depends on (`digest`): another training's file is not gone on with.
     """
 
-    path: Path
+    folder: Path
+    name: str
     key: str
+
+    @property
+    def path(self) -> Path:
+        """The file; another training's is another, so that none is lost to it."""
+        return self.folder / f"{self.name}-{self.key[:16]}.safetensors"
 
 
 @dataclass(slots=True)
@@ -271,7 +278,7 @@ def _save(checkpoint: Checkpoint, module: nn.Module, optimiser: torch.optim.Opti
     for number, entries in optimiser.state_dict()["state"].items():
         for name, value in entries.items():
             tensors[f"optimiser/{number}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.folder.mkdir(parents=True, exist_ok=True)
     part = checkpoint.path.with_suffix(".part")
     told = {"key": checkpoint.key, "step": state.step, "best_loss": state.best_loss, "worse": state.worse}
     save_file(

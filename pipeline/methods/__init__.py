@@ -141,7 +141,7 @@ def make_config(method_name: str, settings: Mapping[str, Any], *, quick: bool = 
     """
     entry = _entry(method_name)
     if fixtured and not entry.fixtured:
-        raise ConfigError(f"{method_name} has no settings for parts that lie alike; {_those_fixtured()} has")
+        raise ConfigError(f"{method_name} has no settings for parts that lie alike. {_with_fixtured()}")
     config = entry.config
     known = [each.name for each in fields(config)]
     for key in settings:
@@ -168,7 +168,7 @@ def make_configs(
     with_fixtured = [name for name in method_names if fixtured and _entry(name).fixtured]
     if fixtured and not with_fixtured:
         raise ConfigError(
-            f"none of {', '.join(method_names)} has settings for parts that lie alike; {_those_fixtured()} has"
+            f"none of {', '.join(method_names)} has settings for parts that lie alike. {_with_fixtured()}"
         )
     configs = {
         name: make_config(name, settings_for(name, settings), quick=quick, fixtured=name in with_fixtured)
@@ -192,8 +192,8 @@ def settings_for(method_name: str, settings: Mapping[str, Any]) -> dict[str, Any
     return {key: value for key, value in settings.items() if key in known}
 
 
-def _those_fixtured() -> str:
-    return ", ".join(name for name, entry in METHODS.items() if entry.fixtured)
+def _with_fixtured() -> str:
+    return f"With such: {', '.join(name for name, entry in METHODS.items() if entry.fixtured)}"
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

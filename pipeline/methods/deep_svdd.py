@@ -175,7 +175,6 @@ class DeepSvdd:
         key = training.digest(NAME, asdict(config), seed, images.pixels)
 
         def run(stage: str, module: nn.Module, loss: Callable[[int, Tensor], Tensor], epochs: int, drop: int) -> None:
-            path = scratch / f"{stage}.safetensors" if scratch else None
             per_epoch = training.steps_of(1, len(pictures), config.batch)
             train(
                 module,
@@ -187,7 +186,7 @@ class DeepSvdd:
                 rate=training.dropped(config.rate, at=min(1.0, drop / epochs)),
                 seed=seed,
                 stage=stage,
-                checkpoint=Checkpoint(path=path, key=key) if path else None,
+                checkpoint=Checkpoint(scratch, f"{NAME}-{stage.replace(' ', '-')}", key) if scratch else None,
                 progress=progress,
             )
 

@@ -202,10 +202,8 @@ class EfficientAd:
         nets.teacher = _distil(backbone, config, pictures, seed, scratch, progress)
         learned.ready(nets, backbone.device)
         pdn.normalise_outputs(nets.teacher, images.pixels[train], progress)
-        checkpoint = None
-        if scratch is not None:
-            key = training.digest(asdict(config), seed, images.pixels, backbone.spec.to_meta())
-            checkpoint = training.Checkpoint(path=scratch / f"{NAME}-student.safetensors", key=key)
+        key = training.digest(asdict(config), pictures.listing(), seed, images.pixels, backbone.spec.to_meta())
+        checkpoint = training.Checkpoint(scratch, f"{NAME}-student", key) if scratch else None
         how = imitation.Imitation(
             images=images.pixels[train],
             natural=pictures,
@@ -272,12 +270,10 @@ def _distil(
         weight_decay=config.weight_decay,
         seed=seed,
     )
-    checkpoint = None
-    if scratch is not None:
-        said = [getattr(config, name) for name in ("model", "dim", "photos", "statistics", "weight_decay", "one_cycle")]
-        said += [value for name, value in asdict(config).items() if name.startswith("teacher_")]
-        key = training.digest(said, seed, backbone.spec.to_meta())
-        checkpoint = training.Checkpoint(path=scratch / f"{NAME}-teacher.safetensors", key=key)
+    said = [getattr(config, name) for name in ("model", "dim", "statistics", "weight_decay", "one_cycle")]
+    said += [value for name, value in asdict(config).items() if name.startswith("teacher_")]
+    key = training.digest(said, pictures.listing(), seed, backbone.spec.to_meta())
+    checkpoint = training.Checkpoint(scratch, f"{NAME}-teacher", key) if scratch else None
     return pdn.distil(backbone, how, checkpoint=checkpoint, progress=progress)
 
 

@@ -294,6 +294,6 @@ def _run(
         rate=training.cosine(config.rate),
         seed=seed,
         stage=f"align {stage}",
-        checkpoint=Checkpoint(path=scratch / f"fyd-{stage}.safetensors", key=key) if scratch else None,
+        checkpoint=Checkpoint(scratch, f"fyd-{stage}", key) if scratch else None,
         progress=progress,
     )

@@ -209,7 +209,7 @@ class Mkd:
         with training.seeded(seed):
             cloner = Cloner([each.shape[1] for each in wanted], doublings, signed).to(backbone.device)
         key = training.digest(NAME, asdict(config), seed, backbone.spec.to_meta(), images.pixels)
-        checkpoint = Checkpoint(path=scratch / "mkd.safetensors", key=key) if scratch else None
+        checkpoint = Checkpoint(scratch, "mkd", key) if scratch else None
         self._train(cloner, _Goods(pictures, wanted, kept, held), config, backbone, seed, checkpoint, progress)
         return MkdDetector(cloner, scales, signed, config, images.size, backbone)
 

@@ -221,17 +221,15 @@ class Students:
         if min(images.size) < _SMALLEST_PX:
             raise FitError(f"{NAME} needs pictures of at least {_SMALLEST_PX} px a side, not {images.size}")
         train, held = learned.split(images, config.held_out, seed)
-        teachers = _distil(backbone, config, seed, scratch, progress)
+        pictures = NaturalPictures.of_folder(config.photos, seed)
+        teachers = _distil(backbone, config, pictures, seed, scratch, progress)
         with training.seeded(seed + 1):
             each = [Family(field, config.students) for field in config.sizes()]
+        key = training.digest(asdict(config), pictures.listing(), seed, images.pixels, backbone.spec.to_meta())
         for family in each:
             family.teacher = teachers[family.field]
             learned.ready(family, backbone.device)
             families.normalise(family, images.pixels[train], config.stride, progress)
-            checkpoint = None
-            if scratch is not None:
-                key = training.digest(asdict(config), seed, images.pixels, backbone.spec.to_meta())
-                checkpoint = training.Checkpoint(path=scratch / f"{NAME}-{family.field}.safetensors", key=key)
             how = families.Schooling(
                 images=images.pixels[train],
                 crop_px=config.crop_px,
@@ -241,6 +239,7 @@ class Students:
                 weight_decay=config.weight_decay,
                 seed=seed,
             )
+            checkpoint = training.Checkpoint(scratch, f"{NAME}-{family.field}", key) if scratch else None
             families.train(family, how, checkpoint=checkpoint, progress=progress)
         nets = nn.ModuleList(each)
         maps = families.maps_of(nets, images.pixels[held], config.stride, backbone.device, progress)
@@ -271,11 +270,16 @@ def _rate(config: StudentsConfig, rate: float) -> training.Rate:
 
 
 def _distil(
-    backbone: Backbone, config: StudentsConfig, seed: int, scratch: Path | None, progress: Progress
+    backbone: Backbone,
+    config: StudentsConfig,
+    pictures: NaturalPictures,
+    seed: int,
+    scratch: Path | None,
+    progress: Progress,
 ) -> dict[int, PatchCnn]:
     how = patch_cnn.Distillation(
         fields=config.sizes(),
-        pictures=NaturalPictures.of_folder(config.photos, seed),
+        pictures=pictures,
         view_px=config.view_px,
         counted=config.statistics,
         steps=config.teacher_steps,
@@ -286,10 +290,8 @@ def _distil(
         margin=config.margin,
         seed=seed,
     )
-    checkpoint = None
-    if scratch is not None:
-        others = ("students", "steps", "rate", "crop_px", "stride", "held_out", "by_position")
-        said = {name: value for name, value in asdict(config).items() if name not in others}
-        key = training.digest(said, seed, backbone.spec.to_meta())
-        checkpoint = training.Checkpoint(path=scratch / f"{NAME}-teacher.safetensors", key=key)
+    others = ("photos", "students", "steps", "rate", "crop_px", "stride", "held_out", "by_position")
+    said = {name: value for name, value in asdict(config).items() if name not in others}
+    key = training.digest(said, pictures.listing(), seed, backbone.spec.to_meta())
+    checkpoint = training.Checkpoint(scratch, f"{NAME}-teacher", key) if scratch else None
     return patch_cnn.distil(backbone, how, checkpoint=checkpoint, progress=progress)

@@ -49,7 +49,7 @@ def test_a_cut_training_goes_on_as_if_it_had_not_been_cut(tmp_path, monkeypatch)
     whole = Line()
     fit(whole)
     cut = Line()
-    kept = Checkpoint(path=tmp_path / "a" / "model.safetensors", key="k")
+    kept = Checkpoint(tmp_path / "a", "model", key="k")
     with pytest.raises(KeyboardInterrupt):
         fit(cut, checkpoint=kept, until=77)
     resumed = Line()
@@ -60,18 +60,28 @@ def test_a_cut_training_goes_on_as_if_it_had_not_been_cut(tmp_path, monkeypatch)
     assert torch.equal(whole.slope, finished.slope)
 
 
-def test_another_trainings_checkpoint_is_not_gone_on_with(tmp_path):
-    path = tmp_path / "model.safetensors"
-    fit(Line(), checkpoint=Checkpoint(path=path, key="one"))
+def test_another_trainings_checkpoint_is_neither_gone_on_with_nor_lost(tmp_path):
+    one, two = (Checkpoint(tmp_path, "model", key) for key in ("one", "two"))
+    fit(Line(), checkpoint=one)
     with pytest.raises(KeyboardInterrupt):
-        fit(Line(), checkpoint=Checkpoint(path=path, key="two"), until=0)
+        fit(Line(), checkpoint=two, until=0)
+    fit(Line(), checkpoint=two)
+    fit(Line(), checkpoint=one, until=0)  # nothing is left to do
+
+
+def test_a_checkpoint_of_another_key_under_this_ones_name_is_not_gone_on_with(tmp_path):
+    one, two = (Checkpoint(tmp_path, "model", key) for key in ("one", "two"))
+    fit(Line(), checkpoint=one)
+    one.path.rename(two.path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Line(), checkpoint=two, until=0)
 
 
 def test_a_damaged_checkpoint_is_none(tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"\x08\0\0\0\0\0\0\0{not json")
+    kept = Checkpoint(tmp_path, "model", key="k")
+    kept.path.write_bytes(b"\x08\0\0\0\0\0\0\0{not json")
     model = Line()
-    fit(model, checkpoint=Checkpoint(path=path, key="k"))
+    fit(model, checkpoint=kept)
     assert abs(model.slope.item() - 3) < 0.02
 
 

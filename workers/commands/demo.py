@@ -73,7 +73,7 @@ def command(
             directory=directory,
             keep=keep,
             broker=broker or os.environ.get("GOLDLINE_BROKER"),
-            method=options.method_name(method, fixtured=fixtured),
+            method=options.method_or_default(method, fixtured=fixtured),
             settings=options.pairs(settings),
             fixtured=fixtured,
             quick=quick,

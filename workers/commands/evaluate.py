@@ -32,7 +32,7 @@ _NAMES = 5  # of pictures that a warning names
 
 @click.command("evaluate")
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
-@options.method("--methods", "Methods, as in patchcore,padim.")
+@options.method("--methods", "names", says="Methods, as in patchcore,padim.")
 @options.setting(of="those methods that have it")
 @options.presets
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
@@ -45,7 +45,7 @@ _NAMES = 5  # of pictures that a warning names
 @options.backbone
 def command(
     folders: tuple[Path, ...],
-    method: str | None,
+    names: str | None,
     settings: tuple[str, ...],
     fixtured: bool,
     quick: bool,
@@ -76,8 +76,8 @@ def command(
     more than half after a nearest resize). With --roi these count what lies inside alone: what a mask shows outside is
     no miss. Pictures that cannot be read are in no figure, and are named.
 
-    With --scratch, a folder for each seed, a fit's time is that of what was left to do. Teachers there serve every
-    dataset; of the other trainings the last dataset's is kept.
+    What was trained to its end under --scratch is not trained again, and a fit's time is that of what was left to do.
+    Name the --engine then: auto may choose another one tomorrow, whose features train another network.
 
     \b
     Examples:
@@ -99,8 +99,8 @@ def command(
         engine=engine,
         device=device,
     )
-    names = options.method_name(method, fixtured=fixtured)
-    configs = _configs(names, options.pairs(settings), view, quick=quick, fixtured=fixtured)
+    asked = options.method_or_default(names, fixtured=fixtured)
+    configs = _configs(asked, options.pairs(settings), view, quick=quick, fixtured=fixtured)
     datasets = _datasets(folders, without)
     for folder in datasets:
         options.check_roi(roi, dataset.goods(folder, without))
@@ -122,7 +122,7 @@ def command(
                         net,
                         rotations=rotations,
                         seed=seed,
-                        scratch=scratch / f"seed-{seed}" if scratch else None,
+                        scratch=scratch,
                         progress=progress,
                     )
                 rows.append(done.row)

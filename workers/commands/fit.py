@@ -112,7 +112,7 @@ def command(
     console = Console(stderr=True)
     if random_weights:
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
-    method_name = options.method_name(method, fixtured=fixtured)
+    method_name = options.method_or_default(method, fixtured=fixtured)
     method_config = methods.make_config(method_name, options.pairs(settings), quick=quick, fixtured=fixtured)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
     with shown(console) as progress:

@@ -219,20 +219,25 @@ def presets(command: F) -> F:
     """`--fixtured` and `--quick`."""
     for name, says in (
         ("--quick", "Train for minutes where the paper trains for hours. No matter without training."),
-        ("--fixtured", "For parts that lie alike in every picture, as a fixture holds them."),
+        (
+            "--fixtured",
+            "PaDiM's settings for parts that lie alike in every picture, held by a fixture; --set overrides.",
+        ),
     ):
         command = click.option(name, is_flag=True, help=says)(command)
     return command
 
 
-def method(name: str = "--method", says: str = "The method to fit.") -> Callable[[F], F]:
-    """An option whose default is what `method_name` says."""
-    return click.option(name, "method", help=f"{says}  [patchcore; with --fixtured padim]")
+def method(*names: str, says: str = "The method to fit.") -> Callable[[F], F]:
+    """`--method`, or what it is named; absent, it is None for `method_or_default`."""
+    return click.option(*(names or ("--method",)), help=f"{says}  [patchcore; with --fixtured padim]")
 
 
-def method_name(given: str | None, *, fixtured: bool) -> str:
+def method_or_default(given: str | None, *, fixtured: bool) -> str:
     """The method asked for, or the default."""
-    return given or ("padim" if fixtured else "patchcore")
+    if given is None:
+        return "padim" if fixtured else "patchcore"
+    return given
 
 
 def scratch(command: F) -> F:

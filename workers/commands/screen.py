@@ -86,7 +86,7 @@ def command(
     paths = dataset.goods(folder, without)
     options.check_roi(roi, paths)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
-    method_name = options.method_name(method, fixtured=fixtured)
+    method_name = options.method_or_default(method, fixtured=fixtured)
     method_config = methods.make_config(method_name, options.pairs(settings), quick=quick, fixtured=fixtured)
     chosen = Choice(
         name=backbone or DEFAULT,

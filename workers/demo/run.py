@@ -145,7 +145,7 @@ def _fit(
                 f"promise: {inspector.threshold.guarantee}"
             )
         inspectors[plan.station] = inspector
-        version = store.put(key, inspector.save(), lineage={"created_by": "demo"})
+        version = store.put(key, inspector.save(), lineage={"created_by": "demo", "method": order.method})
         store.promote(key, version, expected=None, who="demo")
     return inspectors
 
