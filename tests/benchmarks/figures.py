@@ -287,6 +287,11 @@ _SECTIONS = {
         "goldline bench score --peers --batch 1 --engines torch,openvino-fp32,openvino-bf16,openvino-int8",
         _score,
     ),
+    "score-batch8": (
+        "Eight pictures at once, beside anomalib",
+        "goldline bench score --peers --backbones wide_resnet50_2 --batch 8 --engines torch,openvino-bf16,openvino-int8",
+        _score,
+    ),
     "score-default": (
         "The default, beside anomalib's",
         (
