@@ -289,7 +289,7 @@ _SECTIONS = {
     ),
     "score-batch8": (
         "Eight pictures at once, beside anomalib",
-        "goldline bench score --peers --backbones wide_resnet50_2 --batch 8 --engines torch,openvino-bf16,openvino-int8",
+        "goldline bench score --peers --backbones wide_resnet50_2 --batch 8 --engines openvino-bf16,openvino-int8",
         _score,
     ),
     "score-default": (
