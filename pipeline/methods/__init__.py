@@ -23,7 +23,18 @@ from pipeline.methods.spade import Spade, SpadeConfig
 from pipeline.methods.students import Students, StudentsConfig
 from pipeline.progress import Progress, silent
 
-__all__ = ["METHODS", "MethodEntry", "can_grow", "fit", "grow", "load", "make_config", "make_configs", "settings_for"]
+__all__ = [
+    "METHODS",
+    "MethodEntry",
+    "can_grow",
+    "fit",
+    "grow",
+    "load",
+    "make_config",
+    "make_configs",
+    "presets",
+    "settings_for",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +150,16 @@ def make_config(method_name: str, settings: Mapping[str, Any], *, quick: bool = 
         ConfigError: an unknown method or setting (the nearest known one is named), an unfit value, or `fixtured` for a
             method that has no such values.
     """
-    entry = _entry(method_name)
-    if fixtured and not entry.fixtured:
+    config = _entry(method_name).config
+    if fixtured and not presets(method_name, fixtured=True):
         raise ConfigError(f"{method_name} has no settings for parts that lie alike. {_with_fixtured()}")
-    config = entry.config
     known = [each.name for each in fields(config)]
     for key in settings:
         if key not in known:
             raise ConfigError(f"{method_name} has no setting {_unknown(key, known)}. It has: {', '.join(known)}")
     try:
-        presets = {**(entry.quick if quick else {}), **(entry.fixtured if fixtured else {})}
-        return msgspec.convert({**presets, **settings}, config, strict=False)
+        given = {**presets(method_name, quick=quick, fixtured=fixtured), **settings}
+        return msgspec.convert(given, config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{method_name}: {_unfit(error, config, settings)}") from error
 
@@ -180,6 +190,16 @@ def make_configs(
             none = f"none of {', '.join(method_names)} has the setting {_unknown(key, known)}"
             raise ConfigError(f"{none}. There are: {', '.join(known)}")
     return configs
+
+
+def presets(method_name: str, *, quick: bool = False, fixtured: bool = False) -> dict[str, Any]:
+    """What the method's short training sets, and its settings for parts that lie alike, where it has such.
+
+    Raises:
+        ConfigError: an unknown method.
+    """
+    entry = _entry(method_name)
+    return {**(entry.quick if quick else {}), **(entry.fixtured if fixtured else {})}
 
 
 def settings_for(method_name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Asked:
 
     Attributes:
         settings: of the methods, as texts; each takes those that it has, and the rest are its paper's.
+        quick, fixtured: the rest are those of a short training, or for parts that lie alike, where a method has such.
         batches: pictures at once; where there are none, 1 and 8, on a GPU 64, too.
         engines: what runs the backbones; where there are none, all that are worth it on this device.
         size: side of the pictures, in pixels.
@@ -54,6 +55,8 @@ class Asked:
 
     methods: Sequence[str] = ("patchcore",)
     settings: Mapping[str, str] = field(default_factory=dict)
+    quick: bool = False
+    fixtured: bool = False
     backbones: Sequence[str] = ("wide_resnet50_2", "goldline-s")
     bank_rows: Sequence[int] = (1638, 16385)
     batches: Sequence[int] = ()
@@ -70,7 +73,7 @@ class Row:
     """One figure.
 
     Attributes:
-        settings: those of the method that were asked for; the rest are its paper's.
+        settings: those of the method that were asked for, by name or as presets; the rest are its paper's.
         bank_rows: None of methods without a bank.
         size: side of the pictures, in pixels.
         precision: what runs the backbone, and in which numbers.
@@ -113,7 +116,7 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
             peers.
     """
     rows = []
-    configs = methods.make_configs(asked.methods, asked.settings)
+    configs = methods.make_configs(asked.methods, asked.settings, quick=asked.quick, fixtured=asked.fixtured)
     if "patchcore" in configs and (unused := sorted(_OF_FITS & asked.settings.keys())):
         raise ConfigError(f"PatchCore's bank is drawn here, with as many rows as are asked for: no {unused[0]}")
     device = resolve_device(asked.device)
@@ -169,7 +172,7 @@ def _measured(
     for engine in made:
         row = Row(
             method=method,
-            settings=methods.settings_for(method, asked.settings),
+            settings=settings_of(asked, method),
             backbone=backbone,
             bank_rows=bank,
             batch=batch,
@@ -253,6 +256,12 @@ def pictures(count: int, size: int, *, first: int = 0) -> Decoded:
     drawn = [synthetic.draw(PART, seed=first + i, size=(size, size)).image for i in range(count)]
     frames = [Frame(frame_id=str(i), image=synthetic.encode(image)) for i, image in enumerate(drawn)]
     return commissioning.decode_all(frames, View(size=(size, size)), Limits(), silent)
+
+
+def settings_of(asked: Asked, method: str) -> dict[str, str]:
+    """Those of the method that were asked for, by name or as presets, as texts."""
+    presets = methods.presets(method, quick=asked.quick, fixtured=asked.fixtured)
+    return {name: str(value).lower() for name, value in presets.items()} | methods.settings_for(method, asked.settings)
 
 
 def _exactness(inspector: Inspector, size: int) -> tuple[float, float]:

@@ -141,6 +141,29 @@ def test_settings_go_to_the_methods_that_have_them_and_a_peer_beside_one_without
     assert all((row.peer_bank_rows, row.peer_ms_per_image) == (70, 70_000) for row in of_torch.values())
 
 
+def test_a_row_names_what_presets_have_set_as_it_would_be_set_by_name():
+    asked = score.Asked(
+        methods=["padim"],
+        settings={"dim": "7"},
+        fixtured=True,
+        backbones=["goldline-s"],
+        batches=[1],
+        engines=["torch"],
+        size=64,
+        repeats=1,
+    )
+    (row,) = score.run(asked)
+    assert row.settings["embedding"] == "principal"
+    assert methods.make_config("padim", row.settings) == methods.make_config("padim", {"dim": 7}, fixtured=True)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_presets_are_the_same_by_name(name):
+    asked = score.Asked(quick=True, fixtured=True)
+    config = methods.make_config(name, methods.presets(name, quick=True, fixtured=True))
+    assert methods.make_config(name, score.settings_of(asked, name)) == config
+
+
 def test_an_inspector_has_the_settings_that_are_asked_for():
     net = score.net_of("goldline-s", "torch", "cpu")
     config = methods.make_config("padim", {"dim": "7", "embedding": "principal"})

@@ -29,8 +29,9 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 
 
 @click.command("score")
-@click.option("--methods", default="patchcore", show_default=True, help="As in patchcore,padim.")
+@options.method("--methods", says="As in patchcore,padim.")
 @options.setting("the methods")
+@options.presets
 @click.option("--backbones", default="wide_resnet50_2,goldline-s", show_default=True, help="With random weights.")
 @click.option("--bank", "bank_rows", default="1638,16385", show_default=True, help="Rows of PatchCore's bank.")
 @click.option(
@@ -47,8 +48,10 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 @_peers
 @as_file
 def score(
-    methods: str,
+    methods: str | None,
     settings: tuple[str, ...],
+    fixtured: bool,
+    quick: bool,
     backbones: str,
     bank_rows: str,
     peer_bank: int,
@@ -70,8 +73,10 @@ def score(
     if peer_bank and not peers:
         raise click.UsageError("--peer-bank is of peers: add --peers")
     asked = measured.Asked(
-        methods=_names(methods),
+        methods=_names(options.method_or_default(methods, fixtured=fixtured)),
         settings=options.pairs(settings),
+        quick=quick,
+        fixtured=fixtured,
         backbones=_names(backbones),
         bank_rows=_counts(bank_rows, "--bank"),
         batches=_counts(batches, "--batch") if batches else (),
