@@ -172,7 +172,8 @@ def regions(scores: NDArray[np.float32], threshold: float, placement: Placement)
     labels, count = ndimage.label(above, structure=_EIGHT_NEIGHBOURS)
     places = ndimage.find_objects(labels)
     # A noisy map has thousands of areas: only the ones that are told are measured.
-    peaks = ndimage.maximum(scores, labels, np.arange(1, count + 1))
+    peaks = np.full(count, -np.inf, scores.dtype)
+    np.maximum.at(peaks, labels[above] - 1, scores[above])  # ndimage.maximum would sort the whole map
     found = []
     for at in np.argsort(-peaks, kind="stable")[:REGIONS_MAX]:
         rows, columns = where = places[at]

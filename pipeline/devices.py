@@ -35,9 +35,12 @@ def describe_device(device: str) -> str:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when nothing is under way there any more: a GPU works on while Python goes on."""
+    """Returns when nothing that this thread began there is under way: a GPU works on while Python goes on.
+
+    Only its stream is waited for: a whole device may not be while another thread records a graph there.
+    """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 def to_host(values: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ class Replayed:
         return parts[0] if len(parts) == 1 else [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
     def _recorded(self, size: Size) -> "_Buckets | None":
-        if self._record is None:
-            return None
+        if self._record is None or (size not in self._sizes and len(self._sizes) >= _SIZES_MAX):
+            return None  # without a wait for what others record
         with _RECORDING:
             if size not in self._sizes and len(self._sizes) < _SIZES_MAX:
                 self._sizes[size] = _Buckets(self._network, size, self._device, self._record)

@@ -92,12 +92,13 @@ def _coarse(query: list[Tensor], gallery: list[Tensor], cells: Size, part: Tenso
     count = len(gallery[0])
     for mine, theirs in zip(query, gallery, strict=True):
         grid = (mine.shape[1], mine.shape[2])
-        place = _places(grid, cells).to(mine.device)
-        wanted, of_cell = torch.unique(place[part], return_inverse=True)
+        same = grid == cells  # each cell is a position of its own: nothing to look up, and a GPU is not waited for
+        place = part if same else _places(grid, cells).to(mine.device)
+        wanted, of_cell = (part, slice(None)) if same else torch.unique(place[part], return_inverse=True)
         rows, bank = mine.flatten(1).T[wanted], theirs.flatten(2).transpose(1, 2).reshape(-1, mine.shape[0])
         distances = torch.addmm(bank.square().sum(dim=1).unsqueeze(0), rows, bank.T, alpha=-2)
         distances += rows.square().sum(dim=1, keepdim=True)
-        if grid != cells:
+        if not same:
             images = torch.arange(count, device=place.device).unsqueeze(1) * (grid[0] * grid[1])
             distances = distances[:, (images + place).flatten()]
         total = total + distances[of_cell]

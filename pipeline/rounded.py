@@ -133,17 +133,19 @@ class RoundedBank:
         return squared_norms(self.rows.index_select(0, indices).sub_(queries))
 
     def _seconds(self, propose: Propose) -> float:
-        """How long proposals for a picture's patches take that way, once all of it is compiled."""
+        """How long proposals for a full batch take that way, once all of it is compiled.
+
+        One picture's take that way or the other as long as their launches do.
+        """
         many = torch.arange(_TRIAL_MOST, device=self.rows.device) % len(self.rows)
         for rows in self._banks:
             for few in (many[:_TRIAL_QUERIES], many):
                 propose(rows[few], rows, self._norms, self._lengths[few], self._lengths)
-        few = many[:_TRIAL_QUERIES]
-        took = []
+        queries, lengths, took = self._banks[0][many], self._lengths[many], []
         for _ in range(3):
             wait_for(self.rows.device)
             started = time.perf_counter()
-            propose(self._banks[0][few], self._banks[0], self._norms, self._lengths[few], self._lengths)
+            propose(queries, self._banks[0], self._norms, lengths, self._lengths)
             wait_for(self.rows.device)
             took.append(time.perf_counter() - started)
         return min(took)

@@ -61,7 +61,10 @@ class Tried:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """A frame that was scored, and the picture (3, H, W) that its model saw; `on_trial` where that was a canary."""
+    """A frame that was scored, without its map, and the picture (3, H, W) that its model saw.
+
+    `on_trial` where that was a canary.
+    """
 
     outcome: Outcome
     pixels: Tensor
@@ -208,7 +211,9 @@ class _Group:
 def _decided(group: _Group, result: Inspected | Exception) -> list[Decided]:
     pixels = {} if isinstance(result, Exception) else result.pixels
     return [
-        Decided(outcome=outcome, pixels=pixels[outcome.answer.frame_id], on_trial=group.canary)
+        Decided(  # it may wait while the rest of its batch is gone
+            outcome=replace(outcome, map=None), pixels=pixels[outcome.answer.frame_id].clone(), on_trial=group.canary
+        )
         for outcome in group.outcomes
         if isinstance(outcome.answer, Verdict) and outcome.answer.frame_id in pixels
     ]

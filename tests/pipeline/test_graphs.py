@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -100,6 +101,15 @@ def test_after_so_many_sizes_pictures_are_run_as_they_come(monkeypatch):
     for side in (8, 9, 10, 8):
         check(replayed(pictures(3, side, side)), pictures(3, side, side))
     assert {shape[2] for shape in recorder.batches} == {8, 9}
+
+
+def test_pictures_of_one_size_too_many_wait_for_nobody_s_recording(monkeypatch):
+    monkeypatch.setattr(graphs, "_SIZES_MAX", 1)
+    replayed = graphs.Replayed(network, CPU, Recorder())
+    replayed(pictures(1))
+    with ThreadPoolExecutor(1) as other, graphs._RECORDING:
+        images = pictures(3, 9, 9)
+        check(other.submit(replayed, images).result(20), images)
 
 
 def test_threads_do_not_mix_their_pictures():

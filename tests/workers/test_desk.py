@@ -43,6 +43,7 @@ class Model:
         said = [f for f in frames if f.image != b"forgotten"]
         bad = [f.frame_id for f in said if f.image == b"unreadable"]
         good = [f.frame_id for f in said if f.image != b"unreadable"]
+        pixels = torch.zeros(len(good), 3, 2, 2, dtype=torch.uint8)
         return Inspected(
             verdicts=tuple(
                 Verdict(frame_id=i, decision=Decision.PASS, score=1.0, threshold=2.0, p_value=0.5) for i in good
@@ -51,7 +52,7 @@ class Model:
             maps={i: torch.zeros(2, 2) for i in good},
             placements={i: Placement((2, 2), 0.0, 0.0, 1.0, 1.0) for i in good},
             seconds={"decode": 0.001, "embed": 0.002, "score": 0.003},
-            pixels={i: torch.zeros(3, 2, 2, dtype=torch.uint8) for i in good},
+            pixels=dict(zip(good, pixels, strict=True)),
         )
 
 
@@ -459,8 +460,16 @@ def test_frames_that_were_scored_are_told_of_with_their_pictures():
     heard = []
     came = [arrival("a"), arrival("b", b"unreadable"), arrival("c", in_s=-1.0), arrival("d", b"forgotten")]
     outcomes = decide(Trying(Model(A), Model(B)), *came, on_decided=heard.extend)
-    assert [d.outcome for d in heard] == outcomes[:1]
+    assert outcomes[0].map is not None
+    assert [d.outcome for d in heard] == [replace(outcomes[0], map=None)]
     assert [(d.pixels.shape, d.on_trial) for d in heard] == [((3, 2, 2), False)]
+
+
+def test_a_frame_that_is_told_of_holds_no_other_s_picture():
+    heard = []
+    decide(Trying(Model(A), Model(B)), *(arrival(f"f-{i}") for i in range(4)), on_decided=heard.extend)
+    assert len(heard) == 4
+    assert {d.pixels.untyped_storage().nbytes() for d in heard} == {3 * 2 * 2}
 
 
 def test_frames_that_a_canary_decided_about_are_told_apart():
