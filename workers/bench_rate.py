@@ -1,33 +1,40 @@
 """The highest rate that a line keeps up with, real servers and processes, and where the time of a frame goes.
 
 A rate is kept up with when every frame is decided, none is shed or late, and p99 from capture to result read is within
-the bound. The search doubles a rate until it is not kept up with, then halves the interval.
+the bound. The search doubles a rate until it is not kept up with, then halves the interval. Others on the same host may
+spoil a try: too high is a rate that was not kept up with twice.
 """
 
+import itertools
 import os
 import statistics
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from model_store import ModelKey, open_store
 from pipeline import commissioning, engines, methods, settings, synthetic
-from pipeline.data import Frame
+from pipeline.data import Decision, Frame
 from pipeline.decode import Limits
+from pipeline.errors import ConfigError
 from pipeline.inspection import Inspector
 from pipeline.progress import Progress, silent
 from pipeline.view import View
 from workers.backbones import Choice, choose
-from workers.bench_rig import PART, Reader, play, said
+from workers.bench_rig import PART, Reader, Stolen, play, said
 from workers.camera import Camera
 from workers.rig import Rig, temporary
 
 _GOODS = 30
 _PICTURES = 12
+_SHOWN = 25  # one of them is rejected; stations show it in turn, as long as their number and this have no common factor
+_DEFECTS_MAX = 50
 _DEADLINE_MS = 1000
 _SIDES_PX = range(200, 2400, 50)
 _WARM_UP = 60
 _FIRST_RATE = 8.0
+_TRIES = 2
 _STEP = 1.1  # the search ends when what is kept up with and what is not lie this near
 STAGES = ("to_worker", "queue", "decode", "embed", "score", "rest", "to_reader")
 
@@ -61,11 +68,13 @@ def run(
 
     Returns:
         `highest_per_s`, the rate that was kept up with (null where none was), and `tried`: for each rate what was said,
-        p50 and p99 in milliseconds, and `waterfall_ms`, medians of the stages that a frame goes through.
+        p50 and p99 in milliseconds, `stolen`, what share of the processors' time others on the same host took, and
+        `waterfall_ms`, medians of the stages that a frame goes through.
     """
     names = [f"bench/c{i:02d}" for i in range(stations)]
-    images = pictures_of(size_bytes)
-    model = fitted(images, method, engine).save()
+    goods = pictures_of(size_bytes)
+    inspector = fitted(goods, method, engine)
+    images, model = shown(inspector, goods, size_bytes), inspector.save()
     tree = {
         "stations": {name: {"deadline_ms": _DEADLINE_MS} for name in names},
         "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},
@@ -85,9 +94,12 @@ def run(
             tried: list[dict[str, Any]] = []
 
             def keeps_up(per_s: float) -> bool:
-                progress("rates", len(tried), len(tried) + 1)
-                tried.append(attempt(cameras, images, reader, per_s, seconds, p99_ms))
-                return bool(tried[-1]["kept_up"])
+                for _ in range(1 if rate else _TRIES):
+                    progress("rates", len(tried), len(tried) + 1)
+                    tried.append(attempt(cameras, images, reader, per_s, seconds, p99_ms))
+                    if tried[-1]["kept_up"]:
+                        return True
+                return False
 
             highest = (rate if keeps_up(rate) else None) if rate else _highest(keeps_up)
         for camera in cameras:
@@ -150,6 +162,7 @@ def attempt(
 ) -> dict[str, Any]:
     """Send pictures at a rate for some seconds and wait for their results: what was said, times, and if it kept up."""
     sent: dict[str, float] = {}
+    stolen = Stolen()
     began = time.monotonic()
     for frame_id, _ in play(cameras, images, rate=rate, count=max(20, round(rate * seconds))):
         sent[frame_id] = time.monotonic()
@@ -167,6 +180,7 @@ def attempt(
         "said": words,
         "p50_ms": round(statistics.median(totals), 2),
         "p99_ms": round(p99, 2),
+        "stolen": round(stolen.share(), 4),
         "kept_up": decided and p99 <= p99_ms and achieved >= rate * 0.97,
         "waterfall_ms": {name: round(statistics.median(row[name] for row in rows), 2) for name in STAGES}
         if rows
@@ -195,11 +209,38 @@ def _stages(reader: Reader, frame_id: str) -> dict[str, float]:
 
 def pictures_of(size_bytes: int) -> list[bytes]:
     """Drawn good parts as JPEG, each about as large as asked for."""
-    for side in _SIDES_PX:
-        first = synthetic.encode(synthetic.draw(PART, seed=0, size=(side, side)).image)
-        if len(first) >= size_bytes or side == _SIDES_PX[-1]:
-            break
-    return [synthetic.encode(synthetic.draw(PART, seed=i, size=(side, side)).image) for i in range(_PICTURES)]
+    side = _side(size_bytes)
+    return [_drawn(i, side) for i in range(_PICTURES)]
+
+
+def shown(inspector: Inspector, goods: Sequence[bytes], size_bytes: int) -> list[bytes]:
+    """What cameras show: goods that the model passes, and as one of 25 a part that it rejects, whatever the model.
+
+    Raises:
+        ConfigError: the model passes no good, or rejects no defect.
+    """
+    side, kinds = _side(size_bytes), itertools.cycle(synthetic.defects_of(PART))
+    defects = (_drawn(1000 + i, side, kind) for i, kind in zip(range(_DEFECTS_MAX), kinds, strict=False))
+    passed = [image for image in goods if not _rejects(inspector, image)]
+    rejected = next((image for image in defects if _rejects(inspector, image)), None)
+    if not passed or rejected is None:
+        raise ConfigError("the drawn model tells no good part from a defective one: choose another method or engine")
+    return [*itertools.islice(itertools.cycle(passed), _SHOWN - 1), rejected]
+
+
+def _rejects(inspector: Inspector, image: bytes) -> bool:
+    (verdict,) = inspector.inspect([Frame(frame_id="", image=image)]).verdicts
+    return verdict.decision is Decision.REJECT
+
+
+@cache
+def _side(size_bytes: int) -> int:
+    """Of the smallest pictures that are as large; in pixels."""
+    return next((side for side in _SIDES_PX if len(_drawn(0, side)) >= size_bytes), _SIDES_PX[-1])
+
+
+def _drawn(seed: int, side: int, defect: str | None = None) -> bytes:
+    return synthetic.encode(synthetic.draw(PART, seed=seed, defect=defect, size=(side, side)).image)
 
 
 def fitted(images: Sequence[bytes], method: str, engine: str = engines.AUTO) -> Inspector:

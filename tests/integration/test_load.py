@@ -57,6 +57,29 @@ def test_a_rate_is_tried_with_every_frame_answered_and_each_stage_told():
     assert tried["p50_ms"] <= tried["p99_ms"]
     assert tried["kept_up"] == (report["highest_per_s"] == 4.0)
     assert "4/s" in bench_rate.table(report)
+    assert 0 <= tried["stolen"] <= 1
+
+
+def test_a_rate_is_too_high_when_it_was_not_kept_up_with_twice(monkeypatch):
+    spoilt = iter([True, False, True, False, True, True])
+    tried = []
+
+    def attempt(cameras, images, reader, rate, seconds, p99_ms):
+        tried.append(rate)
+        return {"rate_per_s": rate, "kept_up": not next(spoilt, True)}
+
+    monkeypatch.setattr(bench_rate, "attempt", attempt)
+    report = bench_rate.run(stations=1, rate=0.0, size_bytes=20_000, seconds=1.0, engine="openvino-int8")
+    assert tried[:6] == [8.0, 8.0, 16.0, 16.0, 32.0, 32.0]
+    assert report["highest_per_s"] == 16.0
+    assert len(report["tried"]) == len(tried)
+
+
+def test_what_cameras_show_is_passed_but_for_one():
+    goods = bench_rate.pictures_of(20_000)
+    inspector = bench_rate.fitted(goods, "patchcore", "openvino-int8")
+    images = bench_rate.shown(inspector, goods, 20_000)
+    assert [bench_rate._rejects(inspector, image) for image in images] == [False] * 24 + [True]
 
 
 def test_the_search_for_a_rate_ends_near_the_highest_that_is_kept_up_with():
