@@ -142,9 +142,16 @@ def _line(report: Report) -> Iterator[str]:
         + (f"**{highest} a second**." if highest else "no rate was kept up with.")
     )
     yield _table(
-        ("a second", "p50, ms", "p99, ms", "said", "kept up"),
+        ("a second", "p50, ms", "p99, ms", "said", "others on the host took", "kept up"),
         (
-            (row["rate_per_s"], row["p50_ms"], row["p99_ms"], _said(row["said"]), row["kept_up"])
+            (
+                row["rate_per_s"],
+                row["p50_ms"],
+                row["p99_ms"],
+                _said(row["said"]),
+                f"{row['stolen']:.1%}",
+                row["kept_up"],
+            )
             for row in report["tried"]
         ),
     )
@@ -154,6 +161,21 @@ def _line(report: Report) -> Iterator[str]:
         stages = best["waterfall_ms"]
         yield f"Where the time goes at {best['rate_per_s']} a second, medians in ms:"
         yield _table(tuple(name.replace("_", " ") for name in stages), [tuple(stages.values())])
+
+
+def _walk(report: Report) -> Iterator[str]:
+    yield (
+        f"{report['frames']:,} frames of {report['size_bytes'] / 1000:.0f} kB at {report['rate']:g} a second: "
+        f"{report['lost']} lost, {report['duplicates']} twice. Milliseconds from frame sent to result read:"
+    )
+    whole = {"p50": report["p50_ms"], "p99": report["p99_ms"], "max": report["max_ms"]}
+    yield _table(
+        ("", "p50", "p99", "max"),
+        (
+            (name.replace("_", " "), each["p50"], each["p99"], each["max"])
+            for name, each in ({"all": whole} | report["stages_ms"]).items()
+        ),
+    )
 
 
 def _swaps(report: Report) -> Iterator[str]:
@@ -303,15 +325,19 @@ _SECTIONS = {
     "score-padim": (
         "PaDiM for parts that lie alike, beside anomalib's PatchCore",
         (
-            "goldline bench score --peers --backbones goldline-s --methods padim --set dim=128 "
-            "--set embedding=principal --set locally_aware=true --set shrinkage=0.2 --set ridge=1e-5 "
-            "--peer-bank 16385 --batch 1 --engines torch,openvino-fp32,openvino-bf16,openvino-int8"
+            "goldline bench score --peers --backbones goldline-s --fixtured --peer-bank 16385 --batch 1 "
+            "--engines torch,openvino-fp32,openvino-bf16,openvino-int8"
         ),
         _score,
     ),
     "accuracy": (
         "What is found, beside anomalib",
         "python -m tests.benchmarks.accuracy --coreset 0.01",
+        _accuracy,
+    ),
+    "accuracy-default": (
+        "What is found, beside anomalib's own coreset",
+        "python -m tests.benchmarks.accuracy --sets magnetic_tile,cubes --coreset 0.1 --seeds 1",
         _accuracy,
     ),
     "score-amx": ("The same with AMX", "goldline bench score --peers --batch 1", _score),
@@ -340,6 +366,8 @@ _SECTIONS = {
         "goldline bench line --engine openvino-int8 --workers 2",
         _line,
     ),
+    "walk": ("The walk without a model", "goldline bench walk", _walk),
+    "walk-150": ("The walk without a model, five times as fast", "goldline bench walk --rate 150 --frames 3000", _walk),
     "profile": ("What a worker's time goes to", "python -m tests.benchmarks.walk_profile", _profile),
     "refit": ("A refit beside a line", "goldline bench refit", _refit),
     "poisoning": ("What poisoned pools do", "python -m tests.benchmarks.poisoning", _poisoning),
