@@ -92,13 +92,13 @@ def _coarse(query: list[Tensor], gallery: list[Tensor], cells: Size, part: Tenso
     count = len(gallery[0])
     for mine, theirs in zip(query, gallery, strict=True):
         grid = (mine.shape[1], mine.shape[2])
-        same = grid == cells  # each cell is a position of its own: nothing to look up, and a GPU is not waited for
-        place = part if same else _places(grid, cells).to(mine.device)
-        wanted, of_cell = (part, slice(None)) if same else torch.unique(place[part], return_inverse=True)
+        # Where each cell is a position of its own nothing is looked up, and a GPU is not waited for.
+        place = None if grid == cells else _places(grid, cells).to(mine.device)
+        wanted, of_cell = (part, slice(None)) if place is None else torch.unique(place[part], return_inverse=True)
         rows, bank = mine.flatten(1).T[wanted], theirs.flatten(2).transpose(1, 2).reshape(-1, mine.shape[0])
         distances = torch.addmm(bank.square().sum(dim=1).unsqueeze(0), rows, bank.T, alpha=-2)
         distances += rows.square().sum(dim=1, keepdim=True)
-        if not same:
+        if place is not None:
             images = torch.arange(count, device=place.device).unsqueeze(1) * (grid[0] * grid[1])
             distances = distances[:, (images + place).flatten()]
         total = total + distances[of_cell]
