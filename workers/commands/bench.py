@@ -61,8 +61,8 @@ def line(
 ) -> None:
     """The highest rate at which every frame is decided in time, and where the time of a frame goes.
 
-    Parts are drawn, one in 25 with a defect, servers and processes real, all on this machine. Too high is a rate that was
-    not kept up with twice; --rate tries its rate once.
+    Parts are drawn, one in 25 with a defect, servers and processes real, all on this machine. Too high is a rate that
+    was not kept up with twice; --rate tries its rate once.
     """
     from workers import bench_rate  # noqa: PLC0415
 
