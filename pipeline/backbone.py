@@ -18,7 +18,6 @@ from torch.fx.experimental.optimization import fuse
 from pipeline import engines
 from pipeline import goldline_s as own
 from pipeline.backbone_spec import BackboneSpec, Preprocessing
-from pipeline.data import Size
 from pipeline.devices import resolve_device
 from pipeline.engines import Engine, Preprocessed
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
@@ -46,10 +45,20 @@ class Backbone:
         spec: what it is.
         device: where its feature maps lie; where it runs, too, unless its engine is OpenVINO.
         channels: C of each layer.
+        may_round: whether a fit may run it in 8 bits where that does as well, as nobody named its engine.
     """
 
-    def __init__(self, net: nn.Module, spec: BackboneSpec, device: torch.device, *, remember_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        spec: BackboneSpec,
+        device: torch.device,
+        *,
+        may_round: bool = False,
+        remember_bytes: int = 0,
+    ) -> None:
         self.spec = spec
+        self.may_round = may_round
         self.device = device
         self._net = net.eval().requires_grad_(requires_grad=False).float()
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (spec.mean, spec.std))
@@ -57,7 +66,7 @@ class Backbone:
             self._net, spec.layers, (1 / (255 * std)).float(), (-mean / std).float(), bgr=spec.order == "bgr"
         ).eval()
         self.channels: dict[str, int] = _probe(self._net, spec)
-        engine: Engine = engines.make(self._whole, spec.engine, device, spec.ranges)
+        engine: Engine = engines.make(self._whole, spec.engine, device, spec.cuts)
         self._engine = Remembered(engine, remember_bytes) if remember_bytes else engine
         self._one_pass = OnePass()
 
@@ -65,18 +74,14 @@ class Backbone:
         """Of the network, frozen."""
         return self._net.parameters()
 
-    def on(self, engine: str) -> "Backbone":
+    def on(self, engine: str, *, may_round: bool = False) -> "Backbone":
         """The same features from another engine."""
-        return Backbone(self._net, replace(self.spec, engine=engine, ranges=()), self.device)
+        return Backbone(self._net, replace(self.spec, engine=engine, cuts=()), self.device, may_round=may_round)
 
-    @property
-    def lacks_ranges(self) -> bool:
-        """Whether it is to run in 8 bits, and has not seen good pictures yet."""
-        return self.spec.engine == engines.INT8 and not self.spec.ranges
-
-    def ranged(self, images: Tensor) -> "Backbone":
+    def rounded(self, goods: Tensor) -> "Backbone":
         """In 8 bits, from what good pictures (B, 3, H, W) uint8 show."""
-        return Backbone(self._net, replace(self.spec, ranges=engines.ranges_of(self._whole, images)), self.device)
+        cuts = engines.cuts_of(self._whole, goods)
+        return Backbone(self._net, replace(self.spec, engine=engines.INT8, cuts=cuts), self.device)
 
     def remembering(self, most_bytes: int) -> "Backbone":
         """The same features, kept for pictures that come again; one thread's."""
@@ -156,7 +161,7 @@ def resolve(
     random_weights: bool = False,
     preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - frozen
     engine: str = "torch",
-    ranges: tuple[float, ...] = (),
+    cuts: tuple[float, ...] = (),
     device: str = "cpu",
     seed: int = 0,
     expected_sha256: str | None = None,
@@ -172,7 +177,7 @@ def resolve(
         random_weights: take random ones on purpose, the same for the same seed.
         preprocessing: what the network wants of its pixels.
         engine: what runs it, see `engines`.
-        ranges: of an artifact that runs in 8 bits, see `BackboneSpec`.
+        cuts: of an artifact that runs in 8 bits, see `BackboneSpec`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         seed: of random weights.
         expected_sha256: digest that the weights must have, from an artifact.
@@ -205,18 +210,9 @@ def resolve(
         std=preprocessing.std,
         order=preprocessing.order,
         engine=engine,
-        ranges=ranges,
+        cuts=cuts,
     )
     return Backbone(_folded(name, net), spec, place)
-
-
-def on_fastest_engine(backbone: Backbone, size: Size) -> Backbone:
-    """The same backbone on the engine that takes least time here for a picture of (H, W); torch must be its engine now.
-
-    Every candidate runs a few pictures, and one whose features differ from torch's is out.
-    """
-    opened = {name: backbone.on(name) for name in engines.candidates(backbone.device)}
-    return engines.fastest(opened, lambda each, images: list(each(images).values()), size)
 
 
 def _network(

@@ -14,7 +14,7 @@ from pipeline.errors import ArtifactError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_SMALLEST, _LARGEST = 1e-7, 1e30  # of an 8-bit range, in float32
+_SMALLEST, _LARGEST = 1e-7, 1e30  # of an 8-bit input's cut, in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class BackboneSpec:
         std: likewise.
         order: of the channels that the network wants: `rgb` or `bgr`.
         engine: what runs it, see `engines`; thresholds are calibrated with it.
-        ranges: where the input of each convolution is cut off, 0 where it stays float32 (`int8`); for 8 bits alone.
+        cuts: where the input of each convolution is cut off, 0 where it stays float32 (`int8`); for 8 bits alone.
     """
 
     name: str
@@ -56,13 +56,13 @@ class BackboneSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     order: Literal["rgb", "bgr"] = "rgb"
     engine: str = "torch"
-    ranges: tuple[float, ...] = ()
+    cuts: tuple[float, ...] = ()
 
     def to_meta(self) -> Meta:
         """JSON values that `from_meta` reads back."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        if not self.ranges:
-            del plain["ranges"]
+        if not self.cuts:
+            del plain["cuts"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
     @classmethod
@@ -73,7 +73,9 @@ class BackboneSpec:
             ArtifactError: a value is missing, unknown, or of the wrong kind.
         """
         known = {entry.name for entry in fields(cls)}
-        if not isinstance(meta, Mapping) or not known - {"ranges"} <= set(meta) <= known:
+        if isinstance(meta, Mapping) and "ranges" in meta:
+            raise ArtifactError("backbone: an earlier version rounded it to 8 bits, in another way: fit anew")
+        if not isinstance(meta, Mapping) or not known - {"cuts"} <= set(meta) <= known:
             raise ArtifactError(f"backbone: needs exactly the values {', '.join(sorted(known))}, not {meta!r:.200}")
         try:
             spec = msgspec.convert(dict(meta), cls)
@@ -88,9 +90,9 @@ class BackboneSpec:
             raise ArtifactError(f"backbone: mean must be finite and std positive, not {spec.mean} {spec.std}")
         if spec.engine not in engines.ENGINES:
             raise ArtifactError(f"backbone: no engine {spec.engine!r:.40}; there are {', '.join(engines.ENGINES)}")
-        spans = all(high == 0 or _SMALLEST <= high <= _LARGEST for high in spec.ranges)
-        if not spans or bool(spec.ranges) != (spec.engine == engines.INT8):
-            raise ArtifactError(f"backbone: {spec.engine} with ranges {spec.ranges!r:.80}: fit anew")
+        spans = all(high == 0 or _SMALLEST <= high <= _LARGEST for high in spec.cuts)
+        if not spans or bool(spec.cuts) != (spec.engine == engines.INT8):
+            raise ArtifactError(f"backbone: {spec.engine} with cuts {spec.cuts!r:.80}: fit anew")
         return spec
 
     def same_features(self, other: "BackboneSpec") -> bool:

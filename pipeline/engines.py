@@ -6,15 +6,12 @@ features are then the same alone as in any company.
 """
 
 import copy
-import statistics
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +19,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pipeline import int8
-from pipeline.devices import wait_for
 from pipeline.errors import ConfigError
 from pipeline.fused_layers import fuse_layers
 from pipeline.graphs import Replayed
@@ -31,10 +27,6 @@ from pipeline.threads import shared
 INT8 = "openvino-int8"
 ENGINES = ("torch", "torch-bf16", "openvino-fp32", "openvino-bf16", INT8)
 AUTO = "auto"
-_AGREE = 0.02  # relative error of features that an engine may have against torch in float32
-_TRIALS = 7
-
-T = TypeVar("T")
 
 
 class Engine(Protocol):
@@ -109,12 +101,12 @@ class OpenVinoEngine:
     In 8 bits it needs ranges; without, it is in float32 until `Backbone.ranged` has taken them.
     """
 
-    def __init__(self, net: Preprocessed, precision: str, ranges: tuple[float, ...] = ()) -> None:
+    def __init__(self, net: Preprocessed, precision: str, cuts: tuple[float, ...] = ()) -> None:
         self._core = _openvino().Core()
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ConfigError("this CPU has no bfloat16: fit anew here, or with --engine openvino-fp32")
         self._net = net.cpu()
-        self._ranges = ranges
+        self._cuts = cuts
         threads, at_once = shared()
         self._options = {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],
@@ -156,8 +148,8 @@ class OpenVinoEngine:
 
     def _compiled(self, size: tuple[int, int]) -> Any:
         graph = converted(self._net, size)
-        if self._ranges:
-            int8.quantise(_openvino(), graph, self._ranges)
+        if self._cuts:
+            int8.quantise(_openvino(), graph, self._cuts)
         return self._core.compile_model(_channels_last(graph), "CPU", self._options)
 
 
@@ -182,13 +174,13 @@ def converted(net: Preprocessed, size: tuple[int, int]) -> Any:
     return graph
 
 
-def ranges_of(net: Preprocessed, images: Tensor) -> tuple[float, ...]:
-    """Where inputs are cut off for 8 bits: see `int8.ranges_of`; `images` (B, 3, H, W) uint8."""
-    return int8.ranges_of(_openvino(), converted(net.cpu(), (images.shape[2], images.shape[3])), images.cpu())
+def cuts_of(net: Preprocessed, images: Tensor) -> tuple[float, ...]:
+    """Where inputs are cut off for 8 bits: see `int8.cuts_of`; `images` (B, 3, H, W) uint8."""
+    return int8.cuts_of(_openvino(), converted(net.cpu(), (images.shape[2], images.shape[3])), images.cpu())
 
 
-def make(net: Preprocessed, engine: str, device: torch.device, ranges: tuple[float, ...] = ()) -> Engine:
-    """The engine of that name, running this network; in 8 bits with these ranges.
+def make(net: Preprocessed, engine: str, device: torch.device, cuts: tuple[float, ...] = ()) -> Engine:
+    """The engine of that name, running this network; in 8 bits with these cuts.
 
     Raises:
         ConfigError: no such engine, or it cannot run here or not on this device.
@@ -201,7 +193,7 @@ def make(net: Preprocessed, engine: str, device: torch.device, ranges: tuple[flo
         raise ConfigError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
     if device.type != "cpu":
         raise ConfigError(f"{engine} runs on the CPU, and the device asked for is {device}: choose cpu, or fit anew")
-    return OpenVinoEngine(net, engine.partition("-")[2], ranges)
+    return OpenVinoEngine(net, engine.partition("-")[2], cuts)
 
 
 def candidates(device: torch.device) -> list[str]:
@@ -219,34 +211,9 @@ def cpu_only(engine: str) -> bool:
     return engine.startswith("openvino")
 
 
-def fastest(opened: dict[str, T], run: Callable[[T, Tensor], list[Tensor]], size: tuple[int, int]) -> T:
-    """The one that takes least time for a picture of (H, W), among those that run it and agree with torch.
-
-    Args:
-        opened: by engine's name, torch first.
-        run: features of a picture.
-        size: (H, W) of the trial.
-    """
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randint(0, 256, (1, 3, 8, 8), generator=generator).float()
-    picture = nn.functional.interpolate(coarse, size=size, mode="bilinear").to(torch.uint8)
-    truth = run(opened["torch"], picture)
-    took: dict[str, float] = {}
-    for name, each in opened.items():
-        try:
-            made = run(each, picture)
-        except RuntimeError:  # a network of one's own may know float32 alone
-            continue
-        wrong = max(float((a - b).norm() / b.norm().clamp_(min=1e-9)) for a, b in zip(made, truth, strict=True))
-        if wrong <= _AGREE:
-            took[name] = statistics.median(_seconds(partial(run, each, picture)) for _ in range(_TRIALS))
-    return opened[min(took, key=lambda name: took[name])]
-
-
-def _seconds(work: Callable[[], list[Tensor]]) -> float:
-    started = time.perf_counter()
-    wait_for(work()[0].device)
-    return time.perf_counter() - started
+def can_round(device: torch.device) -> bool:
+    """Whether there is an engine in 8 bits."""
+    return device.type == "cpu" and _has_openvino()
 
 
 @cache

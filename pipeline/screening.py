@@ -95,6 +95,7 @@ def screen(
         raise FitError(
             f"{n} pictures in {count} folds: a view of tiles needs {_FOLD_MIN} a fold, to compare one fold with another"
         )
+    backbone = tiling.settled(backbone, method, decoded.images, tiles=view.tiles, size=view.size)
     scores, maps = torch.empty(n), dict[int, Tensor]()
     done = 0
     for held, others in folds(n, count, seed):

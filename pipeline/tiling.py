@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipeline import fitted, learned, methods
+from pipeline import fastest, fitted, learned, methods
 from pipeline.backbone import Backbone
 from pipeline.data import Artifact, Features, Images, Scores, Size
+from pipeline.engines import INT8
 from pipeline.errors import ArtifactError, ConfigError, FitError
 from pipeline.methods import METHODS
 from pipeline.methods.base import Detector
@@ -24,7 +25,7 @@ from pipeline.view import MOST_TILES, are_tiles, seen_size
 
 WHOLE = (1,)
 _TUNE_SHARE = 0.2
-_RANGE_PICTURES = 32
+_FEW = 32  # good pictures that say how a backbone runs
 _TUNE_MIN = 4
 _BATCH = 4
 _LEAST_DEVIATION = 1e-6  # of scores; goods that are all alike must not divide by nothing
@@ -125,9 +126,7 @@ def fit(
         ConfigError: the method keeps statistics by position, which tiles have not.
         FitError: too few pictures.
     """
-    if backbone.lacks_ranges:
-        few = images.pixels[:: max(1, len(images) // _RANGE_PICTURES)][:_RANGE_PICTURES]
-        backbone = backbone.ranged(few if tiles == WHOLE else torch.cat([cut(few, size, n) for n in tiles]))
+    backbone = settled(backbone, method, images, tiles=tiles, size=size)
     if tiles == WHOLE:
         return methods.fit(method, images, config, backbone=backbone, seed=seed, scratch=scratch, progress=progress)
     check(method, config, tiles)
@@ -154,6 +153,18 @@ def fit(
         deviation, mean = torch.std_mean(torch.cat(scores))
         spread[level] = torch.stack([mean, deviation.clamp(min=_LEAST_DEVIATION)])
     return TiledDetector(detectors, tiles, size, spread, localises=_localises(detectors[0].save()))
+
+
+def settled(backbone: Backbone, method: str, images: Images, *, tiles: tuple[int, ...], size: Size) -> Backbone:
+    """The backbone as a fit of this method on these good pictures runs it; see `fastest.settled`.
+
+    Where nobody asked for 8 bits only those methods have them that compare features as they are.
+    """
+    compares = method in METHODS and METHODS[method].one_pass
+    if fastest.is_settled(backbone) or not (compares or backbone.spec.engine == INT8):
+        return backbone
+    few = images.pixels[:: max(1, len(images) // _FEW)][:_FEW]
+    return fastest.settled(backbone, few if tiles == WHOLE else torch.cat([cut(few, size, n) for n in tiles]))
 
 
 def check(method: str, config: object, tiles: tuple[int, ...]) -> None:

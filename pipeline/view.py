@@ -126,7 +126,8 @@ def _resized(picture: Image.Image, size: Size) -> NDArray[np.uint8]:
     import torch  # noqa: PLC0415
     from torch.nn.functional import interpolate  # noqa: PLC0415
 
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0)
+    # With a batch's stride torch knows that channels lie innermost, and what it makes lies likewise: as it is wanted.
+    pixels = torch.from_numpy(np.array(picture)).unsqueeze(0).permute(0, 3, 1, 2)
     resized = interpolate(pixels, size=size, mode="bilinear", antialias=True)
     made: NDArray[np.uint8] = np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
     return made

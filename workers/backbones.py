@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.backbone import SHIPPED, Backbone, default_layers, on_fastest_engine, resolve
+from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve
 from pipeline.backbone_spec import BackboneSpec, Preprocessing
 from pipeline.data import Artifact, Size
 from pipeline.decode import Limits
 from pipeline.engines import AUTO, cpu_only
 from pipeline.errors import ArtifactError, ConfigError
+from pipeline.fastest import on_fastest_engine
 from pipeline.inspection import Inspector
 from pipeline.settings import Known, Settings
 from pipeline.weight_files import Sources, preprocessing_of
@@ -113,7 +114,7 @@ def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone
             factories=settings.backbones.keys(),
             preprocessing=Preprocessing(mean=spec.mean, std=spec.std, order=spec.order),
             engine=spec.engine,
-            ranges=spec.ranges,
+            cuts=spec.cuts,
             device="cpu" if device == AUTO and cpu_only(spec.engine) else device,
             seed=int(seeded.group(1)) if seeded else 0,
             expected_sha256=spec.weights_sha256,

@@ -26,7 +26,7 @@ from workers.bench_rig import PART, Reader, Stolen, play, said
 from workers.camera import Camera
 from workers.rig import Rig, temporary
 
-_GOODS = 30
+_GOODS, _FITTED_FIRST = 30, 500  # the seed of the first
 _PICTURES = 12
 _SHOWN = 25  # one of them is rejected; stations show it in turn, as long as their number and this have no common factor
 _DEFECTS_MAX = 50
@@ -72,8 +72,7 @@ def run(
         `waterfall_ms`, medians of the stages that a frame goes through.
     """
     names = [f"bench/c{i:02d}" for i in range(stations)]
-    goods = pictures_of(size_bytes)
-    inspector = fitted(goods, method, engine)
+    goods, inspector = pictures_of(size_bytes), fitted(size_bytes, method, engine)
     images, model = shown(inspector, goods, size_bytes), inspector.save()
     tree = {
         "stations": {name: {"deadline_ms": _DEADLINE_MS} for name in names},
@@ -243,10 +242,10 @@ def _drawn(seed: int, side: int, defect: str | None = None) -> bytes:
     return synthetic.encode(synthetic.draw(PART, seed=seed, defect=defect, size=(side, side)).image)
 
 
-def fitted(images: Sequence[bytes], method: str, engine: str = engines.AUTO) -> Inspector:
-    """A model of these pictures on goldline-s, with its defaults."""
-    view = View()
-    goods = [Frame(frame_id=str(i), image=images[i % len(images)]) for i in range(_GOODS)]
+def fitted(size_bytes: int, method: str, engine: str = engines.AUTO) -> Inspector:
+    """A model on goldline-s, with its defaults, of drawn parts that no camera shows."""
+    view, side = View(), _side(size_bytes)
+    goods = [Frame(frame_id=str(i), image=_drawn(_FITTED_FIRST + i, side)) for i in range(_GOODS)]
     return commissioning.commission(
         goods,
         method=method,

@@ -55,7 +55,7 @@ def run(
     tree["refit"]["golden"] = str(_golden(rig.directory.resolve() / "golden"))
     with rig:
         store = open_store(rig.store_url)
-        version = store.put(_KEY, fitted(images, method).save())
+        version = store.put(_KEY, fitted(size_bytes, method).save())
         store.promote(_KEY, version, expected=None, who="bench")
         worker = rig.run("worker", "worker", "--config", str(rig.config))
         assigned(rig, 1)

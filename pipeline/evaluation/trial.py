@@ -172,12 +172,14 @@ def run(
         FitError: the pictures are too few.
     """
     started = time.perf_counter()
+    learnt, tiles, size = rotated(pictures.train, rotations), pictures.view.tiles, pictures.view.size
+    backbone = tiling.settled(backbone, method, learnt, tiles=tiles, size=size)
     detector = tiling.fit(
         method,
-        rotated(pictures.train, rotations),
+        learnt,
         config,
-        tiles=pictures.view.tiles,
-        size=pictures.view.size,
+        tiles=tiles,
+        size=size,
         backbone=backbone,
         seed=seed,
         scratch=scratch,

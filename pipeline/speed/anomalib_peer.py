@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ def main() -> None:
     torch.set_num_threads(task.threads)
     torch.manual_seed(0)
     work = _fitting(task) if task.kind == "fit" else _scoring(task)
-    _say({"ready": True})
+    _say({"version": ", ".join(f"{name} {metadata.version(name)}" for name in ("anomalib", "torch", "openvino"))})
     for _ in sys.stdin:
         started = time.perf_counter()
         work()

@@ -111,7 +111,7 @@ def run(asked: Asked, *, progress: Progress = silent) -> Grown:
     took = turns.measured(variants, repeats=asked.repeats, progress=progress)
     rows = []
     for (size, count), unseen in points.items():
-        each, (patches, bounded) = took[f"{size} {count}"], known[size, count]
+        each, (patches, bounded) = took[f"{size} {count}"].spread, known[size, count]
         rows.append(
             Row(
                 size=size,

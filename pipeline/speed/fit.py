@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One figure; `ratio` is how many times as long the peer takes."""
+    """One figure, medians of the turns; `ratio`, with its quartiles, is how many times as long the peer takes."""
 
     method: str
     backbone: str
@@ -55,9 +55,13 @@ class Row:
     fit_s: float
     features_s: float
     coreset_s: float
+    turns: int
     peer: str | None = None
+    peer_version: str | None = None
     peer_fit_s: float | None = None
     ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
 
 def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
@@ -83,6 +87,7 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
     patches = (asked.size // 8) ** 2 * asked.images
     rows = max(1, int(patches * asked.coreset))
     embedding: list[float] = []
+    version = ""
     variants: dict[str, Callable[[], float]] = {"ours": lambda: _once(net, images, asked.coreset, embedding, progress)}
     with ExitStack() as stack:
         if asked.peers:
@@ -97,24 +102,35 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
                 threads=torch.get_num_threads(),
                 device=str(device),
             )
-            variants["anomalib torch"] = stack.enter_context(Peer(task)).run
-        took = turns.medians(variants, repeats=asked.repeats, warm_up=False)
-    peer = took.get("anomalib torch")
-    features = statistics.median(embedding)
+            peer = stack.enter_context(Peer(task))
+            variants["anomalib torch"], version = peer.run, peer.version
+        took = turns.measured(variants, repeats=asked.repeats, warm_up=False)
+    ours, features = took["ours"].spread.median, statistics.median(embedding)
+    row = Row(
+        method="patchcore",
+        backbone=asked.backbone,
+        images=asked.images,
+        bank_rows=rows,
+        device=str(device),
+        precision=engine,
+        fit_s=round(ours, 2),
+        features_s=round(features, 2),
+        coreset_s=round(ours - features, 2),
+        turns=asked.repeats,
+    )
+    if "anomalib torch" not in took:
+        return [row]
+    theirs = took["anomalib torch"]
+    ratio = theirs.times(took["ours"])
     return [
-        Row(
-            method="patchcore",
-            backbone=asked.backbone,
-            images=asked.images,
-            bank_rows=rows,
-            device=str(device),
-            precision=engine,
-            fit_s=round(took["ours"], 2),
-            features_s=round(features, 2),
-            coreset_s=round(took["ours"] - features, 2),
-            peer="anomalib torch" if peer else None,
-            peer_fit_s=round(peer, 2) if peer else None,
-            ratio=round(peer / took["ours"], 2) if peer else None,
+        replace(
+            row,
+            peer="anomalib torch",
+            peer_version=version,
+            peer_fit_s=round(theirs.spread.median, 2),
+            ratio=round(ratio.median, 2),
+            ratio_low=round(ratio.low, 3),
+            ratio_high=round(ratio.high, 3),
         )
     ]
 

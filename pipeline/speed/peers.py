@@ -1,8 +1,8 @@
 """Peers: other people's implementations of the same, each variant in a process of an environment of its own.
 
-The process prints a line of JSON when it is ready, and then, for every line that it reads, one with the seconds that
-its work took. It gets no more than a size, counts and an engine, and makes its own random pictures and bank: times do
-not depend on what a picture shows.
+The process prints a line of JSON with its version when it is ready, and then, for every line that it reads, one with
+the seconds that its work took. It gets no more than a size, counts and an engine, and makes its own random pictures and
+bank: times do not depend on what a picture shows.
 """
 
 import json
@@ -52,12 +52,16 @@ class PeerTask:
 class Peer:
     """One variant of a peer; use it as a context manager.
 
+    Attributes:
+        version: of it and of what it runs on, once it is entered.
+
     Raises:
         ConfigError: there is no environment for peers, or the peer does not run.
     """
 
     def __init__(self, task: PeerTask) -> None:
         self._task = task
+        self.version = ""
 
     def __enter__(self) -> Self:
         asked = json.dumps({name: getattr(self._task, name) for name in PeerTask.__slots__})
@@ -66,7 +70,7 @@ class Peer:
             [python(), str(_SCRIPT), asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=plain
         )
         try:
-            self._read()
+            self.version = str(self._read().get("version", ""))
         except BaseException:
             self._end()
             raise

@@ -22,12 +22,14 @@ from pipeline.decide import calibrate
 from pipeline.decode import Decoded, Limits
 from pipeline.devices import resolve_device
 from pipeline.errors import ConfigError
+from pipeline.fastest import settled
 from pipeline.inspection import Inspector
 from pipeline.methods.base import Detector
 from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector
 from pipeline.patches import feature_dim
 from pipeline.progress import Progress, silent
 from pipeline.speed import turns
+from pipeline.speed.exactness import exactness
 from pipeline.speed.peers import Peer, PeerTask, backbone_of
 from pipeline.view import View
 
@@ -77,11 +79,12 @@ class Row:
         bank_rows: None of methods without a bank.
         size: side of the pictures, in pixels.
         precision: what runs the backbone, and in which numbers.
-        ms_low, ms_high: quartiles of the turns, as those of the peer.
+        ms_low, ms_high: quartiles of the turns, as those of the peer and of the ratio.
         turns: how many there were.
         peer: what it is compared with, measured in the same turns; None for nothing.
         peer_bank_rows: of its bank, where it has not as many as ours.
-        ratio: how many times as long the peer takes.
+        peer_version: of the peer and of what it runs on.
+        ratio: how many times as long the peer takes: the median of the turns' own ratios.
         exact_agreement: share of patches whose nearest row is the one that brute force in float64 finds.
         score_error: largest relative error of a patch's distance against it.
     """
@@ -103,7 +106,10 @@ class Row:
     peer_ms_per_image: float | None = None
     peer_ms_low: float | None = None
     peer_ms_high: float | None = None
+    peer_version: str | None = None
     ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
     exact_agreement: float | None = None
     score_error: float | None = None
 
@@ -122,12 +128,13 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
     device = resolve_device(asked.device)
     here = asked.engines or engines.candidates(device)
     batches = asked.batches or ((1, 8, 64) if device.type == "cuda" else (1, 8))
+    unseen = pictures(1, asked.size, first=2000).images.pixels
     for backbone in asked.backbones:
         nets = {engine: net_of(backbone, engine, str(device)) for engine in here}
         for method, config in configs.items():
             for bank in asked.bank_rows if method == "patchcore" else (None,):
                 made = {engine: inspector_of(method, net, bank, asked.size, config) for engine, net in nets.items()}
-                exact = _exactness(next(iter(made.values())), asked.size) if bank else (None, None)
+                exact = {engine: exactness(each.detector, unseen) for engine, each in made.items()}
                 for batch in batches:
                     rows += _measured(asked, method, backbone, bank, batch, made, exact, device, progress)
     return rows
@@ -145,12 +152,13 @@ def _measured(
     bank: int | None,
     batch: int,
     made: dict[str, Inspector],
-    exact: tuple[float | None, float | None],
+    exact: Mapping[str, tuple[float | None, float | None]],
     device: torch.device,
     progress: Progress,
 ) -> list[Row]:
     decoded = pictures(batch, asked.size, first=1000)
     variants: dict[str, Callable[[], float]] = {engine: timed(inspector, decoded) for engine, inspector in made.items()}
+    versions: dict[str, str] = {}
     compared = PEERS if asked.peers and (bank or asked.peer_bank) else ()
     with ExitStack() as stack:
         for engine in [each for each in compared if each in engines.candidates(device)]:
@@ -165,11 +173,12 @@ def _measured(
                 threads=torch.get_num_threads(),
                 device=str(device),
             )
-            variants[f"anomalib {engine}"] = stack.enter_context(Peer(task)).run
+            peer = stack.enter_context(Peer(task))
+            variants[f"anomalib {engine}"], versions[f"anomalib {engine}"] = peer.run, peer.version
         took = turns.measured(variants, repeats=asked.repeats, progress=progress)
-    theirs = {name: each for name, each in took.items() if name not in made}
     rows = []
     for engine in made:
+        ours = took[engine].spread
         row = Row(
             method=method,
             settings=settings_of(asked, method),
@@ -179,26 +188,35 @@ def _measured(
             size=asked.size,
             device=str(device),
             precision=engine,
-            ms_per_image=_ms(took[engine].median, batch),
-            ms_low=_ms(took[engine].low, batch),
-            ms_high=_ms(took[engine].high, batch),
+            ms_per_image=_ms(ours.median, batch),
+            ms_low=_ms(ours.low, batch),
+            ms_high=_ms(ours.high, batch),
             turns=asked.repeats,
-            exact_agreement=exact[0],
-            score_error=exact[1],
+            exact_agreement=exact[engine][0],
+            score_error=exact[engine][1],
         )
+        other_bank = asked.peer_bank if asked.peer_bank not in (0, bank) else None
         rows += [
-            replace(
-                row,
-                peer=peer,
-                peer_bank_rows=asked.peer_bank if asked.peer_bank not in (0, bank) else None,
-                peer_ms_per_image=_ms(each.median, batch),
-                peer_ms_low=_ms(each.low, batch),
-                peer_ms_high=_ms(each.high, batch),
-                ratio=round(each.median / took[engine].median, 2),
-            )
-            for peer, each in theirs.items()
+            replace(_beside(row, took[engine], took[name], name, version), peer_bank_rows=other_bank)
+            for name, version in versions.items()
         ] or [row]
     return rows
+
+
+def _beside(row: Row, ours: turns.Took, theirs: turns.Took, peer: str, version: str) -> Row:
+    """The row with what a peer took in the same turns."""
+    spent, ratio = theirs.spread, theirs.times(ours)
+    return replace(
+        row,
+        peer=peer,
+        peer_version=version,
+        peer_ms_per_image=_ms(spent.median, row.batch),
+        peer_ms_low=_ms(spent.low, row.batch),
+        peer_ms_high=_ms(spent.high, row.batch),
+        ratio=round(ratio.median, 2),
+        ratio_low=round(ratio.low, 3),
+        ratio_high=round(ratio.high, 3),
+    )
 
 
 def timed(inspector: Inspector, decoded: Decoded) -> Callable[[], float]:
@@ -228,8 +246,7 @@ def net_of(name: str, engine: str, device: str) -> Backbone:
 def inspector_of(method: str, net: Backbone, bank: int | None, size: int, config: Any) -> Inspector:
     """An inspector of drawn parts, with the method's settings; of PatchCore with so many rows."""
     images = pictures(_FIT, size).images
-    if net.lacks_ranges:
-        net = net.ranged(images.pixels)
+    net = settled(net, images.pixels)
     if bank is None:
         detector: Detector = methods.fit(method, images, config, backbone=net, seed=0)
     else:
@@ -262,27 +279,6 @@ def settings_of(asked: Asked, method: str) -> dict[str, str]:
     """Those of the method that were asked for, by name or as presets, as texts."""
     presets = methods.presets(method, quick=asked.quick, fixtured=asked.fixtured)
     return {name: str(value).lower() for name, value in presets.items()} | methods.settings_for(method, asked.settings)
-
-
-def _exactness(inspector: Inspector, size: int) -> tuple[float, float]:
-    """Of one picture: the share of patches with the right neighbour, and the largest relative error of a distance."""
-    detector = inspector.detector
-    assert isinstance(detector, PatchCoreDetector)  # noqa: S101 - it has a bank
-    patches = detector.embed(pictures(1, size, first=2000).images.pixels).maps["patch"]
-    rows = patches.permute(0, 2, 3, 1).reshape(-1, patches.shape[1])
-    squares, found = detector.match(rows)
-    truth, nearest = _brute(rows.cpu().double(), detector.bank.cpu().double())
-    agreement = float((found[:, 0].cpu() == nearest).double().mean())
-    error = float(((squares[:, 0].cpu().double().sqrt() - truth) / truth.clamp(min=1e-12)).abs().max())
-    return round(agreement, 6), error
-
-
-def _brute(queries: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
-    parts = [
-        torch.cdist(part, bank, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
-        for part in torch.split(queries, 64)
-    ]
-    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 
 def _ms(seconds: float, batch: int) -> float:

@@ -1,8 +1,10 @@
 """Variants measured in turns."""
 
 import platform
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +13,39 @@ import torch
 from pipeline import threads
 from pipeline.progress import Progress, silent
 
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx_vnni", "avx512_vnni", "amx_bf16", "amx_int8")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
 
 @dataclass(frozen=True, slots=True)
-class Took:
-    """What a variant took, in seconds: median and quartiles of its turns."""
+class Spread:
+    """Median and quartiles of a figure that each turn gave."""
 
     median: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Took":
+    def of(cls, figures: Sequence[float]) -> "Spread":
         """Of at least one turn."""
-        low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75))
+        low, median, high = np.quantile(figures, (0.25, 0.5, 0.75))
         return cls(float(median), float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """The seconds that a variant took, turn by turn."""
+
+    seconds: Sequence[float]
+
+    @property
+    def spread(self) -> Spread:
+        """Of the turns."""
+        return Spread.of(self.seconds)
+
+    def times(self, other: "Took") -> Spread:
+        """How many times as long as another it took: of each turn by itself, whose two share the machine's mood."""
+        return Spread.of([mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)])
 
 
 def medians(
@@ -32,7 +53,7 @@ def medians(
 ) -> dict[str, float]:
     """The median of what each variant says it took, in turns: see `measured`."""
     took = measured(variants, repeats=repeats, warm_up=warm_up, progress=progress)
-    return {name: each.median for name, each in took.items()}
+    return {name: each.spread.median for name, each in took.items()}
 
 
 def measured(
@@ -53,11 +74,11 @@ def measured(
         for name, run in variants.items():
             spent[name].append(run())
         progress("turns", turn + 1, repeats)
-    return {name: Took.of(each) for name, each in spent.items()}
+    return {name: Took(each) for name, each in spent.items()}
 
 
 def machine() -> dict[str, str | int]:
-    """What figures depend on."""
+    """What figures depend on, and the commit that they are of, `+` where files differ from it."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     model = next(
@@ -67,8 +88,20 @@ def machine() -> dict[str, str | int]:
     return {
         "cpu": model,
         "cores": threads.cores(),
-        "instructions": " ".join(name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags),
+        "instructions": " ".join(name for name in _INSTRUCTIONS if name in flags),
+        "caches": " ".join(path.read_text(encoding="ascii").strip() for path in sorted(_CACHES.glob("index*/size"))),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
         "torch": torch.__version__,
+        "openvino": next((each.version for each in metadata.distributions(name="openvino")), ""),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """Of the checkout that this is; nothing where it is none."""
+    order = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(order, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -71,7 +71,7 @@ def run(rate: float, seconds: float, size_bytes: int, spy: str) -> dict[str, Any
         `cores` that the worker kept busy, `stolen` (see `Stolen`) and `parts`: of the samples, the share of each.
     """
     images = pictures_of(size_bytes)
-    inspector = fitted(images, "patchcore")
+    inspector = fitted(size_bytes, "patchcore")
     tree = {
         "stations": {_STATION: {"deadline_ms": 1000}},
         "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},

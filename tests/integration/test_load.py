@@ -77,7 +77,7 @@ def test_a_rate_is_too_high_when_it_was_not_kept_up_with_twice(monkeypatch):
 
 def test_what_cameras_show_is_passed_but_for_one():
     goods = bench_rate.pictures_of(20_000)
-    inspector = bench_rate.fitted(goods, "patchcore", "openvino-int8")
+    inspector = bench_rate.fitted(20_000, "patchcore", "openvino-int8")
     images = bench_rate.shown(inspector, goods, 20_000)
     assert [bench_rate._rejects(inspector, image) for image in images] == [False] * 24 + [True]
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from pipeline import engines, threads
-from pipeline.backbone import on_fastest_engine, resolve
+from pipeline.backbone import resolve
 from pipeline.backbone_spec import BackboneSpec
 from pipeline.errors import ConfigError
+from pipeline.fastest import AGREE
 
 CPU = torch.device("cpu")
 OTHERS = [name for name in engines.candidates(CPU) if name != "torch"]
 BY_NAME = [*OTHERS, "torch-bf16"]
-TOLERANCE = {"openvino-fp32": 1e-5, "openvino-bf16": engines._AGREE, "torch-bf16": engines._AGREE}
+TOLERANCE = {"openvino-fp32": 1e-5, "openvino-bf16": AGREE, "torch-bf16": AGREE}
 
 
 def pictures(b=3, h=64, w=96):
@@ -148,33 +149,6 @@ def test_bfloat16_by_torch_is_worth_a_trial_on_a_gpu_that_has_it(monkeypatch):
     for able, names in ((True, ["torch", "torch-bf16"]), (False, ["torch"])):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation, able=able: able)
         assert engines.candidates(torch.device("cuda")) == names
-
-
-def test_the_chosen_engine_belongs_to_the_spec(backbone):
-    chosen = on_fastest_engine(backbone, (64, 64))
-    assert chosen.spec.engine in engines.candidates(CPU)
-    assert not chosen.spec.same_features(backbone.spec) or chosen.spec.engine == "torch"
-
-
-def test_the_fastest_wins_unless_its_features_are_wrong():
-    def run(engine, picture):
-        seconds, factor = engine
-        time.sleep(seconds)
-        return [picture.float() * factor]
-
-    opened = {"torch": (0.02, 1.0), "wrong": (0.0, 1.1), "fast": (0.002, 1.001), "slow": (0.03, 1.0)}
-    assert engines.fastest(opened, run, (8, 8)) == opened["fast"]
-
-
-def test_an_engine_that_fails_is_not_chosen():
-    def run(engine, picture):
-        if engine == "fails":
-            raise RuntimeError("mat1 and mat2 must have the same dtype")
-        return [picture.float()]
-
-    assert engines.fastest({"torch": "runs", "torch-bf16": "fails"}, run, (8, 8)) == "runs"
-    with pytest.raises(RuntimeError, match="same dtype"):
-        engines.fastest({"torch": "fails"}, run, (8, 8))
 
 
 def test_an_engine_that_cannot_be_is_refused(backbone):

@@ -29,20 +29,20 @@ def pictures(count, first=0):
     return torch.stack([torch.from_numpy(each.copy()).permute(2, 0, 1) for each in drawn])
 
 
-def backbone(name="goldline-s", ranges=()):
+def backbone(name="goldline-s", cuts=()):
     random = name != "goldline-s"
     layers = ("features.6", "features.10") if name == "mobilenet_v2" else ("layer2", "layer3")
-    return resolve(name, layers, weights=None, random_weights=random, factories=(), engine=engines.INT8, ranges=ranges)
+    return resolve(name, layers, weights=None, random_weights=random, factories=(), engine=engines.INT8, cuts=cuts)
 
 
 @pytest.fixture(scope="module")
 def own():
-    return backbone().ranged(pictures(8))
+    return backbone().rounded(pictures(8))
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("goldline-s", 0.1), ("resnet18", 0.05), ("mobilenet_v2", 0.1)])
 def test_features_are_near_torchs(name, tolerance):
-    net = backbone(name).ranged(pictures(8))
+    net = backbone(name).rounded(pictures(8))
     made, truth = net(pictures(3, first=100)), net.on("torch")(pictures(3, first=100))
     for layer, expected in truth.items():
         assert made[layer].shape == expected.shape
@@ -53,7 +53,7 @@ def test_features_are_near_torchs(name, tolerance):
 def test_integers_are_multiplied_as_float32_would(own):
     """Rounded as for integers, and multiplied in float32: the same, or sums have overflowed."""
     graph = engines.converted(own._whole.cpu(), SIZE)
-    int8.quantise(openvino, graph, own.spec.ranges)
+    int8.quantise(openvino, graph, own.spec.cuts)
     compiled = compiled_of(graph, integers=False)
     assert set(precisions(compiled)) == {"f32"}
     request = compiled.create_infer_request()
@@ -89,14 +89,14 @@ def test_the_largest_inputs_and_weights_do_not_overflow(value):
     compiled = compiled_of(graph, integers=True)
     assert set(precisions(compiled)) <= {"u8", "i8"}
     seen = compiled(np.full((1, 64, 8, 8), value, np.float32))[0]
-    assert np.allclose(seen, 32 * round(min(value, 1.0) * 127) / 127, rtol=1e-4)
+    assert np.allclose(seen, 32 * round(min(value, 1.0) * 255) / 255, rtol=1e-4)
 
 
-def test_convolutions_multiply_integers_but_for_that_of_the_pixels(own):
+def test_convolutions_multiply_integers_but_for_the_first_and_the_last(own):
     own(pictures(1))
     kinds = precisions(own._engine._graphs[SIZE])
     assert len(kinds) == 18
-    assert kinds.count("f32") == 1
+    assert kinds.count("f32") == 3
     assert set(kinds) <= {"u8", "i8", "f32"}
 
 
@@ -110,47 +110,50 @@ def test_an_input_is_cut_off_where_that_costs_least():
     assert int8._best_cut(counts, 2.0) == pytest.approx(2.0, abs=0.02)
 
 
-def test_ranges_are_of_what_good_pictures_show(own):
-    assert len(own.spec.ranges) == 18  # also where two convolutions share one input
-    assert own.spec.ranges[0] == int8.FLOAT  # normalised pixels are negative, too
-    assert min(own.spec.ranges[1:]) > 0
-    assert backbone().ranged(pictures(8)).spec == own.spec
-    assert backbone().ranged(pictures(8, first=50)).spec != own.spec
-    assert backbone().lacks_ranges
-    assert not own.lacks_ranges
+def test_cuts_are_of_what_good_pictures_show(own):
+    assert len(own.spec.cuts) == 18  # also where two convolutions share one input
+    assert own.spec.cuts[0] == int8.FLOAT  # normalised pixels are negative, too
+    assert own.spec.cuts.count(int8.FLOAT) == 3  # and both heads' sums are the features
+    assert backbone().rounded(pictures(8)).spec == own.spec
+    assert backbone().rounded(pictures(8, first=50)).spec != own.spec
 
 
-def test_without_ranges_it_is_float32_and_other_engines_have_none(own):
+def test_without_cuts_it_is_float32_and_other_engines_have_none(own):
     plain, images = backbone(), pictures(2)
     truth = plain.on("openvino-fp32")(images)
     assert all(torch.equal(plain(images)[layer], truth[layer]) for layer in truth)
-    assert own.on("openvino-fp32").spec.ranges == ()
-    assert not own.on("torch").lacks_ranges
+    assert own.on("openvino-fp32").spec.cuts == ()
 
 
 def test_a_spec_keeps_them_and_others_are_written_as_ever(own):
     meta = json.loads(json.dumps(own.spec.to_meta()))
     assert BackboneSpec.from_meta(meta) == own.spec
     assert own.spec.same_features(BackboneSpec.from_meta(meta))
-    assert "ranges" not in own.on("torch").spec.to_meta()
-    changed = {**meta, "ranges": [2 * value for value in meta["ranges"]]}
+    assert "cuts" not in own.on("torch").spec.to_meta()
+    changed = {**meta, "cuts": [2 * value for value in meta["cuts"]]}
     assert not own.spec.same_features(BackboneSpec.from_meta(changed))
 
 
-@pytest.mark.parametrize("ranges", [[], [-0.5, 1.0], [1.0, math.inf], [math.nan, 1.0], [1e39], [1e-46]])
-def test_ranges_that_are_none_are_refused(ranges, own):
-    with pytest.raises(ArtifactError, match="openvino-int8 with ranges"):
-        BackboneSpec.from_meta({**own.spec.to_meta(), "ranges": ranges})
+@pytest.mark.parametrize("cuts", [[], [-0.5, 1.0], [1.0, math.inf], [math.nan, 1.0], [1e39], [1e-46]])
+def test_cuts_that_are_none_are_refused(cuts, own):
+    with pytest.raises(ArtifactError, match="openvino-int8 with cuts"):
+        BackboneSpec.from_meta({**own.spec.to_meta(), "cuts": cuts})
 
 
-def test_another_engine_with_ranges_is_refused(own):
-    with pytest.raises(ArtifactError, match="torch with ranges"):
+def test_a_model_of_the_8_bits_there_were_before_is_refused(own):
+    meta = own.spec.to_meta()
+    with pytest.raises(ArtifactError, match="earlier version rounded it to 8 bits, in another way: fit anew"):
+        BackboneSpec.from_meta({**{k: v for k, v in meta.items() if k != "cuts"}, "ranges": meta["cuts"]})
+
+
+def test_another_engine_with_cuts_is_refused(own):
+    with pytest.raises(ArtifactError, match="torch with cuts"):
         BackboneSpec.from_meta({**own.spec.to_meta(), "engine": "torch"})
 
 
-def test_ranges_of_another_network_are_refused(own):
-    net = backbone(ranges=own.spec.ranges[:-1])
-    with pytest.raises(ConfigError, match="8-bit ranges of 17 convolutions, and its network 18 here: fit anew"):
+def test_cuts_of_another_network_are_refused(own):
+    net = backbone(cuts=own.spec.cuts[:-1])
+    with pytest.raises(ConfigError, match="8-bit cuts of 17 convolutions, and its network 18 here: fit anew"):
         net(pictures(1))
 
 
@@ -159,13 +162,13 @@ def goods(count, first=0):
 
 
 @pytest.mark.parametrize("tiles", [(1,), (1, 2)])
-def test_a_model_keeps_its_ranges_and_scores_the_same_when_it_is_loaded(tiles):
+def test_a_model_keeps_its_cuts_and_scores_the_same_when_it_is_loaded(tiles):
     made = commission(
         goods(20), method="patchcore", config=methods.make_config("patchcore", {"coreset": 0.1}),
         view=View(size=SIZE, tiles=tiles), backbone=backbone(), limits=Limits(), rate=0.1,
     ).inspector  # fmt: skip
     artifact = made.save()
-    assert len(artifact.meta["backbone"]["ranges"]) == 18
+    assert len(artifact.meta["backbone"]["cuts"]) == 18
     loaded = Inspector.load(artifact, open_backbone=opener(Settings(), "cpu"), limits=Limits())
     frames = goods(4, first=100)
     ours, theirs = made.inspect(frames), loaded.inspect(frames)
@@ -181,4 +184,4 @@ def test_a_network_without_relu_is_refused():
     made = opset.convolution(inputs, weights, [1, 1], [0, 0], [0, 0], [1, 1])
     graph = openvino.Model([opset.result(made)], [pixels])
     with pytest.raises(FitError, match="take another --engine"):
-        int8.ranges_of(openvino, graph, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        int8.cuts_of(openvino, graph, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

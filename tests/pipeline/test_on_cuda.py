@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from pipeline import engines, graphs, methods, training
-from pipeline.backbone import on_fastest_engine, resolve
+from pipeline.backbone import resolve
 from pipeline.commissioning import commission
 from pipeline.coreset import _plainly, select
 from pipeline.data import Frame, Images
 from pipeline.decode import Limits
 from pipeline.devices import to_host
+from pipeline.fastest import on_fastest_engine
 from pipeline.inspection import Inspector
 from pipeline.maps import smooth
 from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector

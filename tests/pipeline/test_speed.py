@@ -32,8 +32,14 @@ def test_variants_take_turns_and_their_medians_count():
 def test_turns_have_quartiles():
     spent = iter([5.0, 1.0, 4.0, 2.0, 3.0])
     took = turns.measured({"a": lambda: next(spent)}, repeats=5, warm_up=False)["a"]
-    assert (took.low, took.median, took.high) == (2.0, 3.0, 4.0)
-    assert turns.Took.of([7.0]) == turns.Took(7.0, 7.0, 7.0)
+    assert took.spread == turns.Spread(3.0, 2.0, 4.0)
+    assert turns.Took([7.0]).spread == turns.Spread(7.0, 7.0, 7.0)
+
+
+def test_a_ratio_is_of_each_turn_by_itself():
+    slow_then_fast, twice_that = turns.Took([9.0, 1.0, 5.0]), turns.Took([18.0, 2.0, 10.0])
+    assert twice_that.times(slow_then_fast) == turns.Spread(2.0, 2.0, 2.0)
+    assert turns.Took([4.0, 2.0, 30.0]).times(turns.Took([2.0, 2.0, 10.0])) == turns.Spread(2.0, 1.5, 2.5)
 
 
 def point(size, rows, *, unseen=False, bounded_from=ROWS_MIN, ms=None):
@@ -252,10 +258,10 @@ def test_a_peers_bank_may_have_other_rows(peer_script):
     assert [(row.bank_rows, row.peer_bank_rows, row.peer_ms_per_image) for row in of_torch] == [(50, 70, 70_000)]
 
 
-def test_8_bits_are_measured_with_ranges():
+def test_8_bits_are_measured_with_cuts():
     net = score.net_of("goldline-s", "openvino-int8", "cpu")
     inspector = score.inspector_of("patchcore", net, 50, 64, methods.make_config("patchcore", {}))
-    assert inspector.save().meta["backbone"]["ranges"]
+    assert inspector.save().meta["backbone"]["cuts"]
 
 
 def test_a_peers_threads_wait_as_they_would_without_us_unless_somebody_has_said_how(peer_script, monkeypatch):

@@ -143,7 +143,7 @@ def command(
         "parent": current or "",
         "method": method_name,
         "settings": msgspec.to_builtins(method_config),
-        "backbone": net.spec.weights_sha256,
+        "backbone": artifact.meta["backbone"]["weights_sha256"],
         "code": metadata.version("goldline"),
     }
     version = store.put(key, artifact, lineage=lineage)
@@ -151,7 +151,7 @@ def command(
     if promoted and current != version:
         put_in_service(store, key, version, expected=current, who=getpass.getuser(), why=why or "fit")
     if as_json:
-        body = _body(made, version, method_name, net.spec.to_meta(), promoted=promoted)
+        body = _body(made, version, method_name, artifact.meta["backbone"], promoted=promoted)
         click.echo(json.dumps(body | {"left_out": left_out}))
         return
     _tell(made, key, version, left_out, promoted=promoted)

@@ -64,10 +64,7 @@ def run(order: Order, console: Console) -> dict[str, Any]:
         The report, as it was written to `order.report`.
     """
     net = choose(order.backbone, settings.build({}, environment=os.environ), View().size)
-    console.print(
-        f"backbone: {net.spec.name}, layers {', '.join(net.spec.layers)}, weights {net.spec.weights}, "
-        f"engine {net.spec.engine}"
-    )
+    console.print(f"backbone: {net.spec.name}, layers {', '.join(net.spec.layers)}, weights {net.spec.weights}")
     parts.clear(order.directory)
     rig = Rig(order.directory, _tree(order), address=order.broker)
     plans = _plans(order, console)
@@ -77,7 +74,7 @@ def run(order: Order, console: Console) -> dict[str, Any]:
     report = tally.summary() | {
         **beside,
         "model": _models(inspectors, plans, rig.store_url, order.method),
-        "backbone": net.spec.to_meta(),
+        "backbone": inspectors[plans[0].station].save().meta["backbone"],
         "rate": order.rate,
     }
     order.report.parent.mkdir(parents=True, exist_ok=True)
@@ -140,9 +137,10 @@ def _fit(
                     progress=_bar(bars, plan.part),
                 )
             inspector = made.inspector
+            engine = inspector.save().meta["backbone"]["engine"]
             console.print(
-                f"fitted {order.method} to {made.frames['fit']} good {plan.part} pictures in {made.fit_s:.1f} s; "
-                f"promise: {inspector.threshold.guarantee}"
+                f"fitted {order.method} to {made.frames['fit']} good {plan.part} pictures in {made.fit_s:.1f} s, "
+                f"run by {engine}; promise: {inspector.threshold.guarantee}"
             )
         inspectors[plan.station] = inspector
         version = store.put(key, inspector.save(), lineage={"created_by": "demo", "method": order.method})
