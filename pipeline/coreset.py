@@ -64,6 +64,15 @@ def select(
     return _greedy(points, norms, farness, count, progress)
 
 
+def most_bytes(rows: int, dim: int, count: int, projection: int = 128) -> int:
+    """Memory that features (rows, dim) and `select` of `count` take together, at most; on a CPU.
+
+    That is also what their bank takes while it is prepared (`PrunedBank`).
+    """
+    features, bank = rows * dim, count * dim
+    return 4 * max(features + rows * (min(projection, dim) + 4), features + bank, 6 * bank)
+
+
 def extend(
     centres: Tensor,
     features: Tensor,

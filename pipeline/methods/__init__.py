@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from pipeline.backbone import Backbone
-from pipeline.data import Artifact, Images
+from pipeline.data import Artifact, Images, Size
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.methods import deep_svdd, efficientad, fyd, padim, students
-from pipeline.methods.base import Detector, Grown, Method, Refittable
+from pipeline.methods.base import Detector, Foreseeable, Grown, Method, Refittable
 from pipeline.methods.deep_svdd import DeepSvdd, DeepSvddConfig
 from pipeline.methods.efficientad import EfficientAd, EfficientAdConfig
 from pipeline.methods.fyd import Fyd, FydConfig
@@ -28,6 +28,7 @@ __all__ = [
     "MethodEntry",
     "can_grow",
     "fit",
+    "fit_bytes",
     "grow",
     "load",
     "make_config",
@@ -97,6 +98,14 @@ def fit(
     if not isinstance(config, entry.config):
         raise ConfigError(f"{method_name} needs a {entry.config.__name__}, not {type(config).__name__}")
     return entry.method.fit(images, config, backbone=backbone, seed=seed, scratch=scratch, progress=progress)
+
+
+def fit_bytes(method_name: str, count: int, config: object, *, backbone: Backbone, size: Size) -> int | None:
+    """The most memory that a fit takes beside pictures and backbone; None where the method does not say."""
+    method = _entry(method_name).method
+    if not isinstance(method, Foreseeable):
+        return None
+    return method.fit_bytes(count, config, backbone=backbone, size=size)
 
 
 def load(artifact: Artifact, *, backbone: Backbone) -> Detector:

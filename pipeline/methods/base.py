@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from pipeline.backbone import Backbone
-from pipeline.data import Artifact, Features, Images, Scores
+from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.progress import Progress, silent
 
 
@@ -68,6 +68,15 @@ class Method(Protocol[Config_contra]):
         Raises:
             ArtifactError: a tensor or a setting is missing or does not fit.
         """
+        ...
+
+
+@runtime_checkable
+class Foreseeable(Protocol):
+    """A method that says beforehand how much memory a fit takes."""
+
+    def fit_bytes(self, count: int, config: Any, *, backbone: Backbone, size: Size) -> int:
+        """The most that a fit on so many pictures of (H, W) takes, beside these and the backbone."""
         ...
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pipeline import fitted, whitening
 from pipeline.backbone import Backbone
-from pipeline.coreset import extend, select
+from pipeline.coreset import extend, most_bytes, select
 from pipeline.data import Artifact, Features, Images, Scores, Size
 from pipeline.errors import ArtifactError, ConfigError, FitError, ShapeError
 from pipeline.maps import smoothed
@@ -200,7 +200,7 @@ class PatchCore:
         scratch: Path | None = None,  # noqa: ARG002 - nothing is trained
         progress: Progress = silent,
     ) -> PatchCoreDetector:
-        """A bank of these good pictures. Memory: all patch features, N * D float32, and their coreset's.
+        """A bank of these good pictures; memory as `fit_bytes` says.
 
         Raises:
             FitError: too few pictures, or too small a coreset; the message says how much is needed.
@@ -223,6 +223,12 @@ class PatchCore:
         if count < features.shape[0]:
             features = features[select(features, count, seed=seed, progress=progress)]
         return PatchCoreDetector(features, config, images.size, backbone, axes)
+
+    def fit_bytes(self, count: int, config: PatchCoreConfig, *, backbone: Backbone, size: Size) -> int:
+        """Of `count` pictures: all patch features and their coreset's."""
+        first = next(iter(backbone(torch.zeros(1, 3, *size, dtype=torch.uint8)).values()))
+        rows, dim = count * first.shape[2] * first.shape[3], feature_dim(tuple(backbone.channels.values()), config.dim)
+        return most_bytes(rows, dim, max(1, int(rows * config.coreset)))
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> PatchCoreDetector:
         """The detector that `save` described.

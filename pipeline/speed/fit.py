@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline import engines, goldline_s, synthetic
+from pipeline import engines, goldline_s, memory, synthetic
 from pipeline.backbone import Backbone, default_layers, resolve
 from pipeline.data import Images
 from pipeline.devices import resolve_device, wait_for
@@ -64,8 +64,8 @@ class Row:
     ratio_high: float | None = None
 
 
-def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
-    """Measure it.
+def run(asked: Asked, *, told: Callable[[str], object] = print, progress: Progress = silent) -> list[Row]:
+    """Measure it; `told` gets a line about the memory that it takes, before it starts.
 
     Raises:
         ConfigError: a name is unknown, the device is not there, or there are no peers.
@@ -84,11 +84,14 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
     )
     images = _drawn(asked.images, asked.size)
     net(images.pixels[:1])
+    config = PatchCoreConfig(coreset=asked.coreset)
+    needed = PatchCore().fit_bytes(asked.images, config, backbone=net, size=images.size)
+    told(memory.foreseen(f"our fit to {asked.images} pictures", needed, device))
     patches = (asked.size // 8) ** 2 * asked.images
     rows = max(1, int(patches * asked.coreset))
     embedding: list[float] = []
     version = ""
-    variants: dict[str, Callable[[], float]] = {"ours": lambda: _once(net, images, asked.coreset, embedding, progress)}
+    variants: dict[str, Callable[[], float]] = {"ours": lambda: _once(net, images, config, embedding, progress)}
     with ExitStack() as stack:
         if asked.peers:
             task = PeerTask(
@@ -140,7 +143,7 @@ def body(rows: Sequence[Row]) -> dict[str, Any]:
     return {"machine": turns.machine(), "rows": [asdict(row) for row in rows]}
 
 
-def _once(net: Backbone, images: Images, coreset: float, embedding: list[float], progress: Progress) -> float:
+def _once(net: Backbone, images: Images, config: PatchCoreConfig, embedding: list[float], progress: Progress) -> float:
     started = time.perf_counter()
     seen = started
 
@@ -151,7 +154,7 @@ def _once(net: Backbone, images: Images, coreset: float, embedding: list[float],
             seen = time.perf_counter()
         progress(stage, done, total)
 
-    PatchCore().fit(images, PatchCoreConfig(coreset=coreset), backbone=net, seed=0, progress=told)
+    PatchCore().fit(images, config, backbone=net, seed=0, progress=told)
     wait_for(net.device)
     embedding.append(seen - started)
     return time.perf_counter() - started

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -515,6 +516,8 @@ def test_fit_tells_people_what_it_promises(goldline, plant, pictures, tmp_path):
     assert "(in service)" in ran.out
     assert "no guarantee: 5 calibration goods" in ran.out
     assert "random weights" in " ".join(ran.err.split())
+    assert re.search(r"memory: at most \d+ MB for the fit to 14 pictures", ran.err)
+    assert re.search(r"^run by +(torch|openvino-\w+)$", ran.out, re.MULTILINE)
     again = goldline("fit", pictures / "goods", *FIT, "--store", own, "--recipe", "blue", "--seed", 3)
     assert "(stored, not promoted)" in again.out
     command = next(line for line in again.out.splitlines() if line.startswith("to use it")).split()[3:]

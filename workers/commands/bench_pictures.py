@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,9 @@ def fit(
         repeats=repeats,
         peers=peers,
     )
-    with shown() as progress:
-        rows = measured.run(asked, progress=progress)
+    console = Console(stderr=True)
+    with shown(console) as progress:
+        rows = measured.run(asked, told=partial(console.print, soft_wrap=True), progress=progress)
     _table(rows, ("backbone", "images", "bank_rows", "precision", "fit_s", "features_s", "coreset_s", "peer", "ratio"))
     write(measured.body(rows), json_file)
 

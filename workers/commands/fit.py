@@ -13,7 +13,7 @@ from rich.console import Console
 
 from model_store import ModelKey, ModelStore, Version, open_store, short
 from model_store import promote as put_in_service
-from pipeline import commissioning, methods, selection
+from pipeline import commissioning, memory, methods, selection
 from pipeline.commissioning import Commissioned
 from pipeline.data import JSON, Frame
 from pipeline.decode import Limits
@@ -115,6 +115,10 @@ def command(
     method_name = options.method_or_default(method, fixtured=fixtured)
     method_config = methods.make_config(method_name, options.pairs(settings), quick=quick, fixtured=fixtured)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
+    shown_to_fit = len(goods) * rotations * max(view.tiles) ** 2  # tiles of one level at a time
+    needed = methods.fit_bytes(method_name, shown_to_fit, method_config, backbone=net, size=view.size)
+    if needed is not None:
+        console.print(memory.foreseen(f"the fit to {len(goods)} pictures", needed, net.device), soft_wrap=True)
     with shown(console) as progress:
         made = commissioning.commission(
             goods,
@@ -154,7 +158,7 @@ def command(
         body = _body(made, version, method_name, artifact.meta["backbone"], promoted=promoted)
         click.echo(json.dumps(body | {"left_out": left_out}))
         return
-    _tell(made, key, version, left_out, promoted=promoted)
+    _tell(made, key, version, left_out, artifact.meta["backbone"]["engine"], promoted=promoted)
 
 
 def _body(made: Commissioned, version: str, method: str, backbone: dict[str, Any], *, promoted: bool) -> dict[str, Any]:
@@ -172,10 +176,11 @@ def _body(made: Commissioned, version: str, method: str, backbone: dict[str, Any
     }
 
 
-def _tell(made: Commissioned, key: ModelKey, version: str, left_out: list[str], *, promoted: bool) -> None:
+def _tell(made: Commissioned, key: ModelKey, version: str, left_out: list[str], engine: str, *, promoted: bool) -> None:
     threshold, frames = made.inspector.threshold, made.frames
     click.echo(f"model      {short(version)} of {key}" + ("  (in service)" if promoted else "  (stored, not promoted)"))
     click.echo(f"fitted on  {frames['fit']} goods in {made.fit_s:.1f} s, calibrated on {frames['calibrate']}")
+    click.echo(f"run by     {engine}")
     if left_out:
         click.echo(f"left out   {len(left_out)}: {', '.join(map(plain, left_out[:5]))}")
     click.echo(f"threshold  {threshold.image:.4g}")
