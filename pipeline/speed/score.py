@@ -65,7 +65,7 @@ class Asked:
     engines: Sequence[str] = ()
     device: str = "cpu"
     size: int = 224
-    repeats: int = 9
+    repeats: int = 25
     peers: bool = False
     peer_bank: int = 0
 

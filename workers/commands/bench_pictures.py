@@ -44,7 +44,7 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 @click.option("--batch", "batches", default="", help="Pictures at once.  [1,8; on a GPU 1,8,64]")
 @click.option("--engines", default="", help="As in torch,torch-bf16.  [all that are worth it on the device]")
 @click.option("--size", default=224, show_default=True, help="Side of the pictures, in pixels.")
-@click.option("--repeats", default=9, show_default=True, help="Turns; figures are their medians.")
+@click.option("--repeats", default=25, show_default=True, help="Turns; figures are their medians.")
 @_device
 @_peers
 @as_file
