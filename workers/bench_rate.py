@@ -22,6 +22,7 @@ from pipeline.inspection import Inspector
 from pipeline.progress import Progress, silent
 from pipeline.view import View
 from workers.backbones import Choice, choose
+from workers.bench_busy import Busy
 from workers.bench_rig import PART, Reader, Stolen, play, said
 from workers.camera import Camera
 from workers.rig import Rig, temporary
@@ -68,8 +69,9 @@ def run(
 
     Returns:
         `highest_per_s`, the rate that was kept up with (null where none was), and `tried`: for each rate what was said,
-        p50 and p99 in milliseconds, `stolen`, what share of the processors' time others on the same host took, and
-        `waterfall_ms`, medians of the stages that a frame goes through.
+        p50 and p99 in milliseconds, `stolen`, what share of the processors' time others on the same host took,
+        `cpu_ms`, what a frame took of a core by whose it was, and `waterfall_ms`, medians of the stages that a frame
+        goes through.
     """
     names = [f"bench/c{i:02d}" for i in range(stations)]
     goods, inspector = pictures_of(size_bytes), fitted(size_bytes, method, engine)
@@ -90,12 +92,13 @@ def run(
         with Reader(rig) as reader:
             warm = {frame_id for frame_id, _ in play(cameras, images, rate=_FIRST_RATE, count=_WARM_UP)}
             reader.wait_for(warm)
+            busy = Busy.of(rig)
             tried: list[dict[str, Any]] = []
 
             def keeps_up(per_s: float) -> bool:
                 for _ in range(1 if rate else _TRIES):
                     progress("rates", len(tried), len(tried) + 1)
-                    tried.append(attempt(cameras, images, reader, per_s, seconds, p99_ms))
+                    tried.append(attempt(cameras, images, reader, per_s, seconds, p99_ms, busy))
                     if tried[-1]["kept_up"]:
                         return True
                 return False
@@ -157,11 +160,18 @@ def _highest(keeps_up: Any) -> float | None:
 
 
 def attempt(
-    cameras: Sequence[Camera], images: Sequence[bytes], reader: Reader, rate: float, seconds: float, p99_ms: float
+    cameras: Sequence[Camera],
+    images: Sequence[bytes],
+    reader: Reader,
+    rate: float,
+    seconds: float,
+    p99_ms: float,
+    busy: Busy,
 ) -> dict[str, Any]:
     """Send pictures at a rate for some seconds and wait for their results: what was said, times, and if it kept up."""
     sent: dict[str, float] = {}
     stolen = Stolen()
+    busy.seconds()
     began = time.monotonic()
     for frame_id, _ in play(cameras, images, rate=rate, count=max(20, round(rate * seconds))):
         sent[frame_id] = time.monotonic()
@@ -180,6 +190,7 @@ def attempt(
         "p50_ms": round(statistics.median(totals), 2),
         "p99_ms": round(p99, 2),
         "stolen": round(stolen.share(), 4),
+        "cpu_ms": {name: round(1000 * spent / len(sent), 2) for name, spent in busy.seconds().items()},
         "kept_up": decided and p99 <= p99_ms and achieved >= rate * 0.97,
         "waterfall_ms": {name: round(statistics.median(row[name] for row in rows), 2) for name in STAGES}
         if rows

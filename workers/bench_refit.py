@@ -11,6 +11,7 @@ from model_store.pool import MARKER, open_pool
 from pipeline import synthetic
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress, silent
+from workers.bench_busy import Busy
 from workers.bench_rate import assigned, attempt, fitted, pictures_of
 from workers.bench_rig import PART, Reader, play
 from workers.camera import Camera
@@ -62,13 +63,14 @@ def run(
         camera = Camera(rig.settings, _STATION)
         with Reader(rig) as reader:
             _fill(rig, camera, images, rate)
+            busy = Busy.of(rig)
             turned: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
             took: list[float] = []
             for turn in range(2 * turns):
                 progress("turns", turn, 2 * turns)
                 kind = ("without", "with")[turn % 2]
                 beside = _Refits(rig, took) if kind == "with" else None
-                row = attempt([camera], images, reader, rate, seconds, float("inf"))
+                row = attempt([camera], images, reader, rate, seconds, float("inf"), busy)
                 if beside:
                     beside.end()
                 turned[kind].append({name: row[name] for name in ("frames", "said", "p50_ms", "p99_ms")})

@@ -178,8 +178,19 @@ def fit(rows: Sequence[Row]) -> NDArray[np.float64]:
             f"two below {ROWS_MIN} rows, where searches begin to be bounded, and the same above"
         )
     found = np.zeros(len(TERMS))
-    found[there] = nnls(system / measured[:, None], np.ones(len(rows)))[0] / largest
+    found[there] = of_each(system, measured) / largest
     return found
+
+
+def of_each(counts: NDArray[np.float64], measured: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What one of each term costs, (T,), none below 0.
+
+    Args:
+        counts: (N, T), how often each comes.
+        measured: (N,), what they came to; the least squares are of relative errors.
+    """
+    costs: NDArray[np.float64] = nnls(counts / measured[:, None], np.ones(len(measured)))[0]
+    return costs
 
 
 def body(found: Grown) -> dict[str, Any]:

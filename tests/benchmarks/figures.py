@@ -34,7 +34,8 @@ def page(folder: Path) -> str:
         path = folder / f"{name}.json"
         if path.exists():
             report = json.loads(path.read_text(encoding="utf-8"))
-            shown = f"```sh\n{command} --json tests/benchmarks/{name}.json\n```"
+            option = "--report" if told is _demo else "--json"
+            shown = f"```sh\n{command} {option} tests/benchmarks/{name}.json\n```"
             parts.append(f"## {title}\n\n{shown}\n\n{textwrap.fill(_machine(report), 118)}\n")
             parts += [f"{text if text.startswith('|') else textwrap.fill(text, 118)}\n" for text in told(report)]
     return "\n".join(parts)
@@ -50,7 +51,10 @@ def _machine(report: Report) -> str:
 
 def _score(report: Report) -> Iterator[str]:
     other = {"its bank": "peer_bank_rows"} if any(row.get("peer_bank_rows") for row in report["rows"]) else {}
-    rows = [{**row, "settings": _settings(row.get("settings", {}))} for row in report["rows"]]
+    rows = [
+        {**row, "settings": _settings(row.get("settings", {})), "ratio_range": _quartiles(row)}
+        for row in report["rows"]
+    ]
     yield _picked(
         rows,
         {
@@ -65,6 +69,7 @@ def _score(report: Report) -> Iterator[str]:
             **other,
             "peer's ms": "peer_ms_per_image",
             "ratio": "ratio",
+            **({"its quartiles": "ratio_range"} if any(row["ratio_range"] for row in rows) else {}),
             "right neighbours": "exact_agreement",
         },
     )
@@ -94,13 +99,17 @@ def _settings(settings: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
+def _quartiles(row: Report) -> str:
+    return f"{row['ratio_low']:.3g} to {row['ratio_high']:.3g}" if row.get("ratio_low") else ""
+
+
 def _range(figures: Sequence[float]) -> str:
     return f"{min(figures):.3f} to {max(figures):.3f}" if figures else ""
 
 
 def _fit(report: Report) -> Iterator[str]:
     yield _picked(
-        report["rows"],
+        [{**row, "ratio_range": _quartiles(row)} for row in report["rows"]],
         {
             "backbone": "backbone",
             "pictures": "images",
@@ -112,6 +121,7 @@ def _fit(report: Report) -> Iterator[str]:
             "peer": "peer",
             "peer's s": "peer_fit_s",
             "ratio": "ratio",
+            **({"its quartiles": "ratio_range"} if any(row.get("turns", 1) > 1 for row in report["rows"]) else {}),
         },
     )
 
@@ -161,6 +171,63 @@ def _line(report: Report) -> Iterator[str]:
         stages = best["waterfall_ms"]
         yield f"Where the time goes at {best['rate_per_s']} a second, medians in ms:"
         yield _table(tuple(name.replace("_", " ") for name in stages), [tuple(stages.values())])
+        if "cpu_ms" in best:  # the oldest reports do not say
+            yield f"What a frame takes of a core meanwhile: {_milliseconds(best['cpu_ms'])}."
+
+
+def _load(report: Report) -> Iterator[str]:
+    frame, station, worker = (report["milliseconds"][name] for name in ("frame", "station", "worker"))
+    yield (
+        f"Frames of {report['size_bytes'] / 1000:.0f} kB, run by {report['rows'][0]['engine']}: a frame takes "
+        f"{frame:.1f} ms of a core, a second of a station {station:.1f} ms, and one of a worker {worker:.1f} ms."
+    )
+    yield _table(
+        (
+            "stations",
+            "workers",
+            "frames a second",
+            "cores busy",
+            "predicted",
+            "error",
+            "fitted",
+            "ms of a core for a frame",
+        ),
+        (
+            (
+                row["stations"],
+                row["workers"],
+                row["rate_per_s"],
+                row["cores"],
+                row["predicted_cores"],
+                f"{row['relative_error'] * 100:+.0f} %",
+                not row["unseen"],
+                _milliseconds(row["cpu_ms"]),
+            )
+            for row in report["rows"]
+        ),
+    )
+
+
+def _milliseconds(spent: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {each:g} ms" for name, each in spent.items())
+
+
+def _demo(report: Report) -> Iterator[str]:
+    verdicts, latency = report["verdicts"], report["latency_ms"]
+    yield (
+        f"{report['frames']:,} frames of two stations at {report['rate']:g} a second, with a gate: "
+        f"{report['results']:,} verdicts ({_said(verdicts)}), {report['lost']} lost, {report['duplicates']} twice. "
+        f"From capture to verdict p50 {latency['p50']:g} ms, p99 {latency['p99']:g} ms, at most {latency['max']:g} ms. "
+        f"{report['missed_defects']} of {report['defects']} drawn defects passed, {report['false_rejects']} of "
+        f"{report['goods']:,} goods were rejected, image AUROC {report['image_auroc']:.3f}, by kind of defect:"
+    )
+    yield _table(
+        ("defect", "frames", "found", "missed", "undecided"),
+        (
+            (kind, each["frames"], each["found"], each["missed"], each["undecided"])
+            for kind, each in report["by_defect"].items()
+        ),
+    )
 
 
 def _walk(report: Report) -> Iterator[str]:
@@ -220,10 +287,13 @@ def _turn(turn: Report) -> str:
 
 def _profile(report: Report) -> Iterator[str]:
     yield (
-        f"{report['rate_per_s']:g} frames a second of {report['frame_bytes'] / 1000:.0f} kB at one station, "
-        f"{report['decided']} of {report['frames']} decided: the worker keeps {report['cores']} cores busy (others on "
-        f"the same host took {report['stolen']:.1%}). Of what its Python threads did:"
+        f"{report['rate_per_s']:g} frames a second of {report['frame_bytes'] / 1000:.0f} kB, run by "
+        f"{report['engine']}, {report['decided']} of {report['frames']} decided: the worker keeps {report['cores']} "
+        f"cores busy (others on the same host took {report['stolen']:.1%}). What a frame takes of a core: "
+        f"{_milliseconds(report['cpu_ms'])}. Of the worker's, by thread:"
     )
+    yield _table(("thread", "ms a frame"), tuple(report["threads_ms"].items()))
+    yield "And of what those of Python did:"
     yield _table(("what for", "share"), ((name, f"{share:.1%}") for name, share in report["parts"].items()))
 
 
@@ -360,12 +430,9 @@ _SECTIONS = {
     "cost": ("What a picture's cost grows with", "goldline bench cost", _cost),
     "line": ("The highest rate of a line", "goldline bench line", _line),
     "line-two-workers": ("The same with two workers", "goldline bench line --workers 2", _line),
-    "line-int8": ("The same in 8 bits", "goldline bench line --engine openvino-int8", _line),
-    "line-int8-two-workers": (
-        "The same in 8 bits with two workers",
-        "goldline bench line --engine openvino-int8 --workers 2",
-        _line,
-    ),
+    "line-bf16": ("The same in bfloat16", "goldline bench line --engine openvino-bf16", _line),
+    "load": ("What a line takes of processors", "goldline bench load", _load),
+    "demo": ("The demo", "goldline demo --frames 2000 --rate 30", _demo),
     "walk": ("The walk without a model", "goldline bench walk", _walk),
     "walk-150": ("The walk without a model, five times as fast", "goldline bench walk --rate 150 --frames 3000", _walk),
     "profile": ("What a worker's time goes to", "python -m tests.benchmarks.walk_profile", _profile),

@@ -1,33 +1,35 @@
-"""Where a worker's processor time goes at a steady rate: a profile by py-spy, added up by what the code is for.
+"""Where a line's processor time goes at a steady rate: by process and thread, and in Python's by what the code is for.
 
 `python -m tests.benchmarks.walk_profile --json tests/benchmarks/profile.json`, with py-spy on the path (`pip install
-py-spy`). A sample belongs to the innermost frame of its stack that one of the names below knows, so that torch's own
-functions count for whoever called them; threads that wait are left out. The worker is not stopped for a sample, which
-would make it late, so that now and then a stack is torn. What runs in threads that Python does not
-know (a backbone's second core) is not in it: `cores` is the whole, as the kernel counts it.
+py-spy`). The kernel counts what each thread takes, those that Python does not know as well: the backbone's. What
+Python's do comes from py-spy. A sample belongs to the innermost frame of its stack that one of the names below knows,
+so that torch's own functions count for whoever called them; threads that wait are left out. The worker is not stopped
+for a sample, which would make it late, so that now and then a stack is torn.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from model_store import ModelKey, open_store
 from pipeline.speed.turns import machine
+from workers.bench_busy import Busy, seconds_of
 from workers.bench_line import in_time
-from workers.bench_rate import assigned, fitted, pictures_of
+from workers.bench_rate import assigned, fitted, pictures_of, shown
 from workers.bench_rig import Reader, Stolen, play
 from workers.camera import Camera
 from workers.rig import temporary
 
-_STATION = "bench/profile"
+_STATIONS = 4
 _RATE_HZ = 50
 _WARM_UP = 60
 _PARTS = {  # a part of a path, and what its time is for; the more particular first
@@ -60,56 +62,93 @@ _PARTS = {  # a part of a path, and what its time is for; the more particular fi
     "asyncio": "event loop",
 }
 _OTHER = "other"
+_THREAD = re.compile(r"(?:[^;]*;)*?thread \((\d+)\): ([^;]*)")
+_THREADS = {
+    "device": "decoding, search, map, verdict",
+    "MainThread": "event loop: Faust, messages, publishing",
+    "Thread-": "Kafka's consumer",
+    "drift": "drift and pool",
+}
+_OTHERS, _NATIVE = "other threads of Python", "the backbone, and others that Python does not know"
 _WAITS = ("selectors.py:", "threading.py:", "concurrent/futures/thread.py:", "queues.py:", "locks.py:")
 """A thread whose innermost frame is one of these does nothing: py-spy is not sure of that when it does not stop it."""
 
 
 def run(rate: float, seconds: float, size_bytes: int, spy: str) -> dict[str, Any]:
-    """Drive one station, and look at its worker meanwhile.
+    """Drive a line of one worker, and look at it meanwhile.
 
     Returns:
-        `cores` that the worker kept busy, `stolen` (see `Stolen`) and `parts`: of the samples, the share of each.
+        `cpu_ms`, what a frame takes of a core by process, `threads_ms`, of the worker's by kind of thread, `cores` that
+        the worker kept busy, `stolen` (see `Stolen`) and `parts`: of the samples, the share of each.
     """
-    images = pictures_of(size_bytes)
     inspector = fitted(size_bytes, "patchcore")
+    images = shown(inspector, pictures_of(size_bytes), size_bytes)
+    names = [f"bench/profile-{i}" for i in range(_STATIONS)]
     tree = {
-        "stations": {_STATION: {"deadline_ms": 1000}},
+        "stations": {name: {"deadline_ms": 1000} for name in names},
         "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},
         "worker": {"threads": os.cpu_count() or 1},
     }
     with temporary(tree) as rig, tempfile.TemporaryDirectory() as folder:
         store = open_store(rig.store_url)
-        version = store.put(ModelKey(_STATION), inspector.save())
-        store.promote(ModelKey(_STATION), version, expected=None, who="bench")
+        for name in names:
+            version = store.put(ModelKey(name), inspector.save())
+            store.promote(ModelKey(name), version, expected=None, who="bench")
         worker = rig.run("worker", "worker", "--config", str(rig.config))
-        assigned(rig, 1)
-        camera = Camera(rig.settings, _STATION)
+        assigned(rig, _STATIONS)
+        cameras = [Camera(rig.settings, name) for name in names]
         with Reader(rig) as reader:
-            reader.wait_for({frame_id for frame_id, _ in play([camera], images, rate=rate, count=_WARM_UP)})
-            raw = Path(folder) / "raw"
-            started, before, stolen = time.monotonic(), _busy_s(worker.popen.pid), Stolen()
+            reader.wait_for({frame_id for frame_id, _ in play(cameras, images, rate=rate, count=_WARM_UP)})
+            raw, pid = Path(folder) / "raw", worker.popen.pid
+            busy, stolen, started, before = Busy.of(rig), Stolen(), time.monotonic(), threads_s(pid)
             order = [spy, "record", "--pid", str(worker.popen.pid), "--duration", str(round(seconds))]
             order += ["--rate", str(_RATE_HZ), "--format", "raw", "--nonblocking", "--threads", "--output", str(raw)]
             with subprocess.Popen(order, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as looking:
-                sent = {frame_id for frame_id, _ in play([camera], images, rate=rate, count=round(rate * seconds))}
-                cores, taken = _cores(worker.popen.pid, before, started), stolen.share()
+                sent = {frame_id for frame_id, _ in play(cameras, images, rate=rate, count=round(rate * seconds))}
+                taken, spent, took = stolen.share(), busy.seconds(), time.monotonic() - started
+                threads = {thread: all_s - before.get(thread, 0.0) for thread, all_s in threads_s(pid).items()}
                 _, said = looking.communicate(timeout=60)
             if looking.returncode:
                 raise RuntimeError(f"py-spy: {said.strip()}")
             reader.wait_for(sent)
             decided = sum(in_time(reader.results[each]) for each in sent & reader.results.keys())
-            parts = shares(raw.read_text(encoding="utf-8").splitlines())
-        camera.close()
+            stacks = raw.read_text(encoding="utf-8").splitlines()
+        for camera in cameras:
+            camera.close()
         worker.check()
     return {
         "rate_per_s": rate,
         "frame_bytes": sum(map(len, images)) // len(images),
         "frames": len(sent),
         "decided": decided,
-        "cores": round(cores, 2),
+        "engine": inspector.save().meta["backbone"]["engine"],
+        "cores": round(spent["workers"] / took, 2),
         "stolen": round(taken, 3),
-        "parts": parts,
+        "cpu_ms": {name: round(1000 * each / len(sent), 2) for name, each in spent.items()},
+        "threads_ms": {name: round(1000 * each / len(sent), 2) for name, each in kinds(threads, stacks).items()},
+        "parts": shares(stacks),
     }
+
+
+def threads_s(pid: int) -> dict[int, float]:
+    """Seconds of processors' time that each thread of a process has taken."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {int(task.name): seconds_of((task / "stat").read_text(encoding="ascii", errors="replace")) for task in tasks}
+
+
+def kinds(threads: Mapping[int, float], stacks: Iterable[str]) -> dict[str, float]:
+    """Seconds by kind of thread, of those that Python knows by the name that py-spy tells; largest first."""
+    names = {int(each[1]): each[2] for each in map(_THREAD.match, stacks) if each}
+    counted: Counter[str] = Counter()
+    for thread, seconds in threads.items():
+        counted[_kind(names.get(thread))] += seconds
+    return dict(counted.most_common())
+
+
+def _kind(name: str | None) -> str:
+    if name is None:
+        return _NATIVE
+    return next((kind for part, kind in _THREADS.items() if name.startswith(part)), _OTHERS)
 
 
 def shares(stacks: Iterable[str]) -> dict[str, float]:
@@ -133,21 +172,11 @@ def part_of(stack: list[str]) -> str:
     return _OTHER
 
 
-def _cores(pid: int, before: float, started: float) -> float:
-    return (_busy_s(pid) - before) / (time.monotonic() - started)
-
-
-def _busy_s(pid: int) -> float:
-    """Seconds of processor time that a process has taken."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def main() -> None:
     """As the module says."""
     words = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     words.add_argument("--json", type=Path, required=True, help="Where the figures go.")
-    words.add_argument("--rate", type=float, default=12.0, help="Frames a second.")
+    words.add_argument("--rate", type=float, default=48.0, help="Frames a second.")
     words.add_argument("--seconds", type=float, default=30.0, help="How long.")
     words.add_argument("--size", type=int, default=200_000, help="Bytes of a frame, about.")
     given = words.parse_args()
@@ -156,6 +185,8 @@ def main() -> None:
         words.error("py-spy is not on the path: pip install py-spy")
     report = {"machine": machine(), **run(given.rate, given.seconds, given.size, spy)}
     given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, spent in {**report["cpu_ms"], **report["threads_ms"]}.items():
+        print(f"{spent:6.2f} ms a frame  {name}")
     for name, share in report["parts"].items():
         print(f"{share:6.1%}  {name}")
     print(f"{report['cores']} cores busy, {report['decided']} of {report['frames']} frames decided")

@@ -58,13 +58,15 @@ def test_a_rate_is_tried_with_every_frame_answered_and_each_stage_told():
     assert tried["kept_up"] == (report["highest_per_s"] == 4.0)
     assert "4/s" in bench_rate.table(report)
     assert 0 <= tried["stolen"] <= 1
+    assert set(tried["cpu_ms"]) - {"broker"} == {"workers", "cameras"}  # a broker may be somebody else's
+    assert all(0 < spent < 1000 for spent in tried["cpu_ms"].values())
 
 
 def test_a_rate_is_too_high_when_it_was_not_kept_up_with_twice(monkeypatch):
     spoilt = iter([True, False, True, False, True, True])
     tried = []
 
-    def attempt(cameras, images, reader, rate, seconds, p99_ms):
+    def attempt(cameras, images, reader, rate, seconds, p99_ms, busy):
         tried.append(rate)
         return {"rate_per_s": rate, "kept_up": not next(spoilt, True)}
 

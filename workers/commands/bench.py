@@ -1,13 +1,16 @@
 """`goldline bench`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from workers.commands import bench_pictures
 from workers.commands.bench_pictures import as_file, write
 from workers.progress_bars import shown
+
+if TYPE_CHECKING:
+    from workers.bench_load import Point
 
 
 @click.group("bench")
@@ -81,6 +84,48 @@ def line(
         )
     click.echo(bench_rate.table(report))
     write(report, json_file)
+
+
+@command.command("load")
+@click.option("--fitted", default="", help="STATIONSxWORKERSxRATE, as in 1x1x10,16x2x30.  [seven of 1 to 16 stations]")
+@click.option("--unseen", default="", help="Likewise, predicted from those and measured.  [8x1x20,8x2x25]")
+@click.option("--size", default=200_000, show_default=True, help="Bytes of a frame, about.")
+@click.option("--seconds", default=20.0, show_default=True, help="How long each is driven.")
+@click.option("--method", default="patchcore", show_default=True, help="Of the models, with goldline-s.")
+@click.option("--engine", default="auto", show_default=True, help="What runs the backbone.")
+@as_file
+def load(fitted: str, unseen: str, size: int, seconds: float, method: str, engine: str, json_file: Path | None) -> None:
+    """How the processors' time of a line grows with frames, stations and workers: fitted, and tried on unseen lines.
+
+    Each line is driven at a rate that it keeps up with, broker, workers, cameras and readers on this machine.
+    """
+    from workers import bench_load  # noqa: PLC0415
+
+    with shown() as progress:
+        report = bench_load.run(
+            fitted=_points(fitted) or bench_load.FITTED,
+            unseen=_points(unseen) or bench_load.UNSEEN,
+            size_bytes=size,
+            seconds=seconds,
+            method=method,
+            engine=engine,
+            progress=progress,
+        )
+    click.echo(bench_load.table(report))
+    write(report, json_file)
+
+
+def _points(text: str) -> "list[Point]":
+    from workers.bench_load import Point  # noqa: PLC0415
+
+    try:
+        each = [name.split("x") for name in text.split(",") if name.strip()]
+        points = [Point(int(stations), int(workers), float(rate)) for stations, workers, rate in each]
+    except ValueError as error:
+        raise click.BadParameter(f"STATIONSxWORKERSxRATE, as in 4x1x20, not {text!r}") from error
+    if any(point.stations < 1 or point.workers < 1 or not 0 < point.rate < 1e6 for point in points):
+        raise click.BadParameter(f"a station, a worker and a rate above 0 at least, not {text!r}")
+    return points
 
 
 @command.command("swaps")

@@ -20,6 +20,7 @@ from pipeline.data import Frame
 from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.inspection import Inspector
+from pipeline.speed.turns import machine
 from pipeline.view import View
 from workers import clients, topics
 from workers.backbones import Choice, choose
@@ -71,12 +72,16 @@ def run(order: Order, console: Console) -> dict[str, Any]:
     inspectors = _fit(order, plans, net, rig.store_url, console)
     with rig:
         tally, beside = _drive(order, rig, plans, console)
-    report = tally.summary() | {
-        **beside,
-        "model": _models(inspectors, plans, rig.store_url, order.method),
-        "backbone": inspectors[plans[0].station].save().meta["backbone"],
-        "rate": order.rate,
-    }
+    report = (
+        {"machine": machine()}
+        | tally.summary()
+        | {
+            **beside,
+            "model": _models(inspectors, plans, rig.store_url, order.method),
+            "backbone": inspectors[plans[0].station].save().meta["backbone"],
+            "rate": order.rate,
+        }
+    )
     order.report.parent.mkdir(parents=True, exist_ok=True)
     order.report.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     order.report.with_suffix(".html").write_text(page.render(report, tally, inspectors), encoding="utf-8")

@@ -1,0 +1,80 @@
+"""What a line takes of processors: counted by the kernel, fitted, and predicted where it was not seen."""
+
+import os
+import time
+
+import pytest
+
+from pipeline.errors import ConfigError
+from workers import bench_busy, bench_load, bench_rate
+from workers.bench_busy import Busy
+from workers.bench_load import Point
+
+COST = {"frame": 0.03, "station": 0.004, "worker": 0.05}  # cores
+
+
+def driven(*, stations, rate, workers, method, engine, **_):
+    """Stands in for a line of a known cost: the fit is what is tested. A real one runs in tests/integration."""
+    cores = COST["frame"] * rate + COST["station"] * stations + COST["worker"] * workers
+    spent = 1000 * cores / rate
+    tried = {
+        "kept_up": rate < 50,
+        "said": {"pass": 9},
+        "achieved_per_s": rate,
+        "cpu_ms": {"workers": 0.7 * spent, "broker": 0.3 * spent},
+        "stolen": 0.0,
+    }
+    return {"engine": f"{method} {engine}", "tried": [tried]}
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.setattr(bench_rate, "run", driven)
+    return bench_load.run(size_bytes=1000, seconds=1.0)
+
+
+def test_what_each_term_costs_is_found_and_unseen_lines_are_predicted(report):
+    assert report["milliseconds"] == pytest.approx({"frame": 30.0, "station": 4.0, "worker": 50.0}, rel=0.01)
+    assert len(report["rows"]) == len(bench_load.FITTED) + len(bench_load.UNSEEN)
+    assert [row["unseen"] for row in report["rows"][-2:]] == [True, True]
+    assert report["largest_error_unseen"] < 0.01
+    assert report["rows"][0]["engine"] == "patchcore auto"
+
+
+def test_people_see_every_line_and_which_were_not_fitted(report):
+    lines = bench_load.table(report).splitlines()
+    assert lines[0].startswith("a frame takes 30.0 ms of a core")
+    assert sum("(unseen)" in line for line in lines) == 2
+    assert len(lines) == 2 + len(report["rows"])
+
+
+def test_lines_that_cannot_tell_the_terms_apart_are_refused(monkeypatch):
+    monkeypatch.setattr(bench_rate, "run", driven)
+    with pytest.raises(ConfigError, match="let each of them differ alone"):
+        bench_load.run(fitted=[Point(1, 1, 10), Point(2, 2, 10), Point(3, 3, 10)], size_bytes=1000, seconds=1.0)
+
+
+def test_a_line_that_is_not_kept_up_with_is_no_measurement(monkeypatch):
+    monkeypatch.setattr(bench_rate, "run", driven)
+    with pytest.raises(ConfigError, match=r"rate=60.*more than this machine keeps up with"):
+        bench_load.run(fitted=[*bench_load.FITTED, Point(1, 1, 60)], size_bytes=1000, seconds=1.0)
+
+
+def test_processors_time_is_counted_from_one_question_to_the_next():
+    busy = Busy({"us": [os.getpid()], "both": [os.getpid(), os.getpid()]})
+    until = time.process_time() + 0.3
+    while time.process_time() < until:
+        pass
+    taken = busy.seconds()
+    assert taken["us"] >= 0.25
+    assert taken["both"] == pytest.approx(2 * taken["us"], abs=0.1)
+    assert busy.seconds()["us"] < taken["us"]
+
+
+def test_a_process_that_is_gone_is_no_error():
+    assert Busy({"gone": [2**22 + 1]}).seconds() == {}
+
+
+def test_a_name_with_brackets_hides_no_time():
+    stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 1 0 0 0 250 50 0 0 20 0 1 0 5 6 7"
+    assert bench_busy.seconds_of(stat) == 300 / os.sysconf("SC_CLK_TCK")
