@@ -1,9 +1,10 @@
 """How the processors' time of a line grows with its frames, stations and workers: measured, fitted, and predicted.
 
-  cores = frame x frames a second + station x stations + worker x workers
+  cores = frame x frames a second + line + station x stations + worker x workers
 
-A frame's part is what every frame costs wherever it goes; stations and workers cost something of themselves, as their
-partitions are polled, their positions committed, their gauges kept. Non-negative least squares of relative errors, as
+A frame's part is what every frame costs wherever it goes; the line's, what the broker does whether frames come or not;
+stations and workers cost something of themselves, as their partitions are polled, their positions committed, their
+gauges kept. Non-negative least squares of relative errors, as
 in `pipeline/speed/cost.py`, which says what a frame's pictures and banks have in it.
 """
 
@@ -19,7 +20,7 @@ from pipeline.progress import Progress, silent
 from pipeline.speed.cost import of_each
 from workers import bench_rate
 
-TERMS = ("frame", "station", "worker")
+TERMS = ("frame", "line", "station", "worker")
 _P99_MS = 1000.0  # what is measured is time of processors: a frame may wait
 
 
@@ -65,8 +66,8 @@ def run(
         progress: told of every point.
 
     Returns:
-        `milliseconds`: of a core, for a frame, and for each second of a station and of a worker; `rows`: each point
-        with the `cores` that it kept busy, those predicted, and `cpu_ms`, where a frame's went;
+        `milliseconds`: of a core, for a frame, and for a second of the line, of a station and of a worker; `rows`: each
+        point with the `cores` that it kept busy, those predicted, and `cpu_ms`, where a frame's went;
         `largest_error_unseen`.
 
     Raises:
@@ -96,15 +97,15 @@ def run(
 
 
 def terms(point: Point) -> NDArray[np.float64]:
-    """How often each of `TERMS` comes in a second of a line, (3,)."""
-    return np.array([point.rate, point.stations, point.workers], dtype=np.float64)
+    """How often each of `TERMS` comes in a second of a line, (4,)."""
+    return np.array([point.rate, 1, point.stations, point.workers], dtype=np.float64)
 
 
 def table(report: dict[str, Any]) -> str:
     """For people."""
-    frame, station, worker = (f"{report['milliseconds'][name]:.1f} ms" for name in TERMS)
+    frame, line, station, worker = (f"{report['milliseconds'][name]:.1f} ms" for name in TERMS)
     lines = [
-        f"a frame takes {frame} of a core; a second of a station takes {station}, and one of a worker {worker}",
+        f"a frame takes {frame} of a core; a second of the line {line}, of a station {station}, of a worker {worker}",
         "stations  workers  frames/s   cores  predicted   error",
     ]
     lines += [

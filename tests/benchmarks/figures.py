@@ -176,10 +176,11 @@ def _line(report: Report) -> Iterator[str]:
 
 
 def _load(report: Report) -> Iterator[str]:
-    frame, station, worker = (report["milliseconds"][name] for name in ("frame", "station", "worker"))
+    frame, line, station, worker = (report["milliseconds"][name] for name in ("frame", "line", "station", "worker"))
     yield (
         f"Frames of {report['size_bytes'] / 1000:.0f} kB, run by {report['rows'][0]['engine']}: a frame takes "
-        f"{frame:.1f} ms of a core, a second of a station {station:.1f} ms, and one of a worker {worker:.1f} ms."
+        f"{frame:.1f} ms of a core, a second of the line {line:.0f} ms, of a station {station:.1f}, of a worker "
+        f"{worker:.1f}."
     )
     yield _table(
         (

@@ -10,12 +10,12 @@ from workers import bench_busy, bench_load, bench_rate
 from workers.bench_busy import Busy
 from workers.bench_load import Point
 
-COST = {"frame": 0.03, "station": 0.004, "worker": 0.05}  # cores
+COST = {"frame": 0.03, "line": 0.12, "station": 0.004, "worker": 0.05}  # cores
 
 
 def driven(*, stations, rate, workers, method, engine, **_):
     """Stands in for a line of a known cost: the fit is what is tested. A real one runs in tests/integration."""
-    cores = COST["frame"] * rate + COST["station"] * stations + COST["worker"] * workers
+    cores = COST["frame"] * rate + COST["line"] + COST["station"] * stations + COST["worker"] * workers
     spent = 1000 * cores / rate
     tried = {
         "kept_up": rate < 50,
@@ -34,7 +34,9 @@ def report(monkeypatch):
 
 
 def test_what_each_term_costs_is_found_and_unseen_lines_are_predicted(report):
-    assert report["milliseconds"] == pytest.approx({"frame": 30.0, "station": 4.0, "worker": 50.0}, rel=0.01)
+    assert report["milliseconds"] == pytest.approx(
+        {"frame": 30.0, "line": 120.0, "station": 4.0, "worker": 50.0}, rel=0.01
+    )
     assert len(report["rows"]) == len(bench_load.FITTED) + len(bench_load.UNSEEN)
     assert [row["unseen"] for row in report["rows"][-2:]] == [True, True]
     assert report["largest_error_unseen"] < 0.01
