@@ -55,7 +55,8 @@ def settled(backbone: Backbone, goods: Tensor) -> Backbone:
     if backbone.spec.engine == engines.INT8:
         return backbone.rounded(goods)
     if len(goods) > 1 and engines.can_round(backbone.device):
-        with contextlib.suppress(FitError):  # a network without ReLU has nothing to round
+        # A network without ReLU has nothing to round, and one of one's own may be beyond OpenVINO.
+        with contextlib.suppress(FitError, RuntimeError):
             rounded, few = backbone.rounded(goods), goods[: eight_bits.PICTURES]
             made = _maps(rounded, few)
             if _typical_s(partial(_maps, rounded, goods[:1])) < _typical_s(partial(_maps, backbone, goods[:1])):

@@ -121,6 +121,14 @@ def test_a_network_that_has_nothing_to_round_keeps_its_engine(goods):
     assert fastest.settled(net.on("openvino-fp32", may_round=True), large).spec.engine == "openvino-fp32"
 
 
+def test_a_network_that_cannot_be_rounded_here_keeps_its_engine(monkeypatch, backbone, goods):
+    def fails(*_):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(engines, "cuts_of", fails)
+    assert fastest.settled(backbone.on("torch", may_round=True), goods).spec.engine == "torch"
+
+
 @pytest.mark.parametrize(("method", "engine"), [("patchcore", engines.INT8), ("mkd", "openvino-fp32")])
 def test_only_methods_that_compare_features_as_they_are_round_unasked(monkeypatch, backbone, goods, method, engine):
     timed(monkeypatch, 0.5, 1.0)

@@ -7,6 +7,7 @@ import click
 
 from workers.commands import bench_pictures
 from workers.commands.bench_pictures import as_file, write
+from workers.commands.options import F
 from workers.progress_bars import shown
 
 if TYPE_CHECKING:
@@ -39,13 +40,22 @@ def walk(size: int, rate: float, frames: int, json_file: Path | None) -> None:
     write(walked.body(), json_file)
 
 
+def _driven(command: F) -> F:
+    """`--size`, `--seconds`, `--method`, `--engine`: of a line that is driven at rates."""
+    for option in (
+        click.option("--engine", default="auto", show_default=True, help="What runs the backbone."),
+        click.option("--method", default="patchcore", show_default=True, help="Of the models, with goldline-s."),
+        click.option("--seconds", default=20.0, show_default=True, help="How long each rate is tried."),
+        click.option("--size", default=200_000, show_default=True, help="Bytes of a frame, about."),
+    ):
+        command = option(command)
+    return command
+
+
 @command.command("line")
 @click.option("--stations", default=4, show_default=True, help="Cameras.")
 @click.option("--rate", default=0.0, show_default=True, help="Frames a second of all; 0 looks for the highest.")
-@click.option("--size", default=200_000, show_default=True, help="Bytes of a frame, about.")
-@click.option("--seconds", default=20.0, show_default=True, help="How long each rate is tried.")
-@click.option("--method", default="patchcore", show_default=True, help="Of the models, with goldline-s.")
-@click.option("--engine", default="auto", show_default=True, help="What runs the backbone.")
+@_driven
 @click.option("--workers", default=1, show_default=True, help="Worker processes.")
 @click.option("--at-once", default=0, show_default=True, help="Batches that a worker computes at once; 0: as it likes.")
 @click.option("--p99", "p99_ms", default=200.0, show_default=True, help="Bound, capture to result read, in ms.")
@@ -89,10 +99,7 @@ def line(
 @command.command("load")
 @click.option("--fitted", default="", help="STATIONSxWORKERSxRATE, as in 1x1x10,16x2x30.  [seven of 1 to 16 stations]")
 @click.option("--unseen", default="", help="Likewise, predicted from those and measured.  [8x1x20,8x2x25]")
-@click.option("--size", default=200_000, show_default=True, help="Bytes of a frame, about.")
-@click.option("--seconds", default=20.0, show_default=True, help="How long each is driven.")
-@click.option("--method", default="patchcore", show_default=True, help="Of the models, with goldline-s.")
-@click.option("--engine", default="auto", show_default=True, help="What runs the backbone.")
+@_driven
 @as_file
 def load(fitted: str, unseen: str, size: int, seconds: float, method: str, engine: str, json_file: Path | None) -> None:
     """How the processors' time of a line grows with frames, stations and workers: fitted, and tried on unseen lines.
