@@ -5,6 +5,7 @@ farthest, on average, from ten random rows; every further one is the row farthes
 that average counting as the initial distance.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ from pipeline.rounded import half_scale
 
 _STARTS = 10
 _REPORTS = 100  # progress calls in all
+_BUFFER_BYTES = 8 << 20  # of products, which libraries keep for each thread
+_ON_GPU = 2.5  # times the memory that `select` takes on a CPU
 
 
 def select(
@@ -64,13 +67,14 @@ def select(
     return _greedy(points, norms, farness, count, progress)
 
 
-def most_bytes(rows: int, dim: int, count: int, projection: int = 128) -> int:
-    """Memory that features (rows, dim) and `select` of `count` take together, at most; on a CPU.
+def most_bytes(rows: int, dim: int, count: int, *, device: torch.device, projection: int = 128) -> int:
+    """Memory that features (rows, dim) and `select` of `count` take together, at most.
 
     That is also what their bank takes while it is prepared (`PrunedBank`).
     """
     features, bank = rows * dim, count * dim
-    return 4 * max(features + rows * (min(projection, dim) + 4), features + bank, 6 * bank)
+    search = rows * (min(projection, dim) + 4) * (_ON_GPU if device.type == "cuda" else 1)
+    return _BUFFER_BYTES * torch.get_num_threads() + 4 * math.ceil(max(features + search, features + bank, 6 * bank))
 
 
 def extend(

@@ -228,7 +228,7 @@ class PatchCore:
         """Of `count` pictures: all patch features and their coreset's."""
         first = next(iter(backbone(torch.zeros(1, 3, *size, dtype=torch.uint8)).values()))
         rows, dim = count * first.shape[2] * first.shape[3], feature_dim(tuple(backbone.channels.values()), config.dim)
-        return most_bytes(rows, dim, max(1, int(rows * config.coreset)))
+        return most_bytes(rows, dim, max(1, int(rows * config.coreset)), device=backbone.device)
 
     def load(self, artifact: Artifact, *, backbone: Backbone) -> PatchCoreDetector:
         """The detector that `save` described.
