@@ -46,7 +46,7 @@ bench-peers: setup ## measure beside anomalib, in an environment of its own (sev
 	  .venv-peers/bin/pip install --quiet 'anomalib>=2.7,<2.8' 'openvino>=2025.4,<2027'
 	@$(BIN)/goldline bench score --peers $(ARGS)
 
-bench-check: setup ## minutes: whether ratios to the peers are as good as the checked-in ones
+bench-check: setup ## minutes: whether code is slower than that of the checked-in figures, in turns with it
 	@GOMP_SPINCOUNT=5000 $(BIN)/python -m tests.benchmarks.check $(ARGS)
 
 backbones: setup ## the table of backbones, on the pictures that GOLDLINE_DATA names

@@ -15,8 +15,7 @@ from pipeline.data import Images
 from pipeline.devices import resolve_device, wait_for
 from pipeline.methods.patchcore import PatchCore, PatchCoreConfig
 from pipeline.progress import Progress, silent
-from pipeline.speed import turns
-from pipeline.speed.peers import Peer, PeerTask, backbone_of
+from pipeline.speed import peers, turns
 
 PART = "cap"
 
@@ -94,10 +93,10 @@ def run(asked: Asked, *, told: Callable[[str], object] = print, progress: Progre
     variants: dict[str, Callable[[], float]] = {"ours": lambda: _once(net, images, config, embedding, progress)}
     with ExitStack() as stack:
         if asked.peers:
-            task = PeerTask(
+            task = peers.PeerTask(
                 kind="fit",
                 engine="torch",
-                backbone=backbone_of(asked.backbone),
+                backbone=peers.backbone_of(asked.backbone),
                 layers=("layer2", "layer3"),
                 size=asked.size,
                 images=asked.images,
@@ -105,7 +104,7 @@ def run(asked: Asked, *, told: Callable[[str], object] = print, progress: Progre
                 threads=torch.get_num_threads(),
                 device=str(device),
             )
-            peer = stack.enter_context(Peer(task))
+            peer = stack.enter_context(peers.anomalib(task))
             variants["anomalib torch"], version = peer.run, peer.version
         took = turns.measured(variants, repeats=asked.repeats, warm_up=False)
     ours, features = took["ours"].spread.median, statistics.median(embedding)

@@ -1,25 +1,32 @@
-"""Peers: other people's implementations of the same, each variant in a process of an environment of its own.
+"""Peers: other people's implementations of the same, and other checkouts of Goldline, each variant in its own process.
 
 The process prints a line of JSON with its version when it is ready, and then, for every line that it reads, one with
-the seconds that its work took. It gets no more than a size, counts and an engine, and makes its own random pictures and
-bank: times do not depend on what a picture shows.
+the seconds that its work took. Anomalib's has an environment of its own and gets no more than a size, counts and an
+engine: it makes random pictures and a random bank, as times do not depend on what a picture shows.
 """
 
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline import goldline_s
+import torch
+
+from pipeline import engines, goldline_s
 from pipeline.errors import ConfigError
 
+ENGINES = ("torch", "openvino-fp32", "openvino-bf16")
 VARIABLE = "GOLDLINE_PEERS"
 FOLDER = ".venv-peers"
 _OURS = {("GOMP_SPINCOUNT", "5000")}  # how `goldline` has torch's threads wait: a peer runs as its users would run it
 _SCRIPT = Path(__file__).with_name("anomalib_peer.py")
+_CHECKOUT = "goldline"
+_CHECKOUT_SCRIPT = Path(__file__).with_name("checkout_peer.py")
 
 
 def backbone_of(name: str) -> str:
@@ -29,7 +36,7 @@ def backbone_of(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerTask:
-    """What a peer does.
+    """What anomalib does.
 
     Attributes:
         kind: `score` a batch, or `fit`.
@@ -49,25 +56,39 @@ class PeerTask:
     device: str = "cpu"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckoutTask:
+    """What another checkout does: score a batch, as `score.Row` says."""
+
+    method: str
+    settings: Mapping[str, str]
+    backbone: str
+    bank_rows: int | None
+    batch: int
+    size: int
+    device: str
+    threads: int
+    engine: str = ""
+
+
 class Peer:
-    """One variant of a peer; use it as a context manager.
+    """A program that does its task whenever it is told; use it as a context manager.
 
     Attributes:
         version: of it and of what it runs on, once it is entered.
 
     Raises:
-        ConfigError: there is no environment for peers, or the peer does not run.
+        ConfigError: it does not run.
     """
 
-    def __init__(self, task: PeerTask) -> None:
-        self._task = task
+    def __init__(self, program: Sequence[str], task: PeerTask | CheckoutTask, env: Mapping[str, str]) -> None:
+        self._program, self._task, self._env = program, task, env
         self.version = ""
 
     def __enter__(self) -> Self:
-        asked = json.dumps({name: getattr(self._task, name) for name in PeerTask.__slots__})
-        plain = dict(os.environ.items() - _OURS)
+        asked = json.dumps(asdict(self._task))
         self._process = subprocess.Popen(
-            [python(), str(_SCRIPT), asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=plain
+            [*self._program, asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._env
         )
         try:
             self.version = str(self._read().get("version", ""))
@@ -98,6 +119,54 @@ class Peer:
             if line.startswith("{"):  # libraries talk, too
                 return json.loads(line)
         raise ConfigError(f"the peer ended with status {self._process.wait()}: {self._task}")
+
+
+def anomalib(task: PeerTask) -> Peer:
+    """Anomalib's PatchCore.
+
+    Raises:
+        ConfigError: there is no environment for peers.
+    """
+    return Peer([python(), str(_SCRIPT)], task, dict(os.environ.items() - _OURS))
+
+
+def anomalibs(*, backbone: str, size: int, images: int, bank_rows: int, device: str) -> dict[str, Peer]:
+    """Anomalib scoring a batch, by name, with each engine that there is on this device.
+
+    Raises:
+        ConfigError: there is no environment for peers.
+    """
+    task = PeerTask(
+        kind="score",
+        engine="",
+        backbone=backbone_of(backbone),
+        layers=("layer2", "layer3"),
+        size=size,
+        images=images,
+        bank_rows=bank_rows,
+        threads=torch.get_num_threads(),
+        device=device,
+    )
+    there = engines.candidates(torch.device(device))
+    return {f"anomalib {each}": anomalib(replace(task, engine=each)) for each in ENGINES if each in there}
+
+
+def checkouts(folder: Path, task: CheckoutTask, engines: Sequence[str]) -> dict[str, Peer]:
+    """The Goldline in this folder doing a task with each of these engines, by name; its version is the commit.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not (folder / "pipeline" / "speed" / "score.py").exists():
+        raise ConfigError(f"no checkout of Goldline in {folder}: make one with git clone, or git worktree add")
+    env = {**os.environ, "PYTHONPATH": str(folder.resolve())}
+    program = [sys.executable, "-P", str(_CHECKOUT_SCRIPT)]
+    return {f"{_CHECKOUT} {each}": Peer(program, replace(task, engine=each), env) for each in engines}
+
+
+def is_checkout(name: str) -> bool:
+    """Whether this peer is a Goldline."""
+    return name.startswith(f"{_CHECKOUT} ")
 
 
 def python() -> str:

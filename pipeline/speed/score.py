@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,13 +29,11 @@ from pipeline.methods.base import Detector
 from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector
 from pipeline.patches import feature_dim
 from pipeline.progress import Progress, silent
-from pipeline.speed import turns
+from pipeline.speed import peers, turns
 from pipeline.speed.exactness import exactness
-from pipeline.speed.peers import Peer, PeerTask, backbone_of
 from pipeline.view import View
 
 PART = "cap"
-PEERS = ("torch", "openvino-fp32", "openvino-bf16")
 _GOODS = 20
 _CORESET_DIMS = 32  # distances that a bank is chosen by are taken in so many
 _FIT = 24
@@ -53,6 +52,7 @@ class Asked:
         size: side of the pictures, in pixels.
         peers: whether anomalib's PatchCore is measured beside ours.
         peer_bank: rows of its bank; 0 for as many as ours, and for no peer beside a method that has no bank.
+        checkout: folder of another checkout of Goldline to measure beside this one, each engine beside its own.
     """
 
     methods: Sequence[str] = ("patchcore",)
@@ -68,6 +68,7 @@ class Asked:
     repeats: int = 25
     peers: bool = False
     peer_bank: int = 0
+    checkout: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,23 +159,25 @@ def _measured(
 ) -> list[Row]:
     decoded = pictures(batch, asked.size, first=1000)
     variants: dict[str, Callable[[], float]] = {engine: timed(inspector, decoded) for engine, inspector in made.items()}
-    versions: dict[str, str] = {}
-    compared = PEERS if asked.peers and (bank or asked.peer_bank) else ()
+    others: dict[str, peers.Peer] = {}
+    if asked.peers and (rows_there := asked.peer_bank or bank):
+        others |= peers.anomalibs(
+            backbone=backbone, size=asked.size, images=batch, bank_rows=rows_there, device=str(device)
+        )
+    if asked.checkout:
+        task = peers.CheckoutTask(
+            method=method,
+            settings=settings_of(asked, method),
+            backbone=backbone,
+            bank_rows=bank,
+            batch=batch,
+            size=asked.size,
+            device=str(device),
+            threads=torch.get_num_threads(),
+        )
+        others |= peers.checkouts(asked.checkout, task, tuple(made))
     with ExitStack() as stack:
-        for engine in [each for each in compared if each in engines.candidates(device)]:
-            task = PeerTask(
-                kind="score",
-                engine=engine,
-                backbone=backbone_of(backbone),
-                layers=("layer2", "layer3"),
-                size=asked.size,
-                images=batch,
-                bank_rows=asked.peer_bank or bank or 0,
-                threads=torch.get_num_threads(),
-                device=str(device),
-            )
-            peer = stack.enter_context(Peer(task))
-            variants[f"anomalib {engine}"], versions[f"anomalib {engine}"] = peer.run, peer.version
+        variants |= {name: stack.enter_context(peer).run for name, peer in others.items()}
         took = turns.measured(variants, repeats=asked.repeats, progress=progress)
     rows = []
     for engine in made:
@@ -195,20 +198,22 @@ def _measured(
             exact_agreement=exact[engine][0],
             score_error=exact[engine][1],
         )
-        other_bank = asked.peer_bank if asked.peer_bank not in (0, bank) else None
         rows += [
-            replace(_beside(row, took[engine], took[name], name, version), peer_bank_rows=other_bank)
-            for name, version in versions.items()
+            _beside(row, took[engine], took[name], name, peer.version, asked.peer_bank)
+            for name, peer in others.items()
+            if name.endswith(f" {engine}") or not peers.is_checkout(name)
         ] or [row]
     return rows
 
 
-def _beside(row: Row, ours: turns.Took, theirs: turns.Took, peer: str, version: str) -> Row:
+def _beside(row: Row, ours: turns.Took, theirs: turns.Took, peer: str, version: str, peer_bank: int) -> Row:
     """The row with what a peer took in the same turns."""
     spent, ratio = theirs.spread, theirs.times(ours)
+    other_bank = None if peers.is_checkout(peer) or peer_bank in (0, row.bank_rows) else peer_bank
     return replace(
         row,
         peer=peer,
+        peer_bank_rows=other_bank,
         peer_version=version,
         peer_ms_per_image=_ms(spent.median, row.batch),
         peer_ms_low=_ms(spent.low, row.batch),

@@ -1,45 +1,54 @@
-"""Whether this checkout is slower beside its peers than the checked-in figures say: `make bench-check`, by hand.
+"""Whether this checkout is slower than the code that the checked-in figures are of: `make bench-check`, by hand.
 
-The files' rows are measured anew, ours and the peers' in turns, and the ratios compared: the machine's mood hits both.
-A ratio, the median of its turns', is worse if it fell by more than the noise of both runs explains: 3 standard errors,
-and 3 % at least. The standard error of a median of n turns is 0.93 IQR / sqrt(n), as for turns that are spread normally
-(McGill, Tukey and Larsen, Variations of Box Plots, 1978), and those of two runs add up in squares. Where that would
-excuse more than 20 % nothing is known: such a row fails, too, and wants more turns.
+Each file names its commit. That commit's code and this one's take turns in one run, and beside them the peers, where
+there is an environment for them. What counts is how many times as long the commit's code takes in the same turns: a
+ratio to a peer of another hour falls by a quarter with the caches that a host's other guests leave, and is printed
+beside. Code is worse where that is below 1 by more than noise explains: 4 standard errors of its median, and 3 % at
+least. The standard error of a median of n turns is 0.93 IQR / sqrt(n), as for turns that are spread normally (McGill,
+Tukey and Larsen, Variations of Box Plots, 1978). Where that would excuse more than 20 % nothing is known: such a row
+fails, too, and wants more turns.
 """
 
 import argparse
 import json
 import math
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.speed import score, turns
+from pipeline.errors import ConfigError
+from pipeline.speed import peers, score, turns
 
+ROOT = Path(__file__).parents[2]
 FILES = tuple(Path(__file__).with_name(f"{name}.json") for name in ("score", "score-default", "score-padim"))
-KEY = ("method", "settings", "backbone", "bank_rows", "batch", "device", "precision", "size", "peer", "peer_bank_rows")
+KEY = ("method", "settings", "backbone", "bank_rows", "batch", "device", "precision", "size")
+_OF_PEER = (*KEY, "peer", "peer_bank_rows")
 _ONE_RUN = ("method", "settings", "backbone", "bank_rows", "device", "size", "peer_bank_rows")
-SIGMAS = 3.0
+SIGMAS = 4.0
 FLOOR = 0.03
 UNKNOWN = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A ratio then and now.
+    """This code beside the file's commit, and the file's ratios to peers beside today's.
 
     Attributes:
-        change: of the ratio, as a share; below 0 it is worse.
+        row: what was measured, in words.
+        change: of the speed by the code, as a share; below 0 it is slower.
         noise: what of a change means nothing, as a share.
+        ratios: by peer, what the file says and what it is today, None where the peer was not measured.
     """
 
     row: str
-    before: float
-    after: float
     change: float
     noise: float
+    ratios: Mapping[str, tuple[float, float | None]]
 
     @property
     def worse(self) -> bool:
@@ -55,42 +64,75 @@ class Compared:
             return "NOISY"
         return "better" if self.change > self.noise else "same"
 
+    def __str__(self) -> str:
+        """As lines for people."""
+        lines = [f"{self.said:7}{self.row}: {self.change:+.1%} by the code (noise {self.noise:.1%})"]
+        for peer, (then, now) in self.ratios.items():
+            today = "not measured" if now is None else f"{now} ({now / then - 1:+.1%})"
+            lines.append(f"       {'':4}{peer}: {then} in the file, today {today}")
+        return "\n".join(lines)
+
 
 def main() -> None:
-    """Measure anew, compare, print; exit status 1 where a ratio is worse, or nobody knows."""
+    """Measure anew, compare, print; exit status 1 where code is worse, or nobody knows."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument(
         "--against", type=Path, nargs="+", default=FILES, help="what `goldline bench score --peers --json` wrote"
     )
     words.add_argument("--repeats", type=int, default=25, help="turns")
     asked = words.parse_args()
-    failed = [path for path in asked.against if not _holds(path, asked.repeats)]
+    try:
+        peers.python()
+    except ConfigError as error:
+        print(f"{error}\nwithout them only the code is compared")
+        beside_peers = False
+    else:
+        beside_peers = True
+    failed = [path for path in asked.against if not _holds(path, asked.repeats, beside_peers=beside_peers)]
     sys.exit(1 if failed else 0)
 
 
-def _holds(path: Path, repeats: int) -> bool:
-    """Whether no ratio of this file is worse now; says so, row by row."""
+def _holds(path: Path, repeats: int, *, beside_peers: bool) -> bool:
+    """Whether nothing of this file is slower now; says so, row by row."""
     if not path.exists():
         sys.exit(f"no {path}: make it first, with goldline bench score --peers --json {path}")
     before = json.loads(path.read_text(encoding="utf-8"))
-    rows = [row for row in before["rows"] if row.get("ratio_low") is not None]
-    if not rows:
-        sys.exit(f"{path} has no ratios with quartiles: make it again, with --peers")
-    if (now := turns.machine())["cpu"] != before["machine"]["cpu"]:
-        print(f"another machine: {before['machine']['cpu']} then, {now['cpu']} now; ratios hold less across them")
-    after = [asdict(row) for each in again(rows, repeats=repeats) for row in score.run(each)]
+    rows, then = before["rows"], before["machine"]
+    now = turns.machine()
+    print(f"{path.name}, of {then.get('commit') or 'an unknown commit'}")
+    for name in [each for each in ("cpu", "torch", "openvino") if then.get(each) != now[each]]:
+        print(f"{name}: {then.get(name)} then, {now[name]} now; what that does is in the ratios to peers alone")
+    with checked_out(str(then.get("commit", ""))) as folder:
+        asked = again(rows, repeats=repeats, beside_peers=beside_peers, checkout=folder)
+        after = [asdict(row) for each in asked for row in score.run(each)]
     found = compare(rows, after)
     for each in found:
-        print(f"{each.said:7}{each.row}: {each.before} -> {each.after} ({each.change:+.1%}, noise {each.noise:.1%})")
-    missing = len(rows) - len(found)
-    if missing:
-        print(f"{missing} rows of {path.name} could not be measured here: their engine or peer is missing")
+        print(each)
+    if missing := len({_key(row, KEY) for row in rows}) - len(found):
+        print(f"{missing} rows of {path.name} could not be measured here: their engine is missing")
     if any(each.said == "NOISY" for each in found):
         print(f"a noisy row tells nothing: try again when the machine is quiet, or with --repeats {2 * repeats}")
     return not missing and not any(each.said in {"WORSE", "NOISY"} for each in found)
 
 
-def again(rows: Sequence[Mapping[str, Any]], *, repeats: int) -> list[score.Asked]:
+@contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """A folder with that commit's code, for as long as it takes."""
+    if commit.endswith("+"):
+        print("the file's code differed from its commit, and is measured without what differed")
+    with tempfile.TemporaryDirectory() as folder:
+        order = ["git", "-C", str(ROOT), "worktree", "add", "--quiet", "--detach", folder, commit.rstrip("+")]
+        if not commit or subprocess.run(order, check=False).returncode:
+            sys.exit(f"no commit {commit!r} here: git fetch --unshallow gets all there are, or make the file again")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", folder], check=True)
+
+
+def again(
+    rows: Sequence[Mapping[str, Any]], *, repeats: int, beside_peers: bool, checkout: Path | None
+) -> list[score.Asked]:
     """What to ask for to have the rows again: a run for each method, backbone, bank, device, size and peer's bank."""
     runs: dict[tuple[Any, ...], dict[str, list[Any]]] = {}
     for row in rows:
@@ -110,29 +152,29 @@ def again(rows: Sequence[Mapping[str, Any]], *, repeats: int) -> list[score.Aske
             device=device,
             size=size,
             repeats=repeats,
-            peers=True,
+            peers=beside_peers,
             peer_bank=peer_bank or 0,
+            checkout=checkout,
         )
         for (method, settings, backbone, bank, device, size, peer_bank), run in runs.items()
     ]
 
 
 def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Compared]:
-    """Each row of before that is in after, too."""
-    now = {_key(row, KEY): row for row in after}
+    """What the rows of before measure, each once, where after has it beside the checkout."""
+    checkouts = {_key(row, KEY): row for row in after if row["peer"] and peers.is_checkout(row["peer"])}
+    today = {_key(row, _OF_PEER): row["ratio"] for row in after}
     found = []
-    for row in before:
-        key = _key(row, KEY)
-        if key not in now:
+    for key in dict.fromkeys(_key(row, KEY) for row in before):
+        if (code := checkouts.get(key)) is None:
             continue
-        old, new = row["ratio"], now[key]["ratio"]
+        then = [row for row in before if _key(row, KEY) == key and row["ratio"] is not None]
         found.append(
             Compared(
                 row=" ".join(map(_said, (each for each in key if each not in (None, ())))),
-                before=old,
-                after=new,
-                change=new / old - 1,
-                noise=max(FLOOR, SIGMAS * math.hypot(error_of(row), error_of(now[key]))),
+                change=code["ratio"] - 1,
+                noise=max(FLOOR, SIGMAS * error_of(code)),
+                ratios={row["peer"]: (row["ratio"], today.get(_key(row, _OF_PEER))) for row in then},
             )
         )
     return found

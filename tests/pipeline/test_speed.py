@@ -4,6 +4,7 @@ import json
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -241,7 +242,7 @@ def test_a_peer_gets_its_task_and_works_once_for_each_line(peer_script):
         for turn, _ in enumerate(sys.stdin):
             print(json.dumps({"seconds": task["bank_rows"] + turn}), flush=True)
     """)
-    with peers.Peer(TASK) as peer:
+    with peers.anomalib(TASK) as peer:
         assert [peer.run(), peer.run()] == [9.0, 10.0]
         process = peer._process
     assert process.poll() is not None
@@ -273,13 +274,36 @@ def test_a_peers_threads_wait_as_they_would_without_us_unless_somebody_has_said_
     """)
     for said, expected in ((cli._SPIN_COUNT, 0), ("7", 7)):
         monkeypatch.setenv("GOMP_SPINCOUNT", said)
-        with peers.Peer(TASK) as peer:
+        with peers.anomalib(TASK) as peer:
             assert peer.run() == expected
+
+
+def test_another_checkout_takes_its_turns_each_engine_beside_its_own():
+    asked = score.Asked(
+        backbones=["goldline-s"],
+        bank_rows=[50],
+        batches=[2],
+        engines=["torch", "openvino-fp32"],
+        size=64,
+        repeats=1,
+        checkout=Path(score.__file__).parents[2],
+    )
+    rows = score.run(asked)
+    assert [(row.precision, row.peer) for row in rows] == [
+        ("torch", "goldline torch"),
+        ("openvino-fp32", "goldline openvino-fp32"),
+    ]
+    assert all(row.peer_version == turns.machine()["commit"] and row.ratio > 0 for row in rows)
+
+
+def test_a_folder_that_is_no_checkout_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="no checkout of Goldline"):
+        score.run(score.Asked(backbones=["goldline-s"], bank_rows=[50], batches=[1], size=64, checkout=tmp_path))
 
 
 def test_a_peer_that_dies_is_an_error(peer_script):
     peer_script("raise SystemExit(3)")
-    with pytest.raises(ConfigError, match="status 3"), peers.Peer(TASK):
+    with pytest.raises(ConfigError, match="status 3"), peers.anomalib(TASK):
         pass
 
 

@@ -47,6 +47,11 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 @click.option("--repeats", default=25, show_default=True, help="Turns; figures are their medians.")
 @_device
 @_peers
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of another checkout of Goldline, to measure each engine beside its.",
+)
 @as_file
 def score(
     methods: str | None,
@@ -62,6 +67,7 @@ def score(
     repeats: int,
     device: str,
     peers: bool,
+    beside: Path | None,
     json_file: Path | None,
 ) -> None:
     """What a picture costs, from decoded pixels to verdict and map, and how exact the answer is.
@@ -86,6 +92,7 @@ def score(
         repeats=repeats,
         peers=peers,
         peer_bank=peer_bank,
+        checkout=beside,
         engines=_names(engines),
     )
     with shown() as progress:
