@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import engines
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress, silent
 from pipeline.speed.cost import of_each
@@ -45,24 +44,18 @@ UNSEEN = (Point(8, 1, 20), Point(8, 2, 25))
 
 
 def run(
+    line: bench_rate.Driven,
     *,
     fitted: Sequence[Point] = FITTED,
     unseen: Sequence[Point] = UNSEEN,
-    size_bytes: int,
-    seconds: float,
-    method: str = "patchcore",
-    engine: str = engines.AUTO,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Drive a line of its own for each point.
 
     Args:
+        line: its models and pictures; each point is driven for its seconds.
         fitted: points that the fit is of.
         unseen: points that are predicted, and measured as well.
-        size_bytes: of a frame, about.
-        seconds: how long each is driven.
-        method: of the models, as in `bench_rate.run`.
-        engine: likewise.
         progress: told of every point.
 
     Returns:
@@ -79,7 +72,7 @@ def run(
     rows: list[dict[str, Any]] = []
     for point in (*fitted, *unseen):
         progress("points", len(rows), len(fitted) + len(unseen))
-        rows.append(_driven(point, size_bytes, seconds, method, engine) | {"unseen": len(rows) >= len(fitted)})
+        rows.append(_driven(line, point) | {"unseen": len(rows) >= len(fitted)})
     progress("points", len(rows), len(rows))
     measured = np.array([row["cores"] for row in rows[: len(fitted)]])
     costs = of_each(system, measured)
@@ -87,9 +80,10 @@ def run(
         row["predicted_cores"] = round(float(terms(point) @ costs), 3)
         row["relative_error"] = round(row["predicted_cores"] / row["cores"] - 1, 4)
     return {
-        "method": method,
-        "size_bytes": size_bytes,
-        "seconds": seconds,
+        "method": line.method,
+        "settings": dict(line.settings),
+        "size_bytes": line.size_bytes,
+        "seconds": line.seconds,
         "milliseconds": {name: round(1000 * float(each), 3) for name, each in zip(TERMS, costs, strict=True)},
         "largest_error_unseen": max((abs(row["relative_error"]) for row in rows if row["unseen"]), default=None),
         "rows": rows,
@@ -116,17 +110,8 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _driven(point: Point, size_bytes: int, seconds: float, method: str, engine: str) -> dict[str, Any]:
-    report = bench_rate.run(
-        stations=point.stations,
-        rate=point.rate,
-        size_bytes=size_bytes,
-        seconds=seconds,
-        method=method,
-        engine=engine,
-        workers=point.workers,
-        p99_ms=_P99_MS,
-    )
+def _driven(line: bench_rate.Driven, point: Point) -> dict[str, Any]:
+    report = bench_rate.run(line, stations=point.stations, rate=point.rate, workers=point.workers, p99_ms=_P99_MS)
     (tried,) = report["tried"]
     if not tried["kept_up"]:
         raise ConfigError(f"{point} is more than this machine keeps up with: {tried['said']}; lower its rate")

@@ -9,7 +9,8 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -40,14 +41,30 @@ _STEP = 1.1  # the search ends when what is kept up with and what is not lie thi
 STAGES = ("to_worker", "queue", "decode", "embed", "score", "rest", "to_reader")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driven:
+    """A line's models and pictures.
+
+    Attributes:
+        size_bytes: of a frame, about: parts are drawn as large as that takes.
+        seconds: how long each rate is tried.
+        method: of the models, with goldline-s.
+        settings: those of the method that are not its paper's.
+        engine: what runs it.
+    """
+
+    size_bytes: int = 200_000
+    seconds: float = 20.0
+    method: str = "patchcore"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = engines.AUTO
+
+
 def run(
+    line: Driven,
     *,
     stations: int,
     rate: float,
-    size_bytes: int,
-    seconds: float,
-    method: str = "patchcore",
-    engine: str = engines.AUTO,
     workers: int = 1,
     at_once: int = 0,
     p99_ms: float = 200.0,
@@ -56,12 +73,9 @@ def run(
     """Drive `stations` cameras through a broker and worker processes.
 
     Args:
+        line: what they see, and with what.
         stations: cameras, in turn.
         rate: frames a second, of all together; 0 looks for the highest that is kept up with.
-        size_bytes: of a frame, about: parts are drawn as large as that takes.
-        seconds: how long each rate is tried.
-        method: of the models, with goldline-s and its defaults.
-        engine: what runs it.
         workers: processes, which share the cores.
         at_once: batches that each computes at the same time; 0 leaves it to the worker.
         p99_ms: the bound, from capture to result read.
@@ -74,11 +88,11 @@ def run(
         goes through.
     """
     names = [f"bench/c{i:02d}" for i in range(stations)]
-    goods, inspector = pictures_of(size_bytes), fitted(size_bytes, method, engine)
-    images, model = shown(inspector, goods, size_bytes), inspector.save()
+    goods, inspector = pictures_of(line.size_bytes), fitted(line)
+    images, model = shown(inspector, goods, line.size_bytes), inspector.save()
     tree = {
         "stations": {name: {"deadline_ms": _DEADLINE_MS} for name in names},
-        "frames": {"inline_max_bytes": max(900_000, 2 * size_bytes)},
+        "frames": {"inline_max_bytes": max(900_000, 2 * line.size_bytes)},
         "worker": {"threads": max(1, (os.cpu_count() or 1) // workers), "at_once": at_once},
     }
     with temporary(tree) as rig:
@@ -98,7 +112,7 @@ def run(
             def keeps_up(per_s: float) -> bool:
                 for _ in range(1 if rate else _TRIES):
                     progress("rates", len(tried), len(tried) + 1)
-                    tried.append(attempt(cameras, images, reader, per_s, seconds, p99_ms, busy))
+                    tried.append(attempt(cameras, images, reader, per_s, line.seconds, p99_ms, busy))
                     if tried[-1]["kept_up"]:
                         return True
                 return False
@@ -112,10 +126,11 @@ def run(
         "stations": stations,
         "workers": workers,
         "at_once": at_once,
-        "method": method,
+        "method": line.method,
+        "settings": dict(line.settings),
         "engine": model.meta["backbone"]["engine"],
         "frame_bytes": round(statistics.mean(map(len, images))),
-        "seconds": seconds,
+        "seconds": line.seconds,
         "p99_bound_ms": p99_ms,
         "highest_per_s": round(highest, 1) if highest else None,
         "tried": tried,
@@ -253,15 +268,15 @@ def _drawn(seed: int, side: int, defect: str | None = None) -> bytes:
     return synthetic.encode(synthetic.draw(PART, seed=seed, defect=defect, size=(side, side)).image)
 
 
-def fitted(size_bytes: int, method: str, engine: str = engines.AUTO) -> Inspector:
-    """A model on goldline-s, with its defaults, of drawn parts that no camera shows."""
-    view, side = View(), _side(size_bytes)
+def fitted(line: Driven) -> Inspector:
+    """A model on goldline-s of drawn parts that no camera shows."""
+    view, side = View(), _side(line.size_bytes)
     goods = [Frame(frame_id=str(i), image=_drawn(_FITTED_FIRST + i, side)) for i in range(_GOODS)]
     return commissioning.commission(
         goods,
-        method=method,
-        config=methods.make_config(method, {}),
-        backbone=choose(Choice(name="goldline-s", engine=engine), settings.Settings(), view.size),
+        method=line.method,
+        config=methods.make_config(line.method, line.settings),
+        backbone=choose(Choice(name="goldline-s", engine=line.engine), settings.Settings(), view.size),
         view=view,
         limits=Limits(),
         rate=0.05,

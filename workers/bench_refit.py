@@ -12,7 +12,7 @@ from pipeline import synthetic
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress, silent
 from workers.bench_busy import Busy
-from workers.bench_rate import assigned, attempt, fitted, pictures_of
+from workers.bench_rate import Driven, assigned, attempt, fitted, pictures_of
 from workers.bench_rig import PART, Reader, play
 from workers.camera import Camera
 from workers.rig import Process, Rig, temporary
@@ -56,7 +56,7 @@ def run(
     tree["refit"]["golden"] = str(_golden(rig.directory.resolve() / "golden"))
     with rig:
         store = open_store(rig.store_url)
-        version = store.put(_KEY, fitted(size_bytes, method).save())
+        version = store.put(_KEY, fitted(Driven(size_bytes=size_bytes, method=method)).save())
         store.promote(_KEY, version, expected=None, who="bench")
         worker = rig.run("worker", "worker", "--config", str(rig.config))
         assigned(rig, 1)

@@ -24,7 +24,7 @@ from model_store import ModelKey, open_store
 from pipeline.speed.turns import machine
 from workers.bench_busy import Busy, seconds_of
 from workers.bench_line import in_time
-from workers.bench_rate import assigned, fitted, pictures_of, shown
+from workers.bench_rate import Driven, assigned, fitted, pictures_of, shown
 from workers.bench_rig import Reader, Stolen, play
 from workers.camera import Camera
 from workers.rig import temporary
@@ -81,7 +81,7 @@ def run(rate: float, seconds: float, size_bytes: int, spy: str) -> dict[str, Any
         `cpu_ms`, what a frame takes of a core by process, `threads_ms`, of the worker's by kind of thread, `cores` that
         the worker kept busy, `stolen` (see `Stolen`) and `parts`: of the samples, the share of each.
     """
-    inspector = fitted(size_bytes, "patchcore")
+    inspector = fitted(Driven(size_bytes=size_bytes))
     images = shown(inspector, pictures_of(size_bytes), size_bytes)
     names = [f"bench/profile-{i}" for i in range(_STATIONS)]
     tree = {

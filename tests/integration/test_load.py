@@ -4,6 +4,7 @@ import pytest
 
 from workers import bench_line, bench_rate
 
+SHORT = bench_rate.Driven(size_bytes=20_000, seconds=1.0, engine="openvino-int8")
 PATIENT_MS = 20_000  # no deadline may pass because a machine is slow
 
 pytestmark = pytest.mark.usefixtures("at_the_broker")
@@ -46,9 +47,8 @@ def test_more_frames_than_can_be_decided_are_all_answered():
 
 
 def test_a_rate_is_tried_with_every_frame_answered_and_each_stage_told():
-    report = bench_rate.run(
-        stations=2, rate=4.0, size_bytes=20_000, seconds=5.0, engine="openvino-int8", p99_ms=PATIENT_MS
-    )
+    line = bench_rate.Driven(size_bytes=20_000, seconds=5.0, engine="openvino-int8")
+    report = bench_rate.run(line, stations=2, rate=4.0, p99_ms=PATIENT_MS)
     assert report["engine"] == "openvino-int8"
     (tried,) = report["tried"]
     assert sum(tried["said"].values()) == tried["frames"] == 20
@@ -71,7 +71,7 @@ def test_a_rate_is_too_high_when_it_was_not_kept_up_with_twice(monkeypatch):
         return {"rate_per_s": rate, "kept_up": not next(spoilt, True)}
 
     monkeypatch.setattr(bench_rate, "attempt", attempt)
-    report = bench_rate.run(stations=1, rate=0.0, size_bytes=20_000, seconds=1.0, engine="openvino-int8")
+    report = bench_rate.run(SHORT, stations=1, rate=0.0)
     assert tried[:6] == [8.0, 8.0, 16.0, 16.0, 32.0, 32.0]
     assert report["highest_per_s"] == 16.0
     assert len(report["tried"]) == len(tried)
@@ -79,7 +79,7 @@ def test_a_rate_is_too_high_when_it_was_not_kept_up_with_twice(monkeypatch):
 
 def test_what_cameras_show_is_passed_but_for_one():
     goods = bench_rate.pictures_of(20_000)
-    inspector = bench_rate.fitted(20_000, "patchcore", "openvino-int8")
+    inspector = bench_rate.fitted(SHORT)
     images = bench_rate.shown(inspector, goods, 20_000)
     assert [bench_rate._rejects(inspector, image) for image in images] == [False] * 24 + [True]
 

@@ -10,10 +10,11 @@ from workers import bench_busy, bench_load, bench_rate
 from workers.bench_busy import Busy
 from workers.bench_load import Point
 
+SHORT = bench_rate.Driven(size_bytes=1000, seconds=1.0)
 COST = {"frame": 0.03, "line": 0.12, "station": 0.004, "worker": 0.05}  # cores
 
 
-def driven(*, stations, rate, workers, method, engine, **_):
+def driven(line, *, stations, rate, workers, **_):
     """Stands in for a line of a known cost: the fit is what is tested. A real one runs in tests/integration."""
     cores = COST["frame"] * rate + COST["line"] + COST["station"] * stations + COST["worker"] * workers
     spent = 1000 * cores / rate
@@ -24,13 +25,13 @@ def driven(*, stations, rate, workers, method, engine, **_):
         "cpu_ms": {"workers": 0.7 * spent, "broker": 0.3 * spent},
         "stolen": 0.0,
     }
-    return {"engine": f"{method} {engine}", "tried": [tried]}
+    return {"engine": f"{line.method} {line.engine}", "tried": [tried]}
 
 
 @pytest.fixture
 def report(monkeypatch):
     monkeypatch.setattr(bench_rate, "run", driven)
-    return bench_load.run(size_bytes=1000, seconds=1.0)
+    return bench_load.run(SHORT)
 
 
 def test_what_each_term_costs_is_found_and_unseen_lines_are_predicted(report):
@@ -53,13 +54,13 @@ def test_people_see_every_line_and_which_were_not_fitted(report):
 def test_lines_that_cannot_tell_the_terms_apart_are_refused(monkeypatch):
     monkeypatch.setattr(bench_rate, "run", driven)
     with pytest.raises(ConfigError, match="let each of them differ alone"):
-        bench_load.run(fitted=[Point(1, 1, 10), Point(2, 2, 10), Point(3, 3, 10)], size_bytes=1000, seconds=1.0)
+        bench_load.run(SHORT, fitted=[Point(1, 1, 10), Point(2, 2, 10), Point(3, 3, 10)])
 
 
 def test_a_line_that_is_not_kept_up_with_is_no_measurement(monkeypatch):
     monkeypatch.setattr(bench_rate, "run", driven)
     with pytest.raises(ConfigError, match=r"rate=60.*more than this machine keeps up with"):
-        bench_load.run(fitted=[*bench_load.FITTED, Point(1, 1, 60)], size_bytes=1000, seconds=1.0)
+        bench_load.run(SHORT, fitted=[*bench_load.FITTED, Point(1, 1, 60)])
 
 
 def test_processors_time_is_counted_from_one_question_to_the_next():

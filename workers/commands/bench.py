@@ -1,17 +1,19 @@
 """`goldline bench`."""
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from workers.commands import bench_pictures
+from workers.commands import bench_pictures, options
 from workers.commands.bench_pictures import as_file, write
-from workers.commands.options import F
 from workers.progress_bars import shown
 
 if TYPE_CHECKING:
     from workers.bench_load import Point
+    from workers.bench_rate import Driven
 
 
 @click.group("bench")
@@ -40,16 +42,40 @@ def walk(size: int, rate: float, frames: int, json_file: Path | None) -> None:
     write(walked.body(), json_file)
 
 
-def _driven(command: F) -> F:
-    """`--size`, `--seconds`, `--method`, `--engine`: of a line that is driven at rates."""
+def _driven(command: Callable[..., None]) -> Callable[..., None]:
+    """`--size`, `--seconds`, `--method`, `--set`, `--engine` and so on: the line that is driven, for `driven`."""
+
+    @wraps(command)
+    def with_line(
+        *,
+        size: int,
+        seconds: float,
+        method: str | None,
+        settings: tuple[str, ...],
+        fixtured: bool,
+        quick: bool,
+        engine: str,
+        **others: Any,
+    ) -> None:
+        from pipeline import methods  # noqa: PLC0415 - torch takes seconds to import
+        from workers.bench_rate import Driven  # noqa: PLC0415
+
+        name = options.method_or_default(method, fixtured=fixtured)
+        given = options.pairs(settings)
+        methods.make_config(name, given, quick=quick, fixtured=fixtured)  # a servers' start later would be late
+        said = {**methods.presets(name, quick=quick, fixtured=fixtured), **given}
+        command(driven=Driven(size_bytes=size, seconds=seconds, method=name, settings=said, engine=engine), **others)
+
     for option in (
         click.option("--engine", default="auto", show_default=True, help="What runs the backbone."),
-        click.option("--method", default="patchcore", show_default=True, help="Of the models, with goldline-s."),
+        options.presets,
+        options.setting(),
+        options.method(says="Of the models, with goldline-s."),
         click.option("--seconds", default=20.0, show_default=True, help="How long each rate is tried."),
         click.option("--size", default=200_000, show_default=True, help="Bytes of a frame, about."),
     ):
-        command = option(command)
-    return command
+        with_line = option(with_line)
+    return with_line
 
 
 @command.command("line")
@@ -61,12 +87,9 @@ def _driven(command: F) -> F:
 @click.option("--p99", "p99_ms", default=200.0, show_default=True, help="Bound, capture to result read, in ms.")
 @as_file
 def line(
+    driven: "Driven",
     stations: int,
     rate: float,
-    size: int,
-    seconds: float,
-    method: str,
-    engine: str,
     workers: int,
     at_once: int,
     p99_ms: float,
@@ -81,12 +104,9 @@ def line(
 
     with shown() as progress:
         report = bench_rate.run(
+            driven,
             stations=stations,
             rate=rate,
-            size_bytes=size,
-            seconds=seconds,
-            method=method,
-            engine=engine,
             workers=workers,
             at_once=at_once,
             p99_ms=p99_ms,
@@ -101,7 +121,7 @@ def line(
 @click.option("--unseen", default="", help="Likewise, predicted from those and measured.  [8x1x20,8x2x25]")
 @_driven
 @as_file
-def load(fitted: str, unseen: str, size: int, seconds: float, method: str, engine: str, json_file: Path | None) -> None:
+def load(driven: "Driven", fitted: str, unseen: str, json_file: Path | None) -> None:
     """How the processors' time of a line grows with frames, stations and workers: fitted, and tried on unseen lines.
 
     Each line is driven at a rate that it keeps up with, broker, workers, cameras and readers on this machine.
@@ -110,12 +130,9 @@ def load(fitted: str, unseen: str, size: int, seconds: float, method: str, engin
 
     with shown() as progress:
         report = bench_load.run(
+            driven,
             fitted=_points(fitted) or bench_load.FITTED,
             unseen=_points(unseen) or bench_load.UNSEEN,
-            size_bytes=size,
-            seconds=seconds,
-            method=method,
-            engine=engine,
             progress=progress,
         )
     click.echo(bench_load.table(report))
