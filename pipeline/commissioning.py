@@ -6,10 +6,10 @@ And from other good pictures to another threshold for it: what `goldline calibra
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from pipeline.methods.base import Detector
 from pipeline.progress import Progress, silent
 from pipeline.view import View
 
+if TYPE_CHECKING:
+    from pipeline.choosing import Choice
+
 CALIBRATE_SHARE = 0.3
 GOODS_MIN = 10
 _BATCH = 8
@@ -36,6 +39,7 @@ class Commissioned:
     """A new model and how it came about.
 
     Attributes:
+        method, config: what was fitted, and by which choice, if there was one.
         frames: how many goods served each purpose: fit, tune, calibrate.
         calibrated_on: ids of the frames that served the last.
         unreadable: ids of the frames that could not be decoded; they served none.
@@ -43,6 +47,9 @@ class Commissioned:
     """
 
     inspector: Inspector
+    method: str
+    config: Any
+    choice: "Choice | None"
     frames: dict[str, int]
     calibrated_on: tuple[str, ...]
     unreadable: tuple[str, ...]
@@ -62,6 +69,7 @@ def commission(
     rotations: int = 1,
     seed: int = 0,
     scratch: Path | None = None,
+    choose: "Callable[[Images], Choice] | None" = None,
     progress: Progress = silent,
 ) -> Commissioned:
     """Fit a method to good frames and calibrate its threshold on others.
@@ -82,6 +90,8 @@ def commission(
             pose is free.
         seed: of the split and of the fit.
         scratch: a folder for the checkpoints of a long training.
+        choose: what to fit in place of method and config, from the pictures that are to be fitted. Those that calibrate
+            have no say in it: the threshold would promise too much.
         progress: called as it goes.
 
     Raises:
@@ -94,6 +104,9 @@ def commission(
     kept = min(max(round(n * calibrate_share), 5), n - 5)
     pixels = decoded.images.pixels
     held_out, used = torch.from_numpy(np.sort(order[:kept])), torch.from_numpy(np.sort(order[kept:]))
+    choice = choose(Images(pixels[used])) if choose else None
+    if choice:
+        method, config = choice.taken.method, choice.taken.config
     detector = tiling.fit(
         method,
         rotated(Images(pixels[used]), rotations),
@@ -108,6 +121,9 @@ def commission(
     threshold = calibrate(score_all(detector, Images(pixels[held_out]), progress=progress), rate=rate)
     return Commissioned(
         inspector=Inspector(detector, threshold, view, limits),
+        method=method,
+        config=config,
+        choice=choice,
         frames={"fit": len(used), "tune": 0, "calibrate": kept},
         calibrated_on=tuple(decoded.frame_ids[i] for i in held_out.tolist()),
         unreadable=tuple(failure.frame_id for failure in decoded.failures),

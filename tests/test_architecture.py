@@ -168,6 +168,7 @@ def test_only_the_walk_knows_the_table_of_methods():
         "pipeline/inspection.py",
         "pipeline/commissioning.py",
         "pipeline/growth.py",
+        "pipeline/choosing.py",
         "pipeline/speed/checkout_peer.py",
         "pipeline/refit.py",
         "pipeline/evaluation/trial.py",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import tiling
+from pipeline import choosing, tiling
 from pipeline.backbone import Backbone
 from pipeline.commissioning import decode_all, rotated, score_all
 from pipeline.data import Frame, Images
@@ -32,6 +32,7 @@ class Row:
     """Figures of one trial; None where the set does not allow one. Times in seconds and milliseconds.
 
     Attributes:
+        chosen: whether the method was chosen by planted defects, from the good pictures that it was fitted on.
         settings: the method's, defaults included.
         view: how pictures are seen: size, crop, tiles and so on, whether there is a region of interest, and the turns
             that goods are learnt in.
@@ -47,6 +48,7 @@ class Row:
 
     dataset: str
     method: str
+    chosen: bool
     backbone: str
     engine: str
     seed: int
@@ -166,13 +168,19 @@ def run(
 ) -> Trial:
     """Fit and score; `rotations` and `scratch` as in `commissioning.commission`.
 
-    Where a training goes on from a checkpoint, the row's `fit_s` is the time of what was left to do.
+    Method `choosing.AUTO`, whatever the config, is the one that the good pictures choose. Where a training goes on from
+    a checkpoint, the row's `fit_s` is the time of what was left to do.
 
     Raises:
         FitError: the pictures are too few.
     """
     started = time.perf_counter()
     learnt, tiles, size = rotated(pictures.train, rotations), pictures.view.tiles, pictures.view.size
+    if chosen := method == choosing.AUTO:
+        taken = choosing.choose(
+            pictures.train, backbone=backbone, view=pictures.view, rotations=rotations, seed=seed, progress=progress
+        ).taken
+        method, config = taken.method, taken.config
     backbone = tiling.settled(backbone, method, learnt, tiles=tiles, size=size)
     detector = tiling.fit(
         method,
@@ -197,6 +205,7 @@ def run(
     row = Row(
         dataset=pictures.name,
         method=method,
+        chosen=chosen,
         backbone=backbone.spec.name,
         engine=backbone.spec.engine,
         seed=seed,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import settings
+from pipeline import choosing, settings
 from pipeline.decode import Limits
 from pipeline.evaluation import trial
 from pipeline.evaluation.figures import auroc
@@ -29,6 +29,7 @@ from workers.backbones import Choice, choose
 SETS = ("bottle", "cubes", "magnetic_tile", "deeppcb")
 PEER_CORESET = 0.1  # its default
 METHODS: tuple[tuple[str, dict[str, str]], ...] = (
+    (choosing.AUTO, {}),
     ("patchcore", {}),
     ("patchcore", {"image_score": "map"}),
     ("padim", {"dim": "128", "embedding": "principal", "locally_aware": "true", "shrinkage": "0.2", "ridge": "1e-5"}),
@@ -50,16 +51,19 @@ def run(data: Path, sets: tuple[str, ...], coreset: float, seeds: int) -> dict[s
         good = np.array([sample.defect is None for sample in pictures.samples])
         theirs = [auroc([*map(float, each[good])], [*map(float, each[~good])]) for each in peer_scores]
         for method, settings_ in METHODS:
-            config = make_config(method, settings_)
+            config = None if method == choosing.AUTO else make_config(method, settings_)
             ours = [trial.run(pictures, method, config, backbone, seed=seed).row for seed in range(seeds)]
             first = ours[0]
+            told = ", ".join(f"{key}={value}" for key, value in settings_.items())
+            if method == choosing.AUTO:
+                told = "took " + ", ".join(each.method for each in ours)
             rows.append(
                 {
                     "dataset": name,
                     "goods": first.goods,
                     "defects": first.defects,
                     "method": method,
-                    "settings": ", ".join(f"{key}={value}" for key, value in settings_.items()),
+                    "settings": told,
                     "backbone": first.backbone,
                     "engine": first.engine,
                     **_over_seeds("image_auroc", [each.image_auroc for each in ours]),

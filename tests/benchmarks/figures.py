@@ -354,6 +354,44 @@ def _poisoning(report: Report) -> Iterator[str]:
     )
 
 
+def _seasons(report: Report) -> Iterator[str]:
+    course, line = report["course"], report["line"]
+    yield (
+        f"{course['days']} days, {line['method']}, `{course['part']}` at {course['size'][0]} px. Misses at equal false "
+        f"rejects are those at the {line['rate']:.0%} that all aim at, false rejects at equal misses those at what "
+        "never-refit misses there, were all thresholds of a strategy times one factor:"
+    )
+    yield _table(
+        (
+            "seed",
+            "changes, times the usual",
+            "strategy",
+            "false rejects",
+            "misses",
+            "misses at equal false rejects",
+            "false rejects at equal misses",
+            "cost of 1,000 parts",
+            "refits live",
+            "defective parts learnt",
+        ),
+        (
+            (
+                row["seed"],
+                row["changes"],
+                row["strategy"],
+                f"{row['false_reject_rate']:.2%}",
+                f"{row['miss_rate']:.1%}",
+                f"{row['miss_rate_at_equal_false_rejects']:.1%}",
+                f"{row['false_reject_rate_at_equal_misses']:.2%}",
+                f"{row['cost_per_1000_parts']:.1f}",
+                row["nights"].get("live", 0),
+                row["defective_parts_learnt"],
+            )
+            for row in report["rows"]
+        ),
+    )
+
+
 def _said(words: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {word}" for word, count in words.items())
 
@@ -431,6 +469,7 @@ _SECTIONS = {
     "cost": ("What a picture's cost grows with", "goldline bench cost", _cost),
     "line": ("The highest rate of a line", "goldline bench line", _line),
     "line-two-workers": ("The same with two workers", "goldline bench line --workers 2", _line),
+    "line-fixtured": ("The same with PaDiM for parts that lie alike", "goldline bench line --fixtured", _line),
     "line-bf16": ("The same in bfloat16", "goldline bench line --engine openvino-bf16", _line),
     "load": ("What a line takes of processors", "goldline bench load", _load),
     "demo": ("The demo", "goldline demo --frames 2000 --rate 30", _demo),
@@ -438,6 +477,7 @@ _SECTIONS = {
     "walk-150": ("The walk without a model, five times as fast", "goldline bench walk --rate 150 --frames 3000", _walk),
     "profile": ("What a worker's time goes to", "python -m tests.benchmarks.walk_profile", _profile),
     "refit": ("A refit beside a line", "goldline bench refit", _refit),
+    "seasons": ("Seasons with and without refits", "python -m tests.benchmarks.seasons", _seasons),
     "poisoning": ("What poisoned pools do", "python -m tests.benchmarks.poisoning", _poisoning),
     "swaps": ("Models swapped under load", "goldline bench swaps", _swaps),
     "stations": ("A flood at one of many stations", "goldline bench stations", _stations),

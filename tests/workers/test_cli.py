@@ -818,3 +818,41 @@ def test_threads_are_told_how_to_wait_before_torch_is_loaded_unless_somebody_has
         check=False,
     )
     assert ended.stderr.strip() == expected
+
+
+def test_fit_takes_what_finds_the_most_planted_defects_and_says_what_was_tried(goldline, tmp_path):
+    (tmp_path / "goods").mkdir()
+    for i in range(30):
+        drawn = synthetic.draw("cap", seed=i, size=(96, 96))
+        (tmp_path / "goods" / f"{i:02d}.png").write_bytes(synthetic.encode(drawn.image, format="PNG"))
+    store = ("--store", f"file://{tmp_path}/models", "--device", "cpu", "--engine", "torch")
+    fit = ("fit", tmp_path / "goods", "--station", "line-1/top", "--size", 96, *store)
+    told = goldline(*fit, "--method", "auto", "--json").json()
+    assert [(each["method"], sorted(each["settings"])) for each in told["choice"]] == [
+        ("patchcore", []),
+        ("patchcore", ["image_score"]),
+        ("padim", ["dim", "embedding", "locally_aware", "ridge", "shrinkage"]),
+    ]
+    (taken,) = [each for each in told["choice"] if each["taken"]]
+    assert told["method"] == taken["method"]
+    assert all(0.5 < each["planted_auroc"] <= 1 for each in told["choice"])
+    lineage = goldline("models", "list", "--store", store[1], "--json").json()[0]["lineage"]
+    assert (lineage["method"], lineage["choice"]) == (told["method"], told["choice"])
+    assert lineage["settings"].items() >= taken["settings"].items()
+    people = goldline(*fit, "--method", "auto", "--recipe", "blue").out
+    assert (people.count("taken  "), people.count("tried  ")) == (1, 2)
+    assert "chooses the settings, too" in goldline(*fit, "--method", "auto", "--set", "coreset=0.1").refused()
+
+
+def test_evaluate_takes_auto_for_a_method(goldline, tmp_path):
+    synthetic.write_dataset(tmp_path / "cap", "cap", goods=21, test_goods=3, defects_each=1, seed=2)
+    options = ("--size", 96, "--engine", "torch", "--device", "cpu", "--json", tmp_path / "rows.json")
+    ran = goldline("evaluate", tmp_path / "cap", *options, "--methods", "auto,patchcore", "--set", "coreset=0.02")
+    assert ran.status == 0, ran.err
+    auto, patchcore = json.loads((tmp_path / "rows.json").read_text())
+    assert (auto["chosen"], patchcore["chosen"], patchcore["method"]) == (True, False, "patchcore")
+    assert auto["method"] in {"patchcore", "padim"}
+    assert auto["settings"].get("coreset", 0.01) == 0.01, "what is set is of methods that are named"
+    assert f"cap auto: {auto['method']}: image_auroc" in ran.err
+    alone = goldline("evaluate", tmp_path / "cap", *options, "--methods", "auto", "--set", "coreset=0.02").refused()
+    assert "name a method" in alone

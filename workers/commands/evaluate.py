@@ -32,7 +32,7 @@ _NAMES = 5  # of pictures that a warning names
 
 @click.command("evaluate")
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
-@options.method("--methods", "names", says="Methods, as in patchcore,padim.")
+@options.method("--methods", "names", says="Methods, as in patchcore,padim; auto is one that the goods choose.")
 @options.setting(of="those methods that have it")
 @options.presets
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
@@ -140,12 +140,14 @@ def command(
 
 def _configs(names: str, given: dict[str, str], view: "View", *, quick: bool, fixtured: bool) -> dict[str, Any]:
     """Each method's settings; what can be told now of methods and view is not told after hours of fits."""
-    from pipeline import methods, tiling  # noqa: PLC0415
+    from pipeline import choosing, methods, tiling  # noqa: PLC0415
 
-    configs = methods.make_configs(names.split(","), given, quick=quick, fixtured=fixtured)
+    asked = names.split(",")
+    named = [name for name in asked if name != choosing.AUTO]
+    configs = methods.make_configs(named, given, quick=quick, fixtured=fixtured) if named or given or fixtured else {}
     for name, config in configs.items():
         tiling.check(name, config, view.tiles)
-    return configs
+    return {name: configs.get(name) for name in asked}
 
 
 def _datasets(folders: tuple[Path, ...], without: tuple[str, ...]) -> list[Path]:
@@ -172,7 +174,7 @@ def _tell(console: Console, so_far: "list[Row]", seeds: int) -> None:
     from pipeline.evaluation import trial  # noqa: PLC0415
 
     row = so_far[-1]
-    what = f"{row.dataset} {row.method}"
+    what = f"{row.dataset} {_method(row)}"
     if seeds > 1:
         console.print(f"{what} seed {row.seed}: {_line(trial.mean_of([row]))}", highlight=False)
     for rate, share in row.misses_at.items():
@@ -181,6 +183,10 @@ def _tell(console: Console, so_far: "list[Row]", seeds: int) -> None:
             console.print(f"{what} seed {row.seed}: {passing} at {float(rate):.1%} false rejects", highlight=False)
     if len(so_far) == seeds:
         console.print(f"{what}{' mean' if seeds > 1 else ''}: {_line(trial.mean_of(so_far))}", highlight=False)
+
+
+def _method(row: "Row") -> str:
+    return f"auto: {row.method}" if row.chosen else row.method
 
 
 def _write(file: Path, rows: list[Any]) -> None:
@@ -208,5 +214,5 @@ def _table(rows: list[Any]) -> Table:
         figures = [getattr(row, name) for name in _COLUMNS]
         shown_figures = ["-" if value is None else f"{value:.3f}" for value in figures]
         costs = [f"{row.fit_s:.0f}", f"{row.ms_per_frame:.1f}", f"{row.bank_bytes / 1e6:.1f}"]
-        table.add_row(row.dataset, row.method, str(row.seed), *shown_figures, *costs)
+        table.add_row(row.dataset, _method(row), str(row.seed), *shown_figures, *costs)
     return table

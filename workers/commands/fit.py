@@ -3,6 +3,7 @@
 import getpass
 import json
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from model_store import ModelKey, ModelStore, Version, open_store, short
 from model_store import promote as put_in_service
-from pipeline import commissioning, memory, methods, selection
+from pipeline import choosing, commissioning, memory, methods, selection
 from pipeline.commissioning import Commissioned
 from pipeline.data import JSON, Frame
 from pipeline.decode import Limits
@@ -31,7 +32,7 @@ from workers.provenance import PICTURES_MAX, digest, pictures
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--station", required=True, help="The camera viewpoint, as in line-1/top.")
 @click.option("--recipe", default="default", show_default=True, help="The product being made.")
-@options.method()
+@options.method(says="The method to fit; auto takes the one that finds most of what it plants in the good pictures.")
 @options.setting()
 @options.presets
 @options.without
@@ -87,6 +88,7 @@ def command(
     \b
     Examples:
       goldline fit photos/good --station line-1/top --store file://$PWD/models
+      goldline fit photos/good --station line-1/top --method auto --store file://$PWD/models
       goldline fit photos/good --station line-1/top --fixtured --store file://$PWD/models
       goldline fit bottle --station line-1/top --backbone resnet50 --weights resnet50.safetensors --set coreset=0.1
     """
@@ -112,14 +114,24 @@ def command(
     console = Console(stderr=True)
     if random_weights:
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
-    method_name = options.method_or_default(method, fixtured=fixtured)
-    method_config = methods.make_config(method_name, options.pairs(settings), quick=quick, fixtured=fixtured)
+    auto = method == choosing.AUTO
+    if auto and (settings or fixtured or quick):
+        raise click.UsageError("--method auto chooses the settings, too: leave out --set, --fixtured and --quick")
+    if auto:
+        first = choosing.candidates(view)[0]
+        method_name, method_config = first.method, first.config  # until the pictures have been looked at
+    else:
+        method_name = options.method_or_default(method, fixtured=fixtured)
+        method_config = methods.make_config(method_name, options.pairs(settings), quick=quick, fixtured=fixtured)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
     shown_to_fit = len(goods) * rotations * max(view.tiles) ** 2  # tiles of one level at a time
     needed = methods.fit_bytes(method_name, shown_to_fit, method_config, backbone=net, size=view.size)
     if needed is not None:
         console.print(memory.foreseen(f"the fit to {len(goods)} pictures", needed, net.device), soft_wrap=True)
     with shown(console) as progress:
+        choose_method = partial(
+            choosing.choose, backbone=net, view=view, rotations=rotations, seed=seed, progress=progress
+        )
         made = commissioning.commission(
             goods,
             method=method_name,
@@ -131,6 +143,7 @@ def command(
             rotations=rotations,
             seed=seed,
             scratch=scratch,
+            choose=choose_method if auto else None,
             progress=progress,
         )
     artifact, left_out = made.inspector.save(), dataset.left_out(folder, paths)
@@ -145,8 +158,9 @@ def command(
         "left_out": list[JSON](left_out),
         "pictures": pictures(goods) if len(goods) <= PICTURES_MAX else [],
         "parent": current or "",
-        "method": method_name,
-        "settings": msgspec.to_builtins(method_config),
+        "method": made.method,
+        "settings": msgspec.to_builtins(made.config),
+        "choice": made.choice.body() if made.choice else [],
         "backbone": artifact.meta["backbone"]["weights_sha256"],
         "code": metadata.version("goldline"),
     }
@@ -155,18 +169,19 @@ def command(
     if promoted and current != version:
         put_in_service(store, key, version, expected=current, who=getpass.getuser(), why=why or "fit")
     if as_json:
-        body = _body(made, version, method_name, artifact.meta["backbone"], promoted=promoted)
+        body = _body(made, version, artifact.meta["backbone"], promoted=promoted)
         click.echo(json.dumps(body | {"left_out": left_out}))
         return
     _tell(made, key, version, left_out, artifact.meta["backbone"]["engine"], promoted=promoted)
 
 
-def _body(made: Commissioned, version: str, method: str, backbone: dict[str, Any], *, promoted: bool) -> dict[str, Any]:
+def _body(made: Commissioned, version: str, backbone: dict[str, Any], *, promoted: bool) -> dict[str, Any]:
     threshold = made.inspector.threshold
     return {
         "version": version,
         "promoted": promoted,
-        "method": method,
+        "method": made.method,
+        "choice": made.choice.body() if made.choice else [],
         "backbone": backbone,
         "threshold": threshold.image,
         "guarantee": {**threshold.to_meta()["guarantee"], "text": str(threshold.guarantee)},
@@ -178,6 +193,8 @@ def _body(made: Commissioned, version: str, method: str, backbone: dict[str, Any
 
 def _tell(made: Commissioned, key: ModelKey, version: str, left_out: list[str], engine: str, *, promoted: bool) -> None:
     threshold, frames = made.inspector.threshold, made.frames
+    if made.choice:
+        click.echo(str(made.choice))
     click.echo(f"model      {short(version)} of {key}" + ("  (in service)" if promoted else "  (stored, not promoted)"))
     click.echo(f"fitted on  {frames['fit']} goods in {made.fit_s:.1f} s, calibrated on {frames['calibrate']}")
     click.echo(f"run by     {engine}")

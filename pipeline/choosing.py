@@ -1,0 +1,201 @@
+"""Which method for these parts, from good pictures alone: the one that finds the most planted defects.
+
+Each candidate is fitted to some of the pictures and scores others, as they are and with defects planted in them. The
+first candidate is taken unless another's AUROC is higher by more than chance explains: the difference's standard error
+is jackknifed over pictures, as a picture and what is planted in it are no independent draws.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import methods, tiling
+from pipeline.backbone import Backbone
+from pipeline.commissioning import rotated, score_all
+from pipeline.data import Images
+from pipeline.errors import FitError
+from pipeline.planted import planted
+from pipeline.progress import Progress, silent
+from pipeline.view import View
+
+AUTO = "auto"
+FEWEST = 20
+MOST = 300  # pictures that a choice takes: more would take longer and say little more
+_HELD_OUT = 0.3
+_PLANTED = 3  # in each picture held out
+_ERRORS = 2.0
+_REMEMBERED_BYTES = 600_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A method, and those of its settings that are not its paper's."""
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Any:
+        """For `methods.fit`."""
+        return methods.make_config(self.method, self.settings)
+
+    def __str__(self) -> str:
+        """For people, as on the command line."""
+        return " ".join([self.method, *(f"{name}={str(each).lower()}" for name, each in self.settings.items())])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What a candidate finds.
+
+    Attributes:
+        auroc: of good pictures that it was not fitted on against the same with planted defects.
+        lead: of its AUROC over the first candidate's.
+        lead_error: standard error of that.
+    """
+
+    candidate: Candidate
+    auroc: float
+    lead: float
+    lead_error: float
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is better than the first by more than chance explains."""
+        return self.lead > _ERRORS * self.lead_error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What was tried, in the candidates' order, and what is taken."""
+
+    taken: Candidate
+    tried: tuple[Tried, ...]
+
+    def __str__(self) -> str:
+        """As lines for people."""
+        return "\n".join(
+            f"{'taken' if each.candidate is self.taken else 'tried':10} {each.candidate}: AUROC {each.auroc:.3f} of "
+            f"planted defects" + (f", {each.lead:+.3f} +- {each.lead_error:.3f}" if each is not self.tried[0] else "")
+            for each in self.tried
+        )
+
+    def body(self) -> list[dict[str, Any]]:
+        """As JSON."""
+        return [
+            {
+                "method": each.candidate.method,
+                "settings": dict(each.candidate.settings),
+                "planted_auroc": round(each.auroc, 5),
+                "lead": round(each.lead, 5),
+                "lead_error": round(each.lead_error, 5),
+                "taken": each.candidate is self.taken,
+            }
+            for each in self.tried
+        ]
+
+
+def candidates(view: View) -> list[Candidate]:
+    """What is worth a look on a backbone that nobody trains, the default first.
+
+    None of those that keep statistics by position where the view has tiles.
+    """
+    found = (
+        Candidate(method="patchcore"),
+        Candidate(method="patchcore", settings={"image_score": "map"}),
+        Candidate(method="padim", settings=methods.presets("padim", fixtured=True)),
+    )
+    return [each for each in found if view.tiles == tiling.WHOLE or not methods.METHODS[each.method].by_position]
+
+
+def choose(
+    images: Images,
+    *,
+    backbone: Backbone,
+    view: View,
+    rotations: int = 1,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Choice:
+    """The candidate to take for parts like these.
+
+    Args:
+        images: good pictures, of `view.seen`; of more than `MOST` so many are drawn.
+        backbone: what sees them.
+        view: how; defects are planted inside of its region of interest, and smaller where it has tiles.
+        rotations: as in `commissioning.commission`.
+        seed: of what is drawn, planted and fitted.
+        progress: called as it goes.
+
+    Raises:
+        FitError: too few pictures to choose by.
+    """
+    count = len(images)
+    if count < FEWEST:
+        raise FitError(f"{count} good pictures are too few to choose a method by, {FEWEST} are needed: name a method")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:MOST]
+    kept = round(len(order) * _HELD_OUT)
+    held, used = images.pixels[order[:kept]], Images(images.pixels[order[kept:]])
+    inside = view.inside()
+    where = None if inside is None else torch.from_numpy(inside)
+    shown = [
+        held,
+        *(planted(held, inside=where, finer=max(view.tiles), seed=seed * _PLANTED + i) for i in range(_PLANTED)),
+    ]
+    tried = candidates(view)
+    backbone = tiling.settled(backbone, tried[0].method, used, tiles=view.tiles, size=view.size)
+    seen = backbone.remembering(_REMEMBERED_BYTES)  # all see the same pictures
+    found = []
+    for candidate in tried:
+        detector = tiling.fit(
+            candidate.method,
+            rotated(used, rotations),
+            candidate.config,
+            tiles=view.tiles,
+            size=view.size,
+            backbone=seen,
+            seed=seed,
+            progress=progress,
+        )
+        scores = [score_all(detector, Images(each), stage="choose", progress=progress).image for each in shown]
+        found.append(torch.stack(scores).double().numpy())
+    return best(tried, found)
+
+
+def best(tried: Sequence[Candidate], scores: Sequence[NDArray[np.float64]]) -> Choice:
+    """The candidate to take.
+
+    Args:
+        tried: the first is taken unless another leads it.
+        scores: of each, (1 + planted, N): of N good pictures, and of each with defects.
+    """
+    wins = [_wins(each) for each in scores]
+    first = wins[0]
+    told = []
+    for candidate, mine in zip(tried, wins, strict=True):
+        apart = _without_each(mine) - _without_each(first)
+        n = len(apart)
+        error = math.sqrt((n - 1) / n * float(((apart - apart.mean()) ** 2).sum()))
+        auroc = float(mine.mean())
+        told.append(Tried(candidate=candidate, auroc=auroc, lead=auroc - float(first.mean()), lead_error=error))
+    leading = max((each for each in told if each.leads), key=lambda each: each.auroc, default=told[0])
+    return Choice(taken=leading.candidate, tried=tuple(told))
+
+
+def _wins(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, N): how often what is planted in one picture scores above another good one, ties counting half."""
+    good, bad = scores[0], scores[1:, :, None]
+    won: NDArray[np.float64] = ((bad > good) + 0.5 * (bad == good)).mean(axis=0)
+    return won
+
+
+def _without_each(wins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,): the AUROC without a picture and what is planted in it."""
+    n = len(wins)
+    rest: NDArray[np.float64] = wins.sum() - wins.sum(axis=0) - wins.sum(axis=1) + np.diag(wins)
+    return rest / (n - 1) ** 2

@@ -1,0 +1,156 @@
+"""A method is chosen by what it finds of defects that are planted in good pictures."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import choosing
+from pipeline.backbone import resolve
+from pipeline.choosing import Candidate, best, candidates, choose
+from pipeline.commissioning import commission
+from pipeline.data import Frame, Images
+from pipeline.decode import Limits, decode
+from pipeline.errors import FitError
+from pipeline.planted import planted
+from pipeline.synthetic import draw, encode
+from pipeline.view import View
+
+VIEW = View(size=(96, 96))
+ONE, OTHER = Candidate(method="patchcore"), Candidate(method="padim", settings={"dim": 7})
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return [
+        Frame(frame_id=f"g{k}", image=encode(draw("gear", seed=k, size=(96, 96)).image, format="PNG"))
+        for k in range(30)
+    ]
+
+
+@pytest.fixture(scope="module")
+def goods(frames):
+    return decode(frames, VIEW, Limits()).images
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return resolve("goldline-s", ("layer2", "layer3"), weights=None, factories=())
+
+
+def test_each_picture_gets_one_piece_of_itself_and_keeps_the_rest(goods):
+    before = goods.pixels.clone()
+    after = planted(goods.pixels, seed=3)
+    assert torch.equal(goods.pixels, before)
+    for one, other in zip(before, after, strict=True):
+        rows, columns = (one != other).any(dim=0).nonzero().T
+        height, width = int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
+        assert 0 < height * width <= 0.04 * 96 * 96
+
+
+def test_the_seed_decides_what_is_planted(goods):
+    first, again, other = (planted(goods.pixels, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_defects_lie_about_the_region_of_interest(goods):
+    inside = torch.zeros(96, 96, dtype=torch.bool)
+    inside[80:, 80:] = True
+    changed = (planted(goods.pixels, inside=inside, seed=0) != goods.pixels).any(dim=1)
+    assert not changed[:, :50, :].any()
+    assert not changed[:, :, :50].any()
+    assert changed[:, 80:, 80:].flatten(1).any(dim=1).float().mean() > 0.8
+
+
+def test_tiles_get_smaller_defects(goods):
+    def area(finer):
+        return (planted(goods.pixels, finer=finer, seed=0) != goods.pixels).any(dim=1).sum()
+
+    assert area(3) < 0.3 * area(1)
+
+
+def scores(good, *bad):
+    return np.array([good, *bad], dtype=np.float64)
+
+
+def test_the_default_is_taken_where_nothing_leads_it():
+    draws = np.random.default_rng(0)
+    noise = draws.normal(size=(2, 4, 50)) + np.array([0, 1, 1, 1])[:, None]
+    chosen = best([ONE, OTHER], noise)
+    assert chosen.taken is ONE
+    assert [each.candidate for each in chosen.tried] == [ONE, OTHER]
+    assert 0 < chosen.tried[1].lead_error < 0.1
+    assert best([ONE, OTHER], [noise[0], noise[0]]).taken is ONE
+
+
+def test_what_finds_more_than_chance_explains_is_taken():
+    draws = np.random.default_rng(0)
+    noise = draws.normal(size=(2, 4, 50))
+    noise[0, 1:] += 1
+    noise[1, 1:] += 2
+    chosen = best([ONE, OTHER], noise)
+    assert chosen.taken is OTHER
+    assert chosen.tried[1].lead > 2 * chosen.tried[1].lead_error
+    assert "taken      padim dim=7: AUROC 0.895 of planted defects, +0.158 +- 0.046" in str(chosen)
+    assert [each["taken"] for each in chosen.body()] == [False, True]
+
+
+def test_its_auroc_counts_pairs_and_half_of_ties():
+    chosen = best([ONE], [scores([0, 1, 2], [1, 3, 3])])
+    # 1 beats 0 and ties with 1, both 3s beat all: 1.5 + 3 + 3 of 9 pairs.
+    assert chosen.tried[0].auroc == pytest.approx(7.5 / 9)
+    assert (chosen.tried[0].lead, chosen.tried[0].lead_error) == (0, 0)
+
+
+def test_the_standard_error_is_that_of_pictures_drawn_anew():
+    draws = np.random.default_rng(0)
+
+    def drawn():
+        # What is planted in a picture goes with it, and both candidates see the same pictures.
+        shared = draws.normal(size=40)
+        return [shared + 0.5 * draws.normal(size=(4, 40)) + np.array([0, 1, 1, 1])[:, None] * each for each in (1, 1.2)]
+
+    tried = [best([ONE, OTHER], drawn()).tried[1] for _ in range(400)]
+    assert np.std([each.lead for each in tried]) == pytest.approx(np.mean([each.lead_error for each in tried]), rel=0.2)
+
+
+def test_tiles_leave_out_what_keeps_statistics_by_position():
+    assert [each.method for each in candidates(VIEW)] == ["patchcore", "patchcore", "padim"]
+    assert {each.method for each in candidates(View(size=(96, 96), tiles=(2,)))} == {"patchcore"}
+
+
+def test_a_choice_is_that_of_its_pictures_and_its_seed(goods, backbone):
+    first, again = (choose(goods, backbone=backbone, view=VIEW, seed=1) for _ in range(2))
+    assert first == again
+    assert [each.candidate for each in first.tried] == candidates(VIEW)
+    assert all(0.5 < each.auroc <= 1 for each in first.tried), "what is planted can be seen"
+
+
+def test_too_few_pictures_choose_nothing(goods, backbone):
+    with pytest.raises(FitError, match="20 are needed: name a method"):
+        choose(Images(goods.pixels[:19]), backbone=backbone, view=VIEW)
+
+
+def test_pictures_that_calibrate_have_no_say(frames, backbone, monkeypatch):
+    asked = []
+
+    def choose_other(images):
+        asked.append(images)
+        return choosing.Choice(taken=OTHER, tried=())
+
+    made = commission(
+        frames,
+        method="patchcore",
+        config=ONE.config,
+        backbone=backbone,
+        view=VIEW,
+        limits=Limits(),
+        rate=0.1,
+        choose=choose_other,
+    )
+    assert (made.method, made.config, made.choice.taken) == ("padim", OTHER.config, OTHER)
+    assert made.inspector.save().method == "padim"
+    kept = decode([f for f in frames if f.frame_id in made.calibrated_on], VIEW, Limits()).images.pixels
+    (seen,) = asked
+    assert len(seen) == made.frames["fit"] == 30 - len(kept)
+    assert not any(torch.equal(one, other) for one in seen.pixels for other in kept)
