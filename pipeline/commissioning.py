@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +26,6 @@ from pipeline.methods.base import Detector
 from pipeline.progress import Progress, silent
 from pipeline.view import View
 
-if TYPE_CHECKING:
-    from pipeline.choosing import Choice
-
 CALIBRATE_SHARE = 0.3
 GOODS_MIN = 10
 _BATCH = 8
@@ -39,7 +36,7 @@ class Commissioned:
     """A new model and how it came about.
 
     Attributes:
-        method, config: what was fitted, and by which choice, if there was one.
+        method, config: what was fitted.
         frames: how many goods served each purpose: fit, tune, calibrate.
         calibrated_on: ids of the frames that served the last.
         unreadable: ids of the frames that could not be decoded; they served none.
@@ -49,7 +46,6 @@ class Commissioned:
     inspector: Inspector
     method: str
     config: Any
-    choice: "Choice | None"
     frames: dict[str, int]
     calibrated_on: tuple[str, ...]
     unreadable: tuple[str, ...]
@@ -69,7 +65,7 @@ def commission(
     rotations: int = 1,
     seed: int = 0,
     scratch: Path | None = None,
-    choose: "Callable[[Images], Choice] | None" = None,
+    choose: Callable[[Images, Backbone], tuple[str, Any]] | None = None,
     progress: Progress = silent,
 ) -> Commissioned:
     """Fit a method to good frames and calibrate its threshold on others.
@@ -90,8 +86,8 @@ def commission(
             pose is free.
         seed: of the split and of the fit.
         scratch: a folder for the checkpoints of a long training.
-        choose: what to fit in place of method and config, from the pictures that are to be fitted. Those that calibrate
-            have no say in it: the threshold would promise too much.
+        choose: says another method and its config, from the pictures that are to be fitted and the backbone as it runs.
+            Those that calibrate have no say in it: the threshold would promise too much.
         progress: called as it goes.
 
     Raises:
@@ -104,12 +100,13 @@ def commission(
     kept = min(max(round(n * calibrate_share), 5), n - 5)
     pixels = decoded.images.pixels
     held_out, used = torch.from_numpy(np.sort(order[:kept])), torch.from_numpy(np.sort(order[kept:]))
-    choice = choose(Images(pixels[used])) if choose else None
-    if choice:
-        method, config = choice.taken.method, choice.taken.config
+    learnt = rotated(Images(pixels[used]), rotations)
+    if choose:
+        backbone = tiling.settled(backbone, method, learnt, tiles=view.tiles, size=view.size)
+        method, config = choose(Images(pixels[used]), backbone)
     detector = tiling.fit(
         method,
-        rotated(Images(pixels[used]), rotations),
+        learnt,
         config,
         tiles=view.tiles,
         size=view.size,
@@ -123,7 +120,6 @@ def commission(
         inspector=Inspector(detector, threshold, view, limits),
         method=method,
         config=config,
-        choice=choice,
         frames={"fit": len(used), "tune": 0, "calibrate": kept},
         calibrated_on=tuple(decoded.frame_ids[i] for i in held_out.tolist()),
         unreadable=tuple(failure.frame_id for failure in decoded.failures),

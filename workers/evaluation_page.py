@@ -13,7 +13,7 @@ from workers import picture_page
 _WIDTH, _HEIGHT, _BINS = 360, 160, 40
 _WORST = 6
 _NAMES = 100
-_TOLD_APART = frozenset({"dataset", "method", "unreadable", "lost_masks"})
+_TOLD_APART = frozenset({"dataset", "method", "unreadable", "lost_masks", "choice"})
 _NO_MAP = "<p>This method does not tell where: its pictures have no heatmap.</p>"
 _LEGEND = (
     "<h1>Evaluation</h1><p>Blue: good parts. Red: defects. Scores are each method's own.</p>"
@@ -52,8 +52,13 @@ def section(trial: Trial) -> str:
     rejects = sorted(np.flatnonzero(~defective).tolist(), key=lambda i: -trial.scores[i])[:_WORST]
     told = "; ".join(f"{k}: {_plain(v)}" for k, v in row.body().items() if k not in _TOLD_APART)
     warned = "".join(f"<p><strong>{html.escape(line)}</strong></p>" for line in warnings(row, most=_NAMES))
+    tried = "".join(
+        f"<p>{'Taken' if each['taken'] else 'Tried'}: {html.escape(each['method'])} "
+        f"{html.escape(_plain(each['settings']))} (AUROC {each['planted_auroc']:.3f} of planted defects)</p>"
+        for each in row.choice
+    )
     return (
-        f"<h2>{html.escape(row.dataset)}: {html.escape(row.method)}</h2><p>{html.escape(told)}</p>{warned}"
+        f"<h2>{html.escape(row.dataset)}: {html.escape(row.title)}</h2><p>{html.escape(told)}</p>{tried}{warned}"
         f"{'' if trial.localises else _NO_MAP}"
         f"<div class=row>{_histogram(goods, defects)}{_roc(goods, defects)}</div>"
         f"<h3>Defects that score lowest</h3>{_frames(trial, misses)}"

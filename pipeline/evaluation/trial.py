@@ -32,7 +32,7 @@ class Row:
     """Figures of one trial; None where the set does not allow one. Times in seconds and milliseconds.
 
     Attributes:
-        chosen: whether the method was chosen by planted defects, from the good pictures that it was fitted on.
+        choice: what was tried of planted defects, where the good pictures chose the method; else nothing.
         settings: the method's, defaults included.
         view: how pictures are seen: size, crop, tiles and so on, whether there is a region of interest, and the turns
             that goods are learnt in.
@@ -48,7 +48,7 @@ class Row:
 
     dataset: str
     method: str
-    chosen: bool
+    choice: list[dict[str, Any]]
     backbone: str
     engine: str
     seed: int
@@ -69,6 +69,11 @@ class Row:
     left_out: list[str]
     unreadable: list[str]
     lost_masks: list[str]
+
+    @property
+    def title(self) -> str:
+        """The method, and whether it was chosen."""
+        return f"{choosing.AUTO}: {self.method}" if self.choice else self.method
 
     def body(self) -> dict[str, Any]:
         """As JSON."""
@@ -176,11 +181,14 @@ def run(
     """
     started = time.perf_counter()
     learnt, tiles, size = rotated(pictures.train, rotations), pictures.view.tiles, pictures.view.size
-    if chosen := method == choosing.AUTO:
-        taken = choosing.choose(
+    choice: list[dict[str, Any]] = []
+    if method == choosing.AUTO:
+        first = choosing.candidates(pictures.view)[0]
+        backbone = tiling.settled(backbone, first.method, learnt, tiles=tiles, size=size)
+        found = choosing.choose_method(
             pictures.train, backbone=backbone, view=pictures.view, rotations=rotations, seed=seed, progress=progress
-        ).taken
-        method, config = taken.method, taken.config
+        )
+        method, config, choice = found.taken.method, found.taken.config, found.body()
     backbone = tiling.settled(backbone, method, learnt, tiles=tiles, size=size)
     detector = tiling.fit(
         method,
@@ -205,7 +213,7 @@ def run(
     row = Row(
         dataset=pictures.name,
         method=method,
-        chosen=chosen,
+        choice=choice,
         backbone=backbone.spec.name,
         engine=backbone.spec.engine,
         seed=seed,

@@ -25,7 +25,7 @@ VARIABLE = "GOLDLINE_PEERS"
 FOLDER = ".venv-peers"
 _OURS = {("GOMP_SPINCOUNT", "5000")}  # how `goldline` has torch's threads wait: a peer runs as its users would run it
 _SCRIPT = Path(__file__).with_name("anomalib_peer.py")
-_CHECKOUT = "goldline"
+CHECKOUT = "goldline"
 _CHECKOUT_SCRIPT = Path(__file__).with_name("checkout_peer.py")
 
 
@@ -161,12 +161,12 @@ def checkouts(folder: Path, task: CheckoutTask, engines: Sequence[str]) -> dict[
         raise ConfigError(f"no checkout of Goldline in {folder}: make one with git clone, or git worktree add")
     env = {**os.environ, "PYTHONPATH": str(folder.resolve())}
     program = [sys.executable, "-P", str(_CHECKOUT_SCRIPT)]
-    return {f"{_CHECKOUT} {each}": Peer(program, replace(task, engine=each), env) for each in engines}
+    return {f"{CHECKOUT} {each}": Peer(program, replace(task, engine=each), env) for each in engines}
 
 
 def is_checkout(name: str) -> bool:
     """Whether this peer is a Goldline."""
-    return name.startswith(f"{_CHECKOUT} ")
+    return name.startswith(f"{CHECKOUT} ")
 
 
 def python() -> str:

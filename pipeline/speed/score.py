@@ -34,6 +34,7 @@ from pipeline.speed.exactness import exactness
 from pipeline.view import View
 
 PART = "cap"
+_HERE = Path(__file__).parents[2]
 _GOODS = 20
 _CORESET_DIMS = 32  # distances that a bank is chosen by are taken in so many
 _FIT = 24
@@ -52,7 +53,8 @@ class Asked:
         size: side of the pictures, in pixels.
         peers: whether anomalib's PatchCore is measured beside ours.
         peer_bank: rows of its bank; 0 for as many as ours, and for no peer beside a method that has no bank.
-        checkout: folder of another checkout of Goldline to measure beside this one, each engine beside its own.
+        checkout: folder of another checkout of Goldline to measure beside this one, each engine beside its own; both
+            then run as peers do, in processes of their own, back and forth.
     """
 
     methods: Sequence[str] = ("patchcore",)
@@ -177,8 +179,12 @@ def _measured(
         )
         others |= peers.checkouts(asked.checkout, task, tuple(made))
     with ExitStack() as stack:
+        if asked.checkout:
+            here = peers.checkouts(_HERE, task, tuple(made)).values()
+            variants = {engine: stack.enter_context(peer).run for engine, peer in zip(made, here, strict=True)}
         variants |= {name: stack.enter_context(peer).run for name, peer in others.items()}
-        took = turns.measured(variants, repeats=asked.repeats, progress=progress)
+        both = asked.checkout is not None
+        took = turns.measured(variants, repeats=asked.repeats, back_and_forth=both, progress=progress)
     rows = []
     for engine in made:
         ours = took[engine].spread
@@ -218,7 +224,7 @@ def _beside(row: Row, ours: turns.Took, theirs: turns.Took, peer: str, version: 
         peer_ms_per_image=_ms(spent.median, row.batch),
         peer_ms_low=_ms(spent.low, row.batch),
         peer_ms_high=_ms(spent.high, row.batch),
-        ratio=round(ratio.median, 2),
+        ratio=round(ratio.median, 3),
         ratio_low=round(ratio.low, 3),
         ratio_high=round(ratio.high, 3),
     )

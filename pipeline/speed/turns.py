@@ -57,7 +57,12 @@ def medians(
 
 
 def measured(
-    variants: Mapping[str, Callable[[], float]], *, repeats: int, warm_up: bool = True, progress: Progress = silent
+    variants: Mapping[str, Callable[[], float]],
+    *,
+    repeats: int,
+    warm_up: bool = True,
+    back_and_forth: bool = False,
+    progress: Progress = silent,
 ) -> dict[str, Took]:
     """What each variant says it took, in turns.
 
@@ -65,13 +70,16 @@ def measured(
         variants: each does its work once and returns its seconds.
         repeats: how often each does.
         warm_up: let each do it once before, which does not count.
+        back_and_forth: every other turn in the opposite order: what runs before leaves caches as it likes, and so two
+            variants of the same thing have the same before them, in the end.
         progress: called as it goes.
     """
     for run in variants.values() if warm_up else ():
         run()
     spent: dict[str, list[float]] = {name: [] for name in variants}
+    order = list(variants.items())
     for turn in range(repeats):
-        for name, run in variants.items():
+        for name, run in reversed(order) if back_and_forth and turn % 2 else order:
             spent[name].append(run())
         progress("turns", turn + 1, repeats)
     return {name: Took(each) for name, each in spent.items()}

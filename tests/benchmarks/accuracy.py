@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ def run(data: Path, sets: tuple[str, ...], coreset: float, seeds: int) -> dict[s
             config = None if method == choosing.AUTO else make_config(method, settings_)
             ours = [trial.run(pictures, method, config, backbone, seed=seed).row for seed in range(seeds)]
             first = ours[0]
-            told = ", ".join(f"{key}={value}" for key, value in settings_.items())
+            told = _told(settings_)
             if method == choosing.AUTO:
-                told = "took " + ", ".join(each.method for each in ours)
+                took = [next(tried for tried in each.choice if tried["taken"]) for each in ours]
+                told = "took " + ", ".join(f"{each['method']} {_told(each['settings'])}".strip() for each in took)
             rows.append(
                 {
                     "dataset": name,
@@ -66,6 +68,7 @@ def run(data: Path, sets: tuple[str, ...], coreset: float, seeds: int) -> dict[s
                     "settings": told,
                     "backbone": first.backbone,
                     "engine": first.engine,
+                    **({"choices": [each.choice for each in ours]} if first.choice else {}),
                     **_over_seeds("image_auroc", [each.image_auroc for each in ours]),
                     "peer": f"anomalib torch, resnet50v2, coreset {coreset:g}",
                     **_over_seeds("peer_image_auroc", theirs),
@@ -73,6 +76,10 @@ def run(data: Path, sets: tuple[str, ...], coreset: float, seeds: int) -> dict[s
             )
             print(json.dumps(rows[-1]), flush=True)
     return {"machine": machine(), "rows": rows}
+
+
+def _told(given: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={str(value).lower()}" for key, value in given.items())
 
 
 def _over_seeds(key: str, figures: list[float | None]) -> dict[str, Any]:

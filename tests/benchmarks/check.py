@@ -12,6 +12,7 @@ fails, too, and wants more turns.
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -98,21 +99,32 @@ def _holds(path: Path, repeats: int, *, beside_peers: bool) -> bool:
         sys.exit(f"no {path}: make it first, with goldline bench score --peers --json {path}")
     before = json.loads(path.read_text(encoding="utf-8"))
     rows, then = before["rows"], before["machine"]
+    if not rows:
+        sys.exit(f"{path} has no rows: make it again")
     now = turns.machine()
     print(f"{path.name}, of {then.get('commit') or 'an unknown commit'}")
     for name in [each for each in ("cpu", "torch", "openvino") if then.get(each) != now[each]]:
         print(f"{name}: {then.get(name)} then, {now[name]} now; what that does is in the ratios to peers alone")
     with checked_out(str(then.get("commit", ""))) as folder:
         asked = again(rows, repeats=repeats, beside_peers=beside_peers, checkout=folder)
-        after = [asdict(row) for each in asked for row in score.run(each)]
+        after = [asdict(row) for each in asked for row in _measured(each)]
     found = compare(rows, after)
     for each in found:
         print(each)
     if missing := len({_key(row, KEY) for row in rows}) - len(found):
-        print(f"{missing} rows of {path.name} could not be measured here: their engine is missing")
+        print(f"{missing} rows of {path.name} could not be measured here: what runs them is missing")
     if any(each.said == "NOISY" for each in found):
         print(f"a noisy row tells nothing: try again when the machine is quiet, or with --repeats {2 * repeats}")
     return not missing and not any(each.said in {"WORSE", "NOISY"} for each in found)
+
+
+def _measured(asked: score.Asked) -> list[score.Row]:
+    """Nothing where an engine or the commit's code does not run here: the rows are missing then."""
+    try:
+        return score.run(asked)
+    except ConfigError as error:
+        print(error)
+        return []
 
 
 @contextmanager
@@ -121,13 +133,12 @@ def checked_out(commit: str) -> Iterator[Path]:
     if commit.endswith("+"):
         print("the file's code differed from its commit, and is measured without what differed")
     with tempfile.TemporaryDirectory() as folder:
-        order = ["git", "-C", str(ROOT), "worktree", "add", "--quiet", "--detach", folder, commit.rstrip("+")]
-        if not commit or subprocess.run(order, check=False).returncode:
+        clone = ["git", "clone", "--quiet", "--shared", "--no-checkout", str(ROOT), folder]
+        checkout = ["git", "-C", folder, "checkout", "--quiet", "--detach", commit.rstrip("+")]
+        known = re.fullmatch(r"[0-9a-f]{7,40}\+?", commit)
+        if not known or any(subprocess.run(order, check=False).returncode for order in (clone, checkout)):
             sys.exit(f"no commit {commit!r} here: git fetch --unshallow gets all there are, or make the file again")
-        try:
-            yield Path(folder)
-        finally:
-            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", folder], check=True)
+        yield Path(folder)
 
 
 def again(

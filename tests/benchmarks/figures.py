@@ -52,7 +52,12 @@ def _machine(report: Report) -> str:
 def _score(report: Report) -> Iterator[str]:
     other = {"its bank": "peer_bank_rows"} if any(row.get("peer_bank_rows") for row in report["rows"]) else {}
     rows = [
-        {**row, "settings": _settings(row.get("settings", {})), "ratio_range": _quartiles(row)}
+        {
+            **row,
+            "settings": _settings(row.get("settings", {})),
+            "ratio": None if row["ratio"] is None else round(row["ratio"], 2),
+            "ratio_range": _quartiles(row),
+        }
         for row in report["rows"]
     ]
     yield _picked(
@@ -379,17 +384,22 @@ def _seasons(report: Report) -> Iterator[str]:
                 row["seed"],
                 row["changes"],
                 row["strategy"],
-                f"{row['false_reject_rate']:.2%}",
-                f"{row['miss_rate']:.1%}",
-                f"{row['miss_rate_at_equal_false_rejects']:.1%}",
-                f"{row['false_reject_rate_at_equal_misses']:.2%}",
-                f"{row['cost_per_1000_parts']:.1f}",
+                _share(row["false_reject_rate"]),
+                _share(row["miss_rate"]),
+                _share(row["miss_rate_at_equal_false_rejects"]),
+                _share(row["false_reject_rate_at_equal_misses"]),
+                None if row["cost_per_1000_parts"] is None else f"{row['cost_per_1000_parts']:.1f}",
                 row["nights"].get("live", 0),
                 row["defective_parts_learnt"],
             )
             for row in report["rows"]
         ),
     )
+
+
+def _share(share: float | None) -> str | None:
+    """In per cent; nothing where too few parts say."""
+    return None if share is None else f"{share:.2%}"
 
 
 def _said(words: Mapping[str, int]) -> str:

@@ -1,7 +1,7 @@
 """What refits save and cost in several seasons of drawn parts: `goldline simulate season`, one row a strategy.
 
 `python -m tests.benchmarks.seasons --json tests/benchmarks/seasons.json` plays the seasons that README tells of, as
-many at once as there are cores, each in a process of one thread: some ten minutes of processor time each.
+many at once as there are cores, each in a process of one thread: some minutes of processor time each.
 """
 
 import argparse

@@ -75,7 +75,6 @@ def test_noise_alone_is_rarely_called_worse():
 
 
 def test_a_row_is_compared_once_with_all_its_peers():
-    found = compared(row(), row(), code())
     peers = [row(), row(peer="anomalib openvino-fp32")]
     (found,) = check.compare(peers, [peers[0], code()])
     assert found.ratios == {"anomalib torch": (10.0, 10.0), "anomalib openvino-fp32": (10.0, None)}
@@ -120,11 +119,9 @@ def test_the_files_commit_is_checked_out_and_gone_afterwards(commit):
         at = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         assert at.stdout.startswith(commit)
     assert not folder.exists()
-    listed = subprocess.run(["git", "worktree", "list"], cwd=check.ROOT, capture_output=True, text=True, check=True)
-    assert str(folder) not in listed.stdout
 
 
-@pytest.mark.parametrize("unknown", ["", "0123456789"])
+@pytest.mark.parametrize("unknown", ["", "0123456789", "--help", "HEAD"])
 def test_without_the_files_commit_it_says_what_to_do(unknown):
     with pytest.raises(SystemExit, match="make the file again"), check.checked_out(unknown):
         pass

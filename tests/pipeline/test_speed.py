@@ -30,6 +30,13 @@ def test_variants_take_turns_and_their_medians_count():
     assert order == ["a", "b"] * 4
 
 
+def test_back_and_forth_each_comes_first_as_often():
+    order = []
+    variants = {name: lambda name=name: order.append(name) or 1.0 for name in "ab"}
+    turns.measured(variants, repeats=4, warm_up=False, back_and_forth=True)
+    assert "".join(order) == "abbaabba"
+
+
 def test_turns_have_quartiles():
     spent = iter([5.0, 1.0, 4.0, 2.0, 3.0])
     took = turns.measured({"a": lambda: next(spent)}, repeats=5, warm_up=False)["a"]

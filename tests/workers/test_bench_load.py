@@ -1,14 +1,17 @@
 """What a line takes of processors: counted by the kernel, fitted, and predicted where it was not seen."""
 
+import json
 import os
 import time
 
 import pytest
+from click.testing import CliRunner
 
 from pipeline.errors import ConfigError
 from workers import bench_busy, bench_load, bench_rate
 from workers.bench_busy import Busy
 from workers.bench_load import Point
+from workers.commands import bench
 
 SHORT = bench_rate.Driven(size_bytes=1000, seconds=1.0)
 COST = {"frame": 0.03, "line": 0.12, "station": 0.004, "worker": 0.05}  # cores
@@ -32,6 +35,20 @@ def driven(line, *, stations, rate, workers, **_):
 def report(monkeypatch):
     monkeypatch.setattr(bench_rate, "run", driven)
     return bench_load.run(SHORT)
+
+
+def test_the_command_line_says_what_is_driven(monkeypatch, tmp_path):
+    lines = []
+    monkeypatch.setattr(bench_rate, "run", lambda line, **more: lines.append(line) or driven(line, **more))
+    asked = ["load", "--fixtured", "--set", "dim=7", "--engine", "torch", "--size", "1000", "--seconds", "2"]
+    ran = CliRunner().invoke(bench.command, [*asked, "--json", str(tmp_path / "load.json")])
+    assert ran.exit_code == 0, ran.output
+    settings = {"dim": "7", "embedding": "principal", "locally_aware": "true", "shrinkage": "0.2", "ridge": "1e-05"}
+    expected = bench_rate.Driven(size_bytes=1000, seconds=2.0, method="padim", settings=settings, engine="torch")
+    assert set(map(repr, lines)) == {repr(expected)}
+    assert json.loads((tmp_path / "load.json").read_text())["settings"] == settings
+    refused = CliRunner().invoke(bench.command, ["line", "--set", "corset=7"])
+    assert isinstance(refused.exception, ConfigError), "before any server is started"
 
 
 def test_what_each_term_costs_is_found_and_unseen_lines_are_predicted(report):

@@ -830,7 +830,7 @@ def test_fit_takes_what_finds_the_most_planted_defects_and_says_what_was_tried(g
     told = goldline(*fit, "--method", "auto", "--json").json()
     assert [(each["method"], sorted(each["settings"])) for each in told["choice"]] == [
         ("patchcore", []),
-        ("patchcore", ["image_score"]),
+        ("patchcore", ["image_score", "whitening"]),
         ("padim", ["dim", "embedding", "locally_aware", "ridge", "shrinkage"]),
     ]
     (taken,) = [each for each in told["choice"] if each["taken"]]
@@ -841,18 +841,24 @@ def test_fit_takes_what_finds_the_most_planted_defects_and_says_what_was_tried(g
     assert lineage["settings"].items() >= taken["settings"].items()
     people = goldline(*fit, "--method", "auto", "--recipe", "blue").out
     assert (people.count("taken  "), people.count("tried  ")) == (1, 2)
-    assert "chooses the settings, too" in goldline(*fit, "--method", "auto", "--set", "coreset=0.1").refused()
+    assert "auto chooses the settings, too" in goldline(*fit, "--method", "auto", "--set", "coreset=0.1").refused()
 
 
 def test_evaluate_takes_auto_for_a_method(goldline, tmp_path):
     synthetic.write_dataset(tmp_path / "cap", "cap", goods=21, test_goods=3, defects_each=1, seed=2)
     options = ("--size", 96, "--engine", "torch", "--device", "cpu", "--json", tmp_path / "rows.json")
-    ran = goldline("evaluate", tmp_path / "cap", *options, "--methods", "auto,patchcore", "--set", "coreset=0.02")
+    asked = ("--methods", "auto,patchcore", "--set", "coreset=0.02", "--html", tmp_path / "page.html")
+    ran = goldline("evaluate", tmp_path / "cap", *options, *asked)
     assert ran.status == 0, ran.err
     auto, patchcore = json.loads((tmp_path / "rows.json").read_text())
-    assert (auto["chosen"], patchcore["chosen"], patchcore["method"]) == (True, False, "patchcore")
-    assert auto["method"] in {"patchcore", "padim"}
+    (taken,) = [each for each in auto["choice"] if each["taken"]]
+    assert (auto["method"], patchcore["method"], patchcore["choice"]) == (taken["method"], "patchcore", [])
     assert auto["settings"].get("coreset", 0.01) == 0.01, "what is set is of methods that are named"
     assert f"cap auto: {auto['method']}: image_auroc" in ran.err
     alone = goldline("evaluate", tmp_path / "cap", *options, "--methods", "auto", "--set", "coreset=0.02").refused()
-    assert "name a method" in alone
+    assert "auto chooses the settings, too" in alone
+    page = (tmp_path / "page.html").read_text()
+    assert (f"cap: auto: {auto['method']}" in page, page.count("of planted defects)")) == (True, 3)
+    synthetic.write_dataset(tmp_path / "few", "cap", goods=19, test_goods=3, defects_each=1, seed=2)
+    few = goldline("evaluate", tmp_path / "few", *options, "--methods", "patchcore,auto").refused()
+    assert "19 good pictures to fit are too few to choose a method by" in few

@@ -63,7 +63,8 @@ def _driven(command: Callable[..., None]) -> Callable[..., None]:
         name = options.method_or_default(method, fixtured=fixtured)
         given = options.pairs(settings)
         methods.make_config(name, given, quick=quick, fixtured=fixtured)  # a servers' start later would be late
-        said = {**methods.presets(name, quick=quick, fixtured=fixtured), **given}
+        presets = methods.presets(name, quick=quick, fixtured=fixtured)
+        said = {key: str(value).lower() for key, value in presets.items()} | given
         command(driven=Driven(size_bytes=size, seconds=seconds, method=name, settings=said, engine=engine), **others)
 
     for option in (

@@ -84,7 +84,8 @@ def command(
       goldline evaluate photos --methods patchcore --seeds 3
       goldline evaluate datasets/ --json rows.json --html worst.html
     """
-    from pipeline.decode import Limits  # noqa: PLC0415 - torch takes seconds to import
+    from pipeline import choosing  # noqa: PLC0415 - torch takes seconds to import
+    from pipeline.decode import Limits  # noqa: PLC0415
     from pipeline.evaluation import trial  # noqa: PLC0415
     from workers import evaluation_page, picture_page  # noqa: PLC0415
     from workers.backbones import choose  # noqa: PLC0415
@@ -111,6 +112,8 @@ def command(
         for folder in datasets:
             with shown(console) as progress:
                 pictures = trial.read(folder, view, Limits(), without=without, progress=progress)
+            if choosing.AUTO in configs:
+                choosing.check_enough(pictures.learnt_from)
             for warning in evaluation_page.warnings(pictures, most=_NAMES):
                 click.echo(plain(f"{pictures.name}: {warning}"), err=True)
             for name, seed in product(configs, range(seeds)):
@@ -144,7 +147,9 @@ def _configs(names: str, given: dict[str, str], view: "View", *, quick: bool, fi
 
     asked = names.split(",")
     named = [name for name in asked if name != choosing.AUTO]
-    configs = methods.make_configs(named, given, quick=quick, fixtured=fixtured) if named or given or fixtured else {}
+    if not named and (given or quick or fixtured):
+        raise click.UsageError("auto chooses the settings, too: leave out --set, --fixtured and --quick")
+    configs = methods.make_configs(named, given, quick=quick, fixtured=fixtured) if named else {}
     for name, config in configs.items():
         tiling.check(name, config, view.tiles)
     return {name: configs.get(name) for name in asked}
@@ -174,7 +179,7 @@ def _tell(console: Console, so_far: "list[Row]", seeds: int) -> None:
     from pipeline.evaluation import trial  # noqa: PLC0415
 
     row = so_far[-1]
-    what = f"{row.dataset} {_method(row)}"
+    what = f"{row.dataset} {row.title}"
     if seeds > 1:
         console.print(f"{what} seed {row.seed}: {_line(trial.mean_of([row]))}", highlight=False)
     for rate, share in row.misses_at.items():
@@ -183,10 +188,6 @@ def _tell(console: Console, so_far: "list[Row]", seeds: int) -> None:
             console.print(f"{what} seed {row.seed}: {passing} at {float(rate):.1%} false rejects", highlight=False)
     if len(so_far) == seeds:
         console.print(f"{what}{' mean' if seeds > 1 else ''}: {_line(trial.mean_of(so_far))}", highlight=False)
-
-
-def _method(row: "Row") -> str:
-    return f"auto: {row.method}" if row.chosen else row.method
 
 
 def _write(file: Path, rows: list[Any]) -> None:
@@ -214,5 +215,5 @@ def _table(rows: list[Any]) -> Table:
         figures = [getattr(row, name) for name in _COLUMNS]
         shown_figures = ["-" if value is None else f"{value:.3f}" for value in figures]
         costs = [f"{row.fit_s:.0f}", f"{row.ms_per_frame:.1f}", f"{row.bank_bytes / 1e6:.1f}"]
-        table.add_row(row.dataset, _method(row), str(row.seed), *shown_figures, *costs)
+        table.add_row(row.dataset, row.title, str(row.seed), *shown_figures, *costs)
     return table

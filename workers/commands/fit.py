@@ -3,7 +3,6 @@
 import getpass
 import json
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,16 @@ from rich.console import Console
 from model_store import ModelKey, ModelStore, Version, open_store, short
 from model_store import promote as put_in_service
 from pipeline import choosing, commissioning, memory, methods, selection
+from pipeline.backbone import Backbone
+from pipeline.choosing import MethodChoice
 from pipeline.commissioning import Commissioned
-from pipeline.data import JSON, Frame
+from pipeline.data import JSON, Frame, Images
 from pipeline.decode import Limits
 from pipeline.errors import StoreUnavailable
 from pipeline.evaluation import dataset
 from pipeline.guarantee import check_rate
+from pipeline.progress import Progress
+from pipeline.view import View
 from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options
 from workers.commands.model_page import plain
@@ -114,24 +117,14 @@ def command(
     console = Console(stderr=True)
     if random_weights:
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
-    auto = method == choosing.AUTO
-    if auto and (settings or fixtured or quick):
-        raise click.UsageError("--method auto chooses the settings, too: leave out --set, --fixtured and --quick")
-    if auto:
-        first = choosing.candidates(view)[0]
-        method_name, method_config = first.method, first.config  # until the pictures have been looked at
-    else:
-        method_name = options.method_or_default(method, fixtured=fixtured)
-        method_config = methods.make_config(method_name, options.pairs(settings), quick=quick, fixtured=fixtured)
+    method_name, method_config = _asked(method, settings, view, fixtured=fixtured, quick=quick)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
     shown_to_fit = len(goods) * rotations * max(view.tiles) ** 2  # tiles of one level at a time
     needed = methods.fit_bytes(method_name, shown_to_fit, method_config, backbone=net, size=view.size)
     if needed is not None:
         console.print(memory.foreseen(f"the fit to {len(goods)} pictures", needed, net.device), soft_wrap=True)
     with shown(console) as progress:
-        choose_method = partial(
-            choosing.choose, backbone=net, view=view, rotations=rotations, seed=seed, progress=progress
-        )
+        planting = _Planting(view, rotations, seed, progress) if method == choosing.AUTO else None
         made = commissioning.commission(
             goods,
             method=method_name,
@@ -143,7 +136,7 @@ def command(
             rotations=rotations,
             seed=seed,
             scratch=scratch,
-            choose=choose_method if auto else None,
+            choose=planting,
             progress=progress,
         )
     artifact, left_out = made.inspector.save(), dataset.left_out(folder, paths)
@@ -160,19 +153,57 @@ def command(
         "parent": current or "",
         "method": made.method,
         "settings": msgspec.to_builtins(made.config),
-        "choice": made.choice.body() if made.choice else [],
         "backbone": artifact.meta["backbone"]["weights_sha256"],
         "code": metadata.version("goldline"),
     }
+    choice = planting.choice if planting else None
+    if choice:
+        lineage["choice"] = choice.body()
     version = store.put(key, artifact, lineage=lineage)
     promoted = promote or current is None
     if promoted and current != version:
         put_in_service(store, key, version, expected=current, who=getpass.getuser(), why=why or "fit")
     if as_json:
         body = _body(made, version, artifact.meta["backbone"], promoted=promoted)
+        if choice:
+            body["choice"] = choice.body()
         click.echo(json.dumps(body | {"left_out": left_out}))
         return
+    if choice:
+        click.echo(str(choice))
     _tell(made, key, version, left_out, artifact.meta["backbone"]["engine"], promoted=promoted)
+
+
+class _Planting:
+    """Chooses a method for `commission`, and knows what was tried."""
+
+    def __init__(self, view: View, rotations: int, seed: int, progress: Progress) -> None:
+        self._view, self._rotations, self._seed, self._progress = view, rotations, seed, progress
+        self.choice: MethodChoice | None = None
+
+    def __call__(self, images: Images, backbone: Backbone) -> tuple[str, Any]:
+        self.choice = choosing.choose_method(
+            images,
+            backbone=backbone,
+            view=self._view,
+            rotations=self._rotations,
+            seed=self._seed,
+            progress=self._progress,
+        )
+        return self.choice.taken.method, self.choice.taken.config
+
+
+def _asked(
+    method: str | None, settings: tuple[str, ...], view: View, *, fixtured: bool, quick: bool
+) -> tuple[str, Any]:
+    """The method and its settings; of auto those of the first candidate, until the pictures have been looked at."""
+    if method != choosing.AUTO:
+        name = options.method_or_default(method, fixtured=fixtured)
+        return name, methods.make_config(name, options.pairs(settings), quick=quick, fixtured=fixtured)
+    if settings or fixtured or quick:
+        raise click.UsageError("auto chooses the settings, too: leave out --set, --fixtured and --quick")
+    first = choosing.candidates(view)[0]
+    return first.method, first.config
 
 
 def _body(made: Commissioned, version: str, backbone: dict[str, Any], *, promoted: bool) -> dict[str, Any]:
@@ -181,7 +212,6 @@ def _body(made: Commissioned, version: str, backbone: dict[str, Any], *, promote
         "version": version,
         "promoted": promoted,
         "method": made.method,
-        "choice": made.choice.body() if made.choice else [],
         "backbone": backbone,
         "threshold": threshold.image,
         "guarantee": {**threshold.to_meta()["guarantee"], "text": str(threshold.guarantee)},
@@ -193,8 +223,6 @@ def _body(made: Commissioned, version: str, backbone: dict[str, Any], *, promote
 
 def _tell(made: Commissioned, key: ModelKey, version: str, left_out: list[str], engine: str, *, promoted: bool) -> None:
     threshold, frames = made.inspector.threshold, made.frames
-    if made.choice:
-        click.echo(str(made.choice))
     click.echo(f"model      {short(version)} of {key}" + ("  (in service)" if promoted else "  (stored, not promoted)"))
     click.echo(f"fitted on  {frames['fit']} goods in {made.fit_s:.1f} s, calibrated on {frames['calibrate']}")
     click.echo(f"run by     {engine}")
