@@ -24,12 +24,13 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.speed import peers, score, turns
+from workers.progress_bars import shown
 
 ROOT = Path(__file__).parents[2]
 FILES = tuple(Path(__file__).with_name(f"{name}.json") for name in ("score", "score-default", "score-padim"))
 KEY = ("method", "settings", "backbone", "bank_rows", "batch", "device", "precision", "size")
 _OF_PEER = (*KEY, "peer", "peer_bank_rows")
-_ONE_RUN = ("method", "settings", "backbone", "bank_rows", "device", "size", "peer_bank_rows")
+_ONE_RUN = ("method", "settings", "backbone", "bank_rows", "device", "precision", "size", "peer_bank_rows")
 SIGMAS = 4.0
 FLOOR = 0.03
 UNKNOWN = 0.2
@@ -107,7 +108,13 @@ def _holds(path: Path, repeats: int, *, beside_peers: bool) -> bool:
         print(f"{name}: {then.get(name)} then, {now[name]} now; what that does is in the ratios to peers alone")
     with checked_out(str(then.get("commit", ""))) as folder:
         asked = again(rows, repeats=repeats, beside_peers=beside_peers, checkout=folder)
-        after = [asdict(row) for each in asked for row in _measured(each)]
+        after = []
+        for i, each in enumerate(asked):
+            print(
+                f"run {i + 1} of {len(asked)}: {each.methods[0]}, {each.backbones[0]}, {each.engines[0]}",
+                file=sys.stderr,
+            )
+            after += [asdict(row) for row in _measured(each)]
     found = compare(rows, after)
     for each in found:
         print(each)
@@ -121,7 +128,8 @@ def _holds(path: Path, repeats: int, *, beside_peers: bool) -> bool:
 def _measured(asked: score.Asked) -> list[score.Row]:
     """Nothing where an engine or the commit's code does not run here: the rows are missing then."""
     try:
-        return score.run(asked)
+        with shown() as progress:
+            return score.run(asked, progress=progress)
     except ConfigError as error:
         print(error)
         return []
@@ -144,22 +152,23 @@ def checked_out(commit: str) -> Iterator[Path]:
 def again(
     rows: Sequence[Mapping[str, Any]], *, repeats: int, beside_peers: bool, checkout: Path | None
 ) -> list[score.Asked]:
-    """What to ask for to have the rows again: a run for each method, backbone, bank, device, size and peer's bank."""
-    runs: dict[tuple[Any, ...], dict[str, list[Any]]] = {}
+    """What to ask for to have the rows again: a run for each of all but batches.
+
+    All engines of both checkouts at once, each in a process of its own, would take too much memory.
+    """
+    runs: dict[tuple[Any, ...], list[int]] = {}
     for row in rows:
-        run = runs.setdefault(_key(row, _ONE_RUN), {})
-        for name in ("batch", "precision"):
-            values = run.setdefault(name, [])
-            if row[name] not in values:
-                values.append(row[name])
+        batches = runs.setdefault(_key(row, _ONE_RUN), [])
+        if row["batch"] not in batches:
+            batches.append(row["batch"])
     return [
         score.Asked(
             methods=[method],
             settings=dict(settings),
             backbones=[backbone],
             bank_rows=[bank] if bank else (),
-            batches=run["batch"],
-            engines=run["precision"],
+            batches=batches,
+            engines=[engine],
             device=device,
             size=size,
             repeats=repeats,
@@ -167,7 +176,7 @@ def again(
             peer_bank=peer_bank or 0,
             checkout=checkout,
         )
-        for (method, settings, backbone, bank, device, size, peer_bank), run in runs.items()
+        for (method, settings, backbone, bank, device, engine, size, peer_bank), batches in runs.items()
     ]
 
 

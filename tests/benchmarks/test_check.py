@@ -85,7 +85,8 @@ def test_rows_are_asked_for_again_as_they_were():
     rows = [row(), row(batch=8), row(precision="openvino-fp32"), row(bank_rows=16385), row(backbone="resnet18")]
     asked = check.again([*rows, row(peer_bank_rows=16385)], repeats=3, beside_peers=True, checkout=None)
     assert [(run.backbones, run.bank_rows, run.batches, run.engines, run.peer_bank) for run in asked] == [
-        (["goldline-s"], [1638], [1, 8], ["torch", "openvino-fp32"], 0),
+        (["goldline-s"], [1638], [1, 8], ["torch"], 0),
+        (["goldline-s"], [1638], [1], ["openvino-fp32"], 0),
         (["goldline-s"], [16385], [1], ["torch"], 0),
         (["resnet18"], [1638], [1], ["torch"], 0),
         (["goldline-s"], [1638], [1], ["torch"], 16385),
