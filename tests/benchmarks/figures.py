@@ -454,6 +454,11 @@ _SECTIONS = {
         "python -m tests.benchmarks.accuracy --coreset 0.01",
         _accuracy,
     ),
+    "accuracy-auto": (
+        "What a method that good pictures chose finds, beside anomalib",
+        "python -m tests.benchmarks.accuracy --methods auto,patchcore --coreset 0.01 --seeds 2",
+        _accuracy,
+    ),
     "accuracy-default": (
         "What is found, beside anomalib's own coreset",
         "python -m tests.benchmarks.accuracy --sets magnetic_tile,cubes --coreset 0.1 --seeds 1",
