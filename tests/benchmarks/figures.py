@@ -456,7 +456,10 @@ _SECTIONS = {
     ),
     "accuracy-auto": (
         "What a method that good pictures chose finds, beside anomalib",
-        "python -m tests.benchmarks.accuracy --methods auto,patchcore --coreset 0.01 --seeds 2",
+        (
+            "python -m tests.benchmarks.accuracy --sets magnetic_tile,cubes,deeppcb,bottle --methods auto,patchcore "
+            "--coreset 0.01 --seeds 2"
+        ),
         _accuracy,
     ),
     "accuracy-default": (
