@@ -83,9 +83,11 @@ class MethodChoice:
 
     def __str__(self) -> str:
         """As lines for people."""
+        first = self.tried[0]
         return "\n".join(
             f"{'taken' if each.candidate is self.taken else 'tried':10} {each.candidate}: AUROC {each.auroc:.3f} of "
-            f"planted defects" + (f", {each.lead:+.3f} +- {each.lead_error:.3f}" if each is not self.tried[0] else "")
+            "planted defects"
+            + ("" if each is first else f", lead {each.lead:+.3f} (must be above {_ERRORS * each.lead_error:.3f})")
             for each in self.tried
         )
 

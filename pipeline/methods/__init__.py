@@ -245,5 +245,7 @@ def _entry(method_name: str) -> MethodEntry:
     if method_name not in METHODS:
         near = get_close_matches(method_name, METHODS, n=1)
         hint = f"; nearest: {near[0]}" if near else ""
+        if method_name == "auto":
+            hint = " here, it is for `goldline fit` and `goldline evaluate`"
         raise ConfigError(f"no method {method_name!r}{hint}. There are: {', '.join(METHODS)}")
     return METHODS[method_name]
