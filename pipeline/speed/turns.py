@@ -70,8 +70,8 @@ def measured(
         variants: each does its work once and returns its seconds.
         repeats: how often each does.
         warm_up: let each do it once before, which does not count.
-        back_and_forth: every other turn in the opposite order: what runs before leaves caches as it likes, and so two
-            variants of the same thing have the same before them, in the end.
+        back_and_forth: a turn goes through all and back again, and counts the mean of both: what runs before leaves
+            caches as it likes, and so two variants of the same thing have the same before them, in each turn.
         progress: called as it goes.
     """
     for run in variants.values() if warm_up else ():
@@ -79,8 +79,10 @@ def measured(
     spent: dict[str, list[float]] = {name: [] for name in variants}
     order = list(variants.items())
     for turn in range(repeats):
-        for name, run in reversed(order) if back_and_forth and turn % 2 else order:
-            spent[name].append(run())
+        there = {name: run() for name, run in order}
+        back = {name: run() for name, run in reversed(order)} if back_and_forth else there
+        for name, seconds in there.items():
+            spent[name].append((seconds + back[name]) / 2)
         progress("turns", turn + 1, repeats)
     return {name: Took(each) for name, each in spent.items()}
 

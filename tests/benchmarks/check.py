@@ -1,12 +1,12 @@
 """Whether this checkout is slower than the code that the checked-in figures are of: `make bench-check`, by hand.
 
-Each file names its commit. That commit's code and this one's take turns in one run, and beside them the peers, where
-there is an environment for them. What counts is how many times as long the commit's code takes in the same turns: a
-ratio to a peer of another hour falls by a quarter with the caches that a host's other guests leave, and is printed
-beside. Code is worse where that is below 1 by more than noise explains: 4 standard errors of its median, and 3 % at
-least. The standard error of a median of n turns is 0.93 IQR / sqrt(n), as for turns that are spread normally (McGill,
-Tukey and Larsen, Variations of Box Plots, 1978). Where that would excuse more than 20 % nothing is known: such a row
-fails, too, and wants more turns.
+Each file names its commit. That commit's code and this one's take turns in one run, and in another this one's and the
+peers', where there is an environment for them. What counts is how many times as long the commit's code takes in the
+same turns: a ratio to a peer of another hour falls by a quarter with the caches that a host's other guests leave, and
+is printed beside. Code is worse where that is below 1 by more than noise explains: 4 standard errors of its median,
+and 3 % at least. The standard error of a median of n turns is 0.93 IQR / sqrt(n), as for turns that are spread
+normally (McGill, Tukey and Larsen, Variations of Box Plots, 1978). Where that would excuse more than 20 % nothing is
+known: such a row fails, too, and wants more turns.
 """
 
 import argparse
@@ -107,7 +107,9 @@ def _holds(path: Path, repeats: int, *, beside_peers: bool) -> bool:
     for name in [each for each in ("cpu", "torch", "openvino") if then.get(each) != now[each]]:
         print(f"{name}: {then.get(name)} then, {now[name]} now; what that does is in the ratios to peers alone")
     with checked_out(str(then.get("commit", ""))) as folder:
-        asked = again(rows, repeats=repeats, beside_peers=beside_peers, checkout=folder)
+        asked = again(rows, repeats=repeats, beside_peers=False, checkout=folder)
+        if beside_peers:  # by themselves: what they leave in caches is most of the noise
+            asked += again(rows, repeats=repeats, beside_peers=True, checkout=None)
         after = []
         for i, each in enumerate(asked):
             print(

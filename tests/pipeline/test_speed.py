@@ -30,11 +30,12 @@ def test_variants_take_turns_and_their_medians_count():
     assert order == ["a", "b"] * 4
 
 
-def test_back_and_forth_each_comes_first_as_often():
+def test_back_and_forth_each_comes_first_as_often_and_the_mean_counts():
     order = []
-    variants = {name: lambda name=name: order.append(name) or 1.0 for name in "ab"}
-    turns.measured(variants, repeats=4, warm_up=False, back_and_forth=True)
+    variants = {name: lambda name=name: order.append(name) or float(len(order)) for name in "ab"}
+    took = turns.measured(variants, repeats=2, warm_up=False, back_and_forth=True)
     assert "".join(order) == "abbaabba"
+    assert {name: each.seconds for name, each in took.items()} == {"a": [2.5, 6.5], "b": [2.5, 6.5]}
 
 
 def test_turns_have_quartiles():
