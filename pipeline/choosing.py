@@ -1,4 +1,4 @@
-"""Which method for these parts, from good pictures alone: the one that finds the most planted defects.
+"""Which method for these parts, from good pictures alone: the default, unless another finds more planted defects.
 
 Each candidate is fitted to some of the pictures and scores others, as they are and with defects planted in them. The
 first candidate is taken unless another's AUROC is higher by two standard errors of the difference, which are jackknifed

@@ -54,7 +54,8 @@ def section(trial: Trial) -> str:
     warned = "".join(f"<p><strong>{html.escape(line)}</strong></p>" for line in warnings(row, most=_NAMES))
     tried = "".join(
         f"<p>{'Taken' if each['taken'] else 'Tried'}: {html.escape(each['method'])} "
-        f"{html.escape(_plain(each['settings']))} (AUROC {each['planted_auroc']:.3f} of planted defects)</p>"
+        f"{html.escape(_plain(each['settings']))} (AUROC {each['planted_auroc']:.3f} of planted defects, "
+        f"lead {each['lead']:+.3f} with a standard error of {each['lead_error']:.3f})</p>"
         for each in row.choice
     )
     return (

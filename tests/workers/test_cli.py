@@ -858,7 +858,7 @@ def test_evaluate_takes_auto_for_a_method(goldline, tmp_path):
     alone = goldline("evaluate", tmp_path / "cap", *options, "--methods", "auto", "--set", "coreset=0.02").refused()
     assert "auto chooses the settings, too" in alone
     page = (tmp_path / "page.html").read_text()
-    assert (f"cap: auto: {auto['method']}" in page, page.count("of planted defects)")) == (True, 3)
+    assert (f"cap: auto: {auto['method']}" in page, page.count("of planted defects, lead")) == (True, 3)
     synthetic.write_dataset(tmp_path / "few", "cap", goods=19, test_goods=3, defects_each=1, seed=2)
     few = goldline("evaluate", tmp_path / "few", *options, "--methods", "patchcore,auto").refused()
     assert "19 good pictures to fit are too few to choose a method by" in few
