@@ -19,7 +19,7 @@ from pipeline import engines
 from pipeline import goldline_s as own
 from pipeline.backbone_spec import BackboneSpec, Preprocessing
 from pipeline.devices import resolve_device
-from pipeline.engines import Engine, Preprocessed
+from pipeline.engines import Engine, OpenVinoEngine, Preprocessed
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.networks import (
     TIMM,
@@ -50,7 +50,8 @@ class Backbone:
 
     def __init__(
         self,
-        net: nn.Module,
+        whole: Preprocessed,
+        channels: dict[str, int],
         spec: BackboneSpec,
         device: torch.device,
         *,
@@ -60,13 +61,9 @@ class Backbone:
         self.spec = spec
         self.may_round = may_round
         self.device = device
-        self._net = net.eval().requires_grad_(requires_grad=False).float()
-        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (spec.mean, spec.std))
-        self._whole = Preprocessed(
-            self._net, spec.layers, (1 / (255 * std)).float(), (-mean / std).float(), bgr=spec.order == "bgr"
-        ).eval()
-        self.channels: dict[str, int] = _probe(self._net, spec)
-        engine: Engine = engines.make(self._whole, spec.engine, device, spec.cuts)
+        self.channels = channels
+        self._whole, self._net = whole, whole.net
+        engine: Engine = engines.make(whole, spec.engine, device, spec.cuts)
         self._engine = Remembered(engine, remember_bytes) if remember_bytes else engine
         self._one_pass = OnePass()
 
@@ -74,18 +71,23 @@ class Backbone:
         """Of the network, frozen."""
         return self._net.parameters()
 
-    def on(self, engine: str, *, may_round: bool = False) -> "Backbone":
-        """The same features from another engine."""
-        return Backbone(self._net, replace(self.spec, engine=engine, cuts=()), self.device, may_round=may_round)
+    @property
+    def own_bytes(self) -> int:
+        """Of memory that it takes for its models alone: in 8 bits, cut off as these want, it is compiled for them."""
+        return self._engine.size_bytes if self.spec.cuts and isinstance(self._engine, OpenVinoEngine) else 0
+
+    def on(self, engine: str, cuts: tuple[float, ...] = (), *, may_round: bool = False) -> "Backbone":
+        """The same network on another engine, in 8 bits with these cuts; it has its weights in memory once."""
+        spec = replace(self.spec, engine=engine, cuts=cuts)
+        return Backbone(self._whole, self.channels, spec, self.device, may_round=may_round)
 
     def rounded(self, goods: Tensor) -> "Backbone":
         """In 8 bits, from what good pictures (B, 3, H, W) uint8 show."""
-        cuts = engines.cuts_of(self._whole, goods)
-        return Backbone(self._net, replace(self.spec, engine=engines.INT8, cuts=cuts), self.device)
+        return self.on(engines.INT8, engines.cuts_of(self._whole, goods))
 
     def remembering(self, most_bytes: int) -> "Backbone":
         """The same features, kept for pictures that come again; one thread's."""
-        return Backbone(self._net, self.spec, self.device, remember_bytes=most_bytes)
+        return Backbone(self._whole, self.channels, self.spec, self.device, remember_bytes=most_bytes)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps of a batch.
@@ -212,7 +214,11 @@ def resolve(
         engine=engine,
         cuts=cuts,
     )
-    return Backbone(_folded(name, net), spec, place)
+    folded = _folded(name, net).eval().requires_grad_(requires_grad=False).float()
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (spec.mean, spec.std))
+    scale, shift = (1 / (255 * std)).float(), (-mean / std).float()
+    whole = Preprocessed(folded, wanted, scale, shift, bgr=spec.order == "bgr").eval()
+    return Backbone(whole, _probe(folded, spec), spec, place)
 
 
 def _network(

@@ -1,4 +1,4 @@
-"""What a model takes in memory beside its backbone, which models share."""
+"""What a model takes in memory beside what it shares with others."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,18 +12,21 @@ from pipeline.backbone import Backbone
 def footprint(root: object) -> int:
     """Bytes of all tensors and arrays that an object of this package reaches, each buffer once.
 
-    Banks, the short forms that a search keeps of them, factors, networks of a method's own. Backbones are left out, and
-    so is what only a foreign object holds: compiled networks, recorded graphs.
+    Banks, the short forms that a search keeps of them, factors, networks of a method's own. A backbone, whose weights
+    models share, counts for its `own_bytes`. What only a foreign object holds is left out: other compiled networks,
+    recorded graphs.
     """
     buffers: dict[tuple[str, int], int] = {}
     seen: set[int] = set()
     left: list[Any] = [root]
     while left:
         here = left.pop()
-        if id(here) in seen or isinstance(here, Backbone):
+        if id(here) in seen:
             continue
         seen.add(id(here))
-        if isinstance(here, Tensor):
+        if isinstance(here, Backbone):
+            buffers["backbone", id(here)] = here.own_bytes
+        elif isinstance(here, Tensor):
             storage = here.untyped_storage()
             buffers[str(here.device), storage.data_ptr()] = storage.nbytes()
         elif isinstance(here, np.ndarray):

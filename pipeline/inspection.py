@@ -138,7 +138,7 @@ class Inspector:
         try:
             backbone = open_backbone(spec)
             detector = tiling.load(inner, backbone=backbone)
-            if not tried:
+            if not tried or backbone.spec.cuts:  # in 8 bits it may be compiled anew
                 detector.embed(torch.zeros(1, 3, *view.seen, dtype=torch.uint8))
         except (ConfigError, FrameError) as error:  # the artifact's fault, not the line's: the old model must stay
             raise ArtifactError(f"the model does not fit together: {error}") from error

@@ -3,8 +3,9 @@
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -89,16 +90,20 @@ def open_inspector(
 
 
 def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone]:
-    """A function from what an artifact says to a backbone, the same one for the same words.
+    """A function from what an artifact says to a backbone, the same one for the same words while somebody holds it.
+
+    Networks are kept, each once, whatever runs them. Models in 8 bits each have an engine of their own, which leaves
+    memory with the last of them.
 
     Args:
         settings: whose `backbones` are permitted, and where weights are looked for.
         device: as in settings. A model that was fitted for OpenVINO runs on the CPU where that is `auto`.
     """
     looked_at = sources(settings)
+    opened: WeakValueDictionary[BackboneSpec, Backbone] = WeakValueDictionary()
 
     @functools.cache
-    def open_backbone(spec: BackboneSpec) -> Backbone:
+    def network(spec: BackboneSpec, place: str) -> Backbone:
         seeded = _RANDOM.fullmatch(spec.weights)
         weights = None if seeded or spec.weights.startswith(SHIPPED) else looked_at.find(spec.name)
         if weights is None and spec.weights.startswith("file:"):
@@ -113,11 +118,17 @@ def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone
             random_weights=bool(seeded),
             factories=settings.backbones.keys(),
             preprocessing=Preprocessing(mean=spec.mean, std=spec.std, order=spec.order),
-            engine=spec.engine,
-            cuts=spec.cuts,
-            device="cpu" if device == AUTO and cpu_only(spec.engine) else device,
+            device=place,
             seed=int(seeded.group(1)) if seeded else 0,
             expected_sha256=spec.weights_sha256,
         )
+
+    def open_backbone(spec: BackboneSpec) -> Backbone:
+        known = opened.get(spec)
+        if known is None:
+            place = "cpu" if device == AUTO and cpu_only(spec.engine) else device
+            known = network(replace(spec, engine="torch", cuts=()), place).on(spec.engine, spec.cuts)
+            opened[spec] = known
+        return known
 
     return open_backbone

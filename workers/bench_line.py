@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from model_store import ModelKey, Version, open_store
@@ -24,14 +25,19 @@ from workers.outcomes import LOADING
 from workers.rig import Rig, temporary
 
 _FOR_WANT_OF_TIME = frozenset({Reason.LATE, Reason.SHED})
+_PATIENCE = 10  # times as many frames as asked for, while a swap is waited for
 _TOLERANCE = 1e-4  # relative, of scores recomputed on the same engine
 
 
 def swaps(*, frames: int, times: int, share: float, deadline_ms: int = 300) -> dict[str, Any]:
     """Two models in turn at one station, while frames run at a share of the sustainable rate.
 
+    A swap is due every `frames / (times + 1)` frames, and waits until a result has named the version before. So frames
+    run until each swap was seen, and more than `frames` of them where loading takes long, ten times as many at most.
+
     Returns:
-        Among others `lost`, `late` and `mismatched`: results whose score is not that of the version they name.
+        Among others `lost`, `late` and `mismatched`: results whose score is not that of the version they name;
+        `swap_s`, median and most seconds from a promotion to the first result read that names it.
     """
     station = "bench/swaps"
     net = backbone()
@@ -47,29 +53,31 @@ def swaps(*, frames: int, times: int, share: float, deadline_ms: int = 300) -> d
             rate, images = share * most, pictures()
             camera = Camera(rig.settings, station)
             sent: dict[str, int] = {}
-            current = 0
-            for frame_id, number in play([camera], images, rate=rate, count=frames):
+            promoted_at, took = [time.monotonic()], list[float]()
+            for frame_id, number in play([camera], images, rate=rate, count=_PATIENCE * frames):
                 sent[frame_id] = number
-                if len(sent) % max(1, frames // (times + 1)) == 0 and current < times:
-                    store.promote(
-                        key,
-                        versions[(current + 1) % 2],
-                        expected=versions[current % 2],
-                        who="bench",
-                        why=f"swap {current + 1}",
-                    )
-                    current += 1
+                done = len(promoted_at) - 1
+                if done > len(took) and _named(reader.newest) == versions[done % 2]:
+                    took.append(time.monotonic() - promoted_at[-1])
+                if done > len(took) or len(sent) < (done + 1) * frames / (times + 1):
+                    continue
+                if done == times:
+                    break
+                old, new = versions[done % 2], versions[(done + 1) % 2]
+                store.promote(key, new, expected=old, who="bench", why=f"swap {done + 1}")
+                promoted_at.append(time.monotonic())
             camera.close()
             reader.wait_for(set(sent))
         worker.check()
     expected = [_scores(inspector, images) for inspector, _ in made]
-    named = [r.model.version for r in map(reader.results.get, sent) if r is not None and r.model is not None]
+    named = list(filter(None, (_named(reader.results.get(each)) for each in sent)))
     return {
-        "frames": frames,
+        "frames": len(sent),
         "sustainable_per_s": round(most, 1),
         "rate_per_s": round(rate, 1),
-        "promotions": current,
+        "promotions": len(promoted_at) - 1,
         "swaps_seen": sum(a != b for a, b in itertools.pairwise(named)),
+        "swap_s": {"p50": round(median(took), 2), "max": round(max(took), 2)} if took else {},
         "said": said(reader.results, set(sent)),
         "lost": len(sent.keys() - reader.results.keys()),
         "repeats": reader.repeats,
@@ -80,6 +88,10 @@ def swaps(*, frames: int, times: int, share: float, deadline_ms: int = 300) -> d
             if each in reader.results
         ),
     }
+
+
+def _named(result: messages.Result | None) -> Version | None:
+    return Version(result.model.version) if result is not None and result.model is not None else None
 
 
 def stations(

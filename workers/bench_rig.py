@@ -43,6 +43,7 @@ class Reader:
     read_at: dict[str, float] = field(default_factory=dict)
     read_wall: dict[str, float] = field(default_factory=dict)
     repeats: int = 0
+    newest: messages.Result | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -74,6 +75,7 @@ class Reader:
                     self.results.setdefault(result.frame_id, result)
                     self.read_at.setdefault(result.frame_id, time.monotonic())
                     self.read_wall.setdefault(result.frame_id, time.time())
+                    self.newest = result
         client.close()
 
 

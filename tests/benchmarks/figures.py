@@ -252,10 +252,13 @@ def _walk(report: Report) -> Iterator[str]:
 
 
 def _swaps(report: Report) -> Iterator[str]:
+    undecided = sum(count for word, count in report["said"].items() if word not in {"pass", "reject"})
     yield (
         f"{report['swaps_seen']} swaps during {report['frames']:,} frames at {report['rate_per_s']} a second, half of "
-        f"what the machine sustains: {report['lost']} lost, {report['late']} late, {report['repeats']} twice, "
-        f"{report['mismatched']} with another score than that of the version they name."
+        f"what the machine sustains: {report['lost']} lost, {report['late']} late, {undecided} without a decision, "
+        f"{report['repeats']} twice, {report['mismatched']} with another score than that of the version they name. "
+        f"From a promotion to the first verdict of the new version: {report['swap_s']['p50']} s in the median, "
+        f"{report['swap_s']['max']} s at most."
     )
 
 

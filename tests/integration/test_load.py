@@ -16,13 +16,13 @@ def at_the_broker(broker, monkeypatch):
 
 
 def test_swaps_lose_no_frame_and_every_score_is_that_of_the_version_that_its_result_names():
-    # Slowly: of two swaps within the time that a busy machine takes to load a model the worker sees neither.
-    report = bench_line.swaps(frames=640, times=6, share=0.4, deadline_ms=PATIENT_MS)
+    report = bench_line.swaps(frames=280, times=6, share=0.4, deadline_ms=PATIENT_MS)
     assert (report["lost"], report["late"], report["mismatched"], report["repeats"]) == (0, 0, 0, 0)
-    assert sum(report["said"].values()) == 640
+    assert sum(report["said"].values()) == report["frames"] >= 280
     assert report["said"].keys() <= {"pass", "reject"}, "no frame went without a decision"
     assert report["promotions"] == 6
-    assert report["swaps_seen"] >= 2, "the worker did swap meanwhile"
+    assert report["swaps_seen"] >= 6, "more where two batches at once are of both versions"
+    assert 0 < report["swap_s"]["p50"] <= report["swap_s"]["max"]
 
 
 def test_many_stations_and_recipes_are_served_by_one_worker_whose_memory_holds_not_all_models():

@@ -50,3 +50,18 @@ def test_each_buffer_counts_once():
 
 def test_what_foreign_objects_hold_is_left_out():
     assert footprint(SimpleNamespace(held=torch.zeros(10))) == 0
+
+
+def test_a_backbone_in_8_bits_is_compiled_for_its_models_and_counts(backbone):
+    pytest.importorskip("openvino")
+    rounded = backbone.rounded(good(8))
+    assert footprint(rounded) == 0, "nothing is compiled before the first picture"
+    rounded(good(1))
+    weights = sum(each.numel() for each in rounded.parameters())
+    once = footprint(rounded)
+    assert 2 * weights < once < 20 * weights
+    rounded(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
+    assert footprint([rounded, {"again": rounded}]) > 1.5 * once, "a size of pictures, a network"
+    shared = backbone.on("openvino-fp32")
+    shared(good(1))
+    assert footprint(shared) == 0

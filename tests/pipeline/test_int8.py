@@ -52,7 +52,7 @@ def test_features_are_near_torchs(name, tolerance):
 
 def test_integers_are_multiplied_as_float32_would(own):
     """Rounded as for integers, and multiplied in float32: the same, or sums have overflowed."""
-    graph = engines.converted(own._whole.cpu(), SIZE)
+    graph = own._whole.graph(SIZE)
     int8.quantise(openvino, graph, own.spec.cuts)
     compiled = compiled_of(graph, integers=False)
     assert set(precisions(compiled)) == {"f32"}
@@ -185,3 +185,19 @@ def test_a_network_without_relu_is_refused():
     graph = openvino.Model([opset.result(made)], [pixels])
     with pytest.raises(FitError, match="take another --engine"):
         int8.cuts_of(openvino, graph, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_a_model_that_was_tried_before_is_compiled_when_it_is_loaded_again(own):
+    """Its engine may have left memory meanwhile, and no frame waits for a compiler."""
+    made = commission(
+        goods(20), method="patchcore", config=methods.make_config("patchcore", {"coreset": 0.1}),
+        view=View(size=SIZE), backbone=own, limits=Limits(), rate=0.1,
+    ).inspector  # fmt: skip
+    opened = []
+
+    def opens(spec):
+        opened.append(backbone(cuts=spec.cuts))
+        return opened[-1]
+
+    Inspector.load(made.save(), open_backbone=opens, limits=Limits(), tried=True)
+    assert opened[0].own_bytes > 0

@@ -154,7 +154,9 @@ def _points(text: str) -> "list[Point]":
 
 
 @command.command("swaps")
-@click.option("--frames", default=5000, show_default=True, help="Frames while models are swapped.")
+@click.option(
+    "--frames", default=5000, show_default=True, help="Frames while models are swapped; more where loads are slow."
+)
 @click.option("--times", default=50, show_default=True, help="Swaps, back and forth between two models.")
 @click.option("--share", default=0.5, show_default=True, help="Of the rate that this machine sustains, measured first.")
 @as_file
