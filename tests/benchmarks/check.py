@@ -3,16 +3,19 @@
 Each file names its commit. That commit's code and this one's take turns in one run, and in another this one's and the
 peers', where there is an environment for them. What counts is how many times as long the commit's code takes in the
 same turns: a ratio to a peer of another hour falls by a quarter with the caches that a host's other guests leave, and
-is printed beside. Code is worse where that is below 1 by more than noise explains: 4 standard errors of its median,
-and 3 % at least. The standard error of a median of n turns is 0.93 IQR / sqrt(n), as for turns that are spread
-normally (McGill, Tukey and Larsen, Variations of Box Plots, 1978). Where that would excuse more than 20 % nothing is
-known: such a row fails, too, and wants more turns.
+is printed beside. Two processes of the same code differ by some per cent for as long as they live, by where memory put
+them; so several pairs of processes are measured, one after another, and the change is the mean of theirs. Code is worse
+where that is below 1 by more than noise explains: 4 standard errors, and 3 % at least. The standard error is that of
+the mean of the pairs, or what their turns leave, whichever is larger; a median of n turns has 0.93 IQR / sqrt(n), as
+for turns that are spread normally (McGill, Tukey and Larsen, Variations of Box Plots, 1978). Where that would excuse
+more than 20 % nothing is known: such a row fails, too, and wants more turns.
 """
 
 import argparse
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +37,7 @@ _ONE_RUN = ("method", "settings", "backbone", "bank_rows", "device", "precision"
 SIGMAS = 4.0
 FLOOR = 0.03
 UNKNOWN = 0.2
+PAIRS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,8 @@ def main() -> None:
     words.add_argument(
         "--against", type=Path, nargs="+", default=FILES, help="what `goldline bench score --peers --json` wrote"
     )
-    words.add_argument("--repeats", type=int, default=25, help="turns")
+    words.add_argument("--repeats", type=int, default=9, help="turns of each pair of processes")
+    words.add_argument("--pairs", type=int, default=PAIRS, help="pairs of processes, which take so many times as long")
     asked = words.parse_args()
     try:
         peers.python()
@@ -90,11 +95,13 @@ def main() -> None:
         beside_peers = False
     else:
         beside_peers = True
-    failed = [path for path in asked.against if not _holds(path, asked.repeats, beside_peers=beside_peers)]
+    if min(asked.repeats, asked.pairs) < 1:
+        words.error("--repeats and --pairs are 1 at least")
+    failed = [path for path in asked.against if not _holds(path, asked.repeats, asked.pairs, beside_peers=beside_peers)]
     sys.exit(1 if failed else 0)
 
 
-def _holds(path: Path, repeats: int, *, beside_peers: bool) -> bool:
+def _holds(path: Path, repeats: int, pairs: int, *, beside_peers: bool) -> bool:
     """Whether nothing of this file is slower now; says so, row by row."""
     if not path.exists():
         sys.exit(f"no {path}: make it first, with goldline bench score --peers --json {path}")
@@ -107,7 +114,7 @@ def _holds(path: Path, repeats: int, *, beside_peers: bool) -> bool:
     for name in [each for each in ("cpu", "torch", "openvino") if then.get(each) != now[each]]:
         print(f"{name}: {then.get(name)} then, {now[name]} now; what that does is in the ratios to peers alone")
     with checked_out(str(then.get("commit", ""))) as folder:
-        asked = again(rows, repeats=repeats, beside_peers=False, checkout=folder)
+        asked = pairs * again(rows, repeats=repeats, beside_peers=False, checkout=folder)
         if beside_peers:  # by themselves: what they leave in caches is most of the noise
             asked += again(rows, repeats=repeats, beside_peers=True, checkout=None)
         after = []
@@ -184,7 +191,10 @@ def again(
 
 def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[Compared]:
     """What the rows of before measure, each once, where after has it beside the checkout."""
-    checkouts = {_key(row, KEY): row for row in after if row["peer"] and peers.is_checkout(row["peer"])}
+    checkouts: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in after:
+        if row["peer"] and peers.is_checkout(row["peer"]):
+            checkouts.setdefault(_key(row, KEY), []).append(row)
     today = {_key(row, _OF_PEER): row["ratio"] for row in after}
     found = []
     for key in dict.fromkeys(_key(row, KEY) for row in before):
@@ -194,7 +204,7 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
         found.append(
             Compared(
                 row=" ".join(map(_said, (each for each in key if each not in (None, ())))),
-                change=code["ratio"] - 1,
+                change=statistics.fmean(pair["ratio"] for pair in code) - 1,
                 noise=max(FLOOR, SIGMAS * error_of(code)),
                 ratios={row["peer"]: (row["ratio"], today.get(_key(row, _OF_PEER))) for row in then},
             )
@@ -213,9 +223,13 @@ def _said(value: Any) -> str:
     return " ".join(f"{name}={each}" for name, each in value) if isinstance(value, tuple) else str(value)
 
 
-def error_of(row: Mapping[str, Any]) -> float:
-    """Standard error of a row's ratio, as a share of it."""
-    return float(0.93 * (row["ratio_high"] - row["ratio_low"]) / row["ratio"] / math.sqrt(row["turns"]))
+def error_of(pairs: Sequence[Mapping[str, Any]]) -> float:
+    """Standard error of the mean ratio of these rows, pairs of processes that measured the same, as a share of it."""
+    ratios = [pair["ratio"] for pair in pairs]
+    of_turns = [0.93 * (pair["ratio_high"] - pair["ratio_low"]) / math.sqrt(pair["turns"]) for pair in pairs]
+    within = math.sqrt(statistics.fmean(each**2 for each in of_turns))
+    between = statistics.stdev(ratios) if len(ratios) > 1 else 0.0
+    return max(within, between) / math.sqrt(len(ratios)) / statistics.fmean(ratios)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_a_ratio_to_a_peer_that_fell_for_the_old_code_too_is_no_regression():
 
 def test_code_that_is_slower_beyond_the_noise_is_worse_whatever_the_peer_says():
     # 2 % over 4, the root of the turns: 0.47 %, four times that are 1.9 %; 3 % is the least that counts.
-    assert check.error_of(code()) == pytest.approx(0.93 * 0.02 / 4)
+    assert check.error_of([code()]) == pytest.approx(0.93 * 0.02 / 4)
     assert compared(row(), row(), code(0.975)).said == "same"
     assert compared(row(), row(5.0), code(0.95)).said == "WORSE"
     assert compared(row(), row(), code(1.05)).said == "better"
@@ -62,16 +62,43 @@ def test_noisy_turns_excuse_more_and_those_that_would_excuse_anything_tell_nothi
     assert compared(row(), code(0.2, spread=0.5)).said == "WORSE"
 
 
+def measured(draw, change=0.0, *, pairs=check.PAIRS, of_process=0.03, of_turn=0.05, turns_each=9):
+    """Rows of pairs of processes, each as much slower as chance had it, and so for as long as it lives."""
+
+    def times(slower):
+        at = 10.0 * (1 + slower) * (1 + draw.gauss(0, of_process))
+        return turns.Took([draw.gauss(at, of_turn * at) for _ in range(turns_each)])
+
+    for _ in range(pairs):
+        ratio = times(0.0).times(times(change))
+        yield code(turns=turns_each) | {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
+
+
+def said(draw, change=0.0, **more):
+    found = [compared(row(), *measured(draw, change, **more)).said for _ in range(400)]
+    return {word: found.count(word) / len(found) for word in found}
+
+
 def test_noise_alone_is_rarely_called_worse():
     draw = random.Random(0)
+    assert said(draw).get("WORSE", 0.0) < 0.02
+    assert said(draw, of_process=0.0).get("WORSE", 0.0) < 0.01
+    assert said(draw, of_turn=0.02).get("WORSE", 0.0) < 0.02
+    assert said(draw, of_turn=0.02, pairs=1)["WORSE"] > 0.15, "one pair does not tell by what processes differ"
 
-    def measured():
-        ours, theirs = (turns.Took([draw.gauss(at, 0.1 * at) for _ in range(25)]) for at in (10.0, 10.0))
-        ratio = theirs.times(ours)
-        return code(turns=25) | {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
 
-    worse = np.mean([compared(row(), measured()).worse for _ in range(1000)])
-    assert worse < 0.005
+def test_code_that_is_a_fifth_slower_is_found():
+    draw = random.Random(0)
+    assert said(draw, 0.2)["WORSE"] > 0.9
+    assert said(draw, 0.1, of_process=0.01)["WORSE"] > 0.9
+
+
+def test_pairs_that_differ_excuse_what_one_of_them_would_not():
+    pairs = [code(0.95, turns=10_000), code(1.01, turns=10_000), code(0.96, turns=10_000)]
+    assert compared(row(), pairs[0]).said == "WORSE"
+    found = compared(row(), *pairs)
+    assert (found.said, found.change) == ("same", pytest.approx(-0.08 / 3))
+    assert found.noise == pytest.approx(4 * np.std([0.95, 1.01, 0.96], ddof=1) / np.sqrt(3) / (2.92 / 3))
 
 
 def test_a_row_is_compared_once_with_all_its_peers():
@@ -134,7 +161,7 @@ def test_what_is_here_beside_itself_is_as_fast(monkeypatch, tmp_path, capsys):
     here = {"machine": turns.machine(), "rows": [row(size=64, bank_rows=50)]}
     report.write_text(json.dumps(here), encoding="utf-8")
     monkeypatch.setenv("GOLDLINE_PEERS", str(tmp_path))
-    monkeypatch.setattr("sys.argv", ["check", "--against", str(report), "--repeats", "3"])
+    monkeypatch.setattr("sys.argv", ["check", "--against", str(report), "--repeats", "3", "--pairs", "2"])
     monkeypatch.setattr(check, "FLOOR", 0.9)  # no test of times: whether all of it runs
     monkeypatch.setattr(check, "UNKNOWN", 1e9)
     with pytest.raises(SystemExit) as ended:
