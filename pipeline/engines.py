@@ -163,7 +163,7 @@ class OpenVinoEngine:
     def size_bytes(self) -> int:
         """What it takes of memory, roughly: measured with four networks in 8 bits, at 256 to 768 pixels."""
         weights = sum(each.numel() for each in self._net.parameters())
-        return sum(_BYTES_PER_WEIGHT * weights + _BYTES_PER_PIXEL * height * width for height, width in self._graphs)
+        return sum(_BYTES_PER_WEIGHT * weights + _BYTES_PER_PIXEL * h * w for h, w in list(self._graphs))
 
     def _compiled(self, size: tuple[int, int]) -> Any:
         graph = self._net.graph(size)

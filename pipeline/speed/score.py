@@ -129,7 +129,8 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
     if "patchcore" in configs and (unused := sorted(_OF_FITS & asked.settings.keys())):
         raise ConfigError(f"PatchCore's bank is drawn here, with as many rows as are asked for: no {unused[0]}")
     device = resolve_device(asked.device)
-    here = asked.engines or engines.candidates(device)
+    rounded = [engines.INT8] if engines.can_round(device) else []
+    here = asked.engines or engines.candidates(device) + rounded
     batches = asked.batches or ((1, 8, 64) if device.type == "cuda" else (1, 8))
     unseen = pictures(1, asked.size, first=2000).images.pixels
     for backbone in asked.backbones:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipeline import methods
+from pipeline import engines, methods
 from pipeline.errors import ConfigError
 from pipeline.pruning import ROWS_MIN
 from pipeline.speed import cost, fit, peers, score, turns
@@ -319,3 +320,10 @@ def test_goldline_s_is_measured_with_the_weights_that_it_ships_beside_a_peers_de
     assert score.net_of("goldline-s", "torch", "cpu").spec.weights == "shipped:goldline-s"
     assert score.net_of("resnet18", "torch", "cpu").spec.weights.startswith("random:")
     assert [peers.backbone_of(name) for name in ("goldline-s", "resnet18")] == ["wide_resnet50_2", "resnet18"]
+
+
+def test_where_no_engines_are_named_all_of_this_processor_are_measured_8_bits_too():
+    rows = score.run(score.Asked(backbones=["goldline-s"], bank_rows=[50], batches=[1], size=64, repeats=1))
+    there = engines.candidates(torch.device("cpu"))
+    rounded = ["openvino-int8"] if "openvino-fp32" in there else []
+    assert [row.precision for row in rows] == [*there, *rounded]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -212,7 +212,8 @@ def _counts(text: str, option: str) -> tuple[int, ...]:
 def _table(rows: Sequence[Any], columns: Sequence[str]) -> None:
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name.replace("_", " "), justify="left" if isinstance(getattr(rows[0], name), str) else "right")
+        side: Literal["left", "right"] = "left" if isinstance(getattr(rows[0], name), str) else "right"
+        table.add_column(name.replace("_", " "), justify=side, overflow="fold")  # engines differ in how they end
     for row in rows:
         table.add_row(*("-" if getattr(row, name) is None else str(getattr(row, name)) for name in columns))
     Console().print(table)
