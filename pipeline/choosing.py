@@ -7,8 +7,7 @@ candidates were fitted to is not in that error: of candidates that find alike th
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import methods, tiling
+from pipeline import commissioning, methods, tiling
 from pipeline.backbone import Backbone
-from pipeline.commissioning import rotated
+from pipeline.choice import Candidate, MethodChoice, Tried
 from pipeline.data import Images
 from pipeline.errors import FitError
 from pipeline.methods.base import Detector
@@ -31,79 +30,8 @@ FEWEST = 20
 MOST = 300  # pictures that a choice takes: more would take longer and say little more
 _HELD_OUT = 0.3
 _PLANTED = 3  # in each picture held out
-_ERRORS = 2.0
 _BATCH = 8
 _WHITENED = {"image_score": "map", "whitening": 0.9}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A method, and those of its settings that are not its paper's."""
-
-    method: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def config(self) -> Any:
-        """For `methods.fit`."""
-        return methods.make_config(self.method, self.settings)
-
-    def __str__(self) -> str:
-        """For people, as on the command line."""
-        return " ".join([self.method, *(f"{name}={str(each).lower()}" for name, each in self.settings.items())])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """What a candidate finds.
-
-    Attributes:
-        auroc: of good pictures that it was not fitted on against the same with planted defects.
-        lead: of its AUROC over the first candidate's.
-        lead_error: standard error of that, by the pictures held out.
-    """
-
-    candidate: Candidate
-    auroc: float
-    lead: float
-    lead_error: float
-
-    @property
-    def leads(self) -> bool:
-        """Whether it is better than the first by more than chance explains."""
-        return self.lead > _ERRORS * self.lead_error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodChoice:
-    """What was tried, in the candidates' order, and what is taken."""
-
-    taken: Candidate
-    tried: tuple[Tried, ...]
-
-    def __str__(self) -> str:
-        """As lines for people."""
-        first = self.tried[0]
-        return "\n".join(
-            f"{'taken' if each.candidate is self.taken else 'tried':10} {each.candidate}: AUROC {each.auroc:.3f} of "
-            "planted defects"
-            + ("" if each is first else f", lead {each.lead:+.3f} (must be above {_ERRORS * each.lead_error:.3f})")
-            for each in self.tried
-        )
-
-    def body(self) -> list[dict[str, Any]]:
-        """As JSON."""
-        return [
-            {
-                "method": each.candidate.method,
-                "settings": dict(each.candidate.settings),
-                "planted_auroc": round(each.auroc, 5),
-                "lead": round(each.lead, 5),
-                "lead_error": round(each.lead_error, 5),
-                "taken": each.candidate is self.taken,
-            }
-            for each in self.tried
-        ]
 
 
 def candidates(view: View) -> list[Candidate]:
@@ -117,6 +45,11 @@ def candidates(view: View) -> list[Candidate]:
         Candidate(method="padim", settings=methods.presets("padim", fixtured=True)),
     )
     return [each for each in found if view.tiles == tiling.WHOLE or not methods.METHODS[each.method].by_position]
+
+
+def config_of(candidate: Candidate) -> Any:
+    """For `methods.fit`."""
+    return methods.make_config(candidate.method, candidate.settings)
 
 
 def choose_method(
@@ -144,7 +77,7 @@ def choose_method(
     check_enough(len(images))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:MOST]
     kept = round(len(order) * _HELD_OUT)
-    held, used = images.pixels[order[:kept]], rotated(Images(images.pixels[order[kept:]]), rotations)
+    held, used = images.pixels[order[:kept]], commissioning.rotated(Images(images.pixels[order[kept:]]), rotations)
     tried, found = [], []
     failure = None
     for candidate in candidates(view):
@@ -152,7 +85,7 @@ def choose_method(
             detector = tiling.fit(
                 candidate.method,
                 used,
-                candidate.config,
+                config_of(candidate),
                 tiles=view.tiles,
                 size=view.size,
                 backbone=backbone,
@@ -176,9 +109,10 @@ def check_enough(count: int) -> None:
         FitError: it cannot; the message says how many are needed.
     """
     if count < FEWEST:
+        given = math.ceil(FEWEST / (1 - commissioning.CALIBRATE_SHARE))
         raise FitError(
-            f"{count} good pictures to fit are too few to choose a method by: {FEWEST} are needed, beside those that "
-            "calibrate. Give more, or name a method"
+            f"{count} good pictures to fit are too few to choose a method by: {FEWEST} are needed, and for a model "
+            f"{given} in all, as some calibrate. Give more, or name a method"
         )
 
 

@@ -127,6 +127,8 @@ class OpenVinoEngine:
             "NUM_STREAMS": at_once,
             "PERFORMANCE_HINT": "LATENCY",
         }
+        if at_once > 1:  # a thread that may not leave its core waits there for whatever else a line runs on it
+            self._options["ENABLE_CPU_PINNING"] = False
         self._graphs: dict[tuple[int, int], Any] = {}
         self._compiling = threading.Lock()
         # Each thread has its own: a model that is warmed up waits for a picture of the batch in hand, not for all.

@@ -188,7 +188,7 @@ def run(
         found = choosing.choose_method(
             pictures.train, backbone=backbone, view=pictures.view, rotations=rotations, seed=seed, progress=progress
         )
-        method, config, choice = found.taken.method, found.taken.config, found.body()
+        method, config, choice = found.taken.method, choosing.config_of(found.taken), found.body()
     backbone = tiling.settled(backbone, method, learnt, tiles=tiles, size=size)
     detector = tiling.fit(
         method,

@@ -243,9 +243,10 @@ def _unfit(error: msgspec.ValidationError, config: type[Any], settings: Mapping[
 
 def _entry(method_name: str) -> MethodEntry:
     if method_name not in METHODS:
-        near = get_close_matches(method_name, METHODS, n=1)
+        near = get_close_matches(method_name, [*METHODS, "auto"], n=1)
         hint = f"; nearest: {near[0]}" if near else ""
         if method_name == "auto":
-            hint = " here, it is for `goldline fit` and `goldline evaluate`"
-        raise ConfigError(f"no method {method_name!r}{hint}. There are: {', '.join(METHODS)}")
+            hint = " here"
+        known = f"{', '.join(METHODS)}, and auto for `goldline fit` and `goldline evaluate`"
+        raise ConfigError(f"no method {method_name!r}{hint}. There are: {known}")
     return METHODS[method_name]

@@ -7,7 +7,8 @@ from PIL import Image
 
 from pipeline import choosing
 from pipeline.backbone import resolve
-from pipeline.choosing import Candidate, best, candidates, choose_method
+from pipeline.choice import Candidate, read
+from pipeline.choosing import best, candidates, choose_method, config_of
 from pipeline.commissioning import commission
 from pipeline.data import Frame, Images
 from pipeline.decode import Limits, decode
@@ -176,7 +177,7 @@ def test_what_cannot_be_fitted_to_so_few_is_no_candidate(goods, backbone, monkey
 
 
 def test_too_few_pictures_choose_nothing(goods, backbone):
-    with pytest.raises(FitError, match="20 are needed"):
+    with pytest.raises(FitError, match="20 are needed, and for a model 29 in all"):
         choose_method(Images(goods.pixels[:19]), backbone=backbone, view=VIEW)
 
 
@@ -186,21 +187,29 @@ def test_pictures_that_calibrate_have_no_say(frames, backbone):
     def choose_other(images, settled):
         asked.append(images)
         assert settled.spec == backbone.spec
-        return OTHER.method, OTHER.config
+        return OTHER.method, config_of(OTHER)
 
     made = commission(
         frames,
         method="patchcore",
-        config=ONE.config,
+        config=config_of(ONE),
         backbone=backbone,
         view=VIEW,
         limits=Limits(),
         rate=0.1,
         choose=choose_other,
     )
-    assert (made.method, made.config) == ("padim", OTHER.config)
+    assert (made.method, made.config) == ("padim", config_of(OTHER))
     assert made.inspector.save().method == "padim"
     kept = decode([f for f in frames if f.frame_id in made.calibrated_on], VIEW, Limits()).images.pixels
     (seen,) = asked
     assert len(seen) == made.frames["fit"] == 30 - len(kept)
     assert not any(torch.equal(one, other) for one in seen.pixels for other in kept)
+
+
+def test_a_choice_is_read_as_it_was_kept():
+    better, worse = np.tile([[0.1], [0.9]], 8), np.tile([[0.5], [0.4]], 8)
+    choice = best([ONE, OTHER], [worse, better])
+    again = read(choice.body())
+    assert (str(again), again.taken) == (str(choice), OTHER)
+    assert [read(no) for no in (None, [], {}, [{"method": 1}], [choice.body()[0]])] == [None] * 5

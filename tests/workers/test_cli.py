@@ -503,7 +503,11 @@ def test_score_writes_heatmaps_of_what_could_be_read(goldline, plant, pictures, 
     folder = tmp_path / "deep" / "heat maps"
     goldline("score", "line-1/top", pictures / "parts", "--heatmaps", folder, "--store", url, "--json").lines()
     written = sorted(folder.iterdir())
-    assert [path.name for path in written] == ["00000-0-good.png", "00001-1-good.png", "00002-2-wrong.png"]
+    assert [path.name for path in written] == [
+        "00000-parts-0-good.png",
+        "00001-parts-1-good.png",
+        "00002-parts-2-wrong.png",
+    ]
     for path in written:
         with Image.open(path) as picture:
             assert (picture.size, picture.mode) == ((64, 64), "RGB")
@@ -841,6 +845,9 @@ def test_fit_takes_what_finds_the_most_planted_defects_and_says_what_was_tried(g
     assert lineage["settings"].items() >= taken["settings"].items()
     people = goldline(*fit, "--method", "auto", "--recipe", "blue").out
     assert (people.count("taken  "), people.count("tried  ")) == (1, 2)
+    shown = goldline("models", "show", "line-1/top", "--recipe", "blue", "--store", store[1]).out
+    assert all(f"  {row}" in shown for row in people.splitlines()[:3]), shown
+    assert "nearest: auto" in goldline(*fit, "--method", "aut").refused()
     assert "auto chooses the settings, too" in goldline(*fit, "--method", "auto", "--set", "coreset=0.1").refused()
 
 
@@ -862,3 +869,15 @@ def test_evaluate_takes_auto_for_a_method(goldline, tmp_path):
     synthetic.write_dataset(tmp_path / "few", "cap", goods=19, test_goods=3, defects_each=1, seed=2)
     few = goldline("evaluate", tmp_path / "few", *options, "--methods", "patchcore,auto").refused()
     assert "19 good pictures to fit are too few to choose a method by" in few
+
+
+def test_fit_says_how_many_pictures_are_copies(goldline, tmp_path):
+    goods = tmp_path / "goods"
+    goods.mkdir()
+    for i in range(12):
+        drawn = synthetic.draw("cap", seed=i // 2, size=(96, 96))
+        (goods / f"{i:02d}.png").write_bytes(synthetic.encode(drawn.image, format="PNG"))
+    fit = ("fit", goods, "--station", "line-1/top", "--size", 96, "--engine", "torch", "--device", "cpu")
+    ran = goldline(*fit, "--store", f"file://{tmp_path}/models", "--json")
+    assert ran.json()["copies"] == 6
+    assert "6 of 12 pictures are copies of others" in ran.err

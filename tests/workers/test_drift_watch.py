@@ -73,6 +73,16 @@ def test_rejects_and_canaries_count_for_the_picture_alone(settings):
     assert watch._of(KEY).drift.baseline.version == "a" * 64
 
 
+def test_frames_are_looked_at_in_lots_in_their_order(settings):
+    watch = DriftWatch(settings, print)
+    many, few = [decided(k) for k in range(20)], [decided(k) for k in range(20, 23)]
+    watch.take(many)
+    assert list(map(id, watch._lot())) == list(map(id, many))
+    watch.take(few)
+    watch._waiting.put(None)
+    assert list(map(id, watch._lot())) == list(map(id, [*few, None]))
+
+
 def test_an_alarm_is_reported_and_kept_at_once(settings):
     alarms = []
     watch = DriftWatch(settings, alarms.append)

@@ -97,8 +97,9 @@ def score(
     )
     with shown() as progress:
         rows = measured.run(asked, progress=progress)
-    of_peer = ("peer", "peer_bank_rows", "ratio") if peer_bank else ("peer", "ratio")
-    _table(rows, ("method", "backbone", "bank_rows", "batch", "precision", "ms_per_image", *of_peer, "exact_agreement"))
+    ours = ("method", "backbone", "bank_rows", "batch", "precision", "ms_per_image")
+    theirs = ("peer", *(["peer_bank_rows"] if peer_bank else []), "peer_ms_per_image", "ratio")
+    _table(rows, (*ours, *(theirs if peers or beside else ()), "exact_agreement"))
     write(measured.body(rows), json_file)
 
 

@@ -3,6 +3,7 @@
 import getpass
 import json
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from model_store import ModelKey, ModelStore, Version, open_store, short
 from model_store import promote as put_in_service
 from pipeline import choosing, commissioning, memory, methods, selection
 from pipeline.backbone import Backbone
-from pipeline.choosing import MethodChoice
+from pipeline.choice import MethodChoice
 from pipeline.commissioning import Commissioned
 from pipeline.data import JSON, Frame, Images
 from pipeline.decode import Limits
@@ -121,6 +122,13 @@ def command(
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
     method_name, method_config = _asked(method, settings, view, fixtured=fixtured, quick=quick)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
+    copies = len(goods) - len({sha256(frame.image).digest() for frame in goods})
+    if copies:
+        console.print(
+            f"[yellow]{copies} of {len(goods)} pictures are copies of others[/]: they say nothing new, and what is "
+            "promised counts them as if they did.",
+            soft_wrap=True,
+        )
     shown_to_fit = len(goods) * rotations * max(view.tiles) ** 2  # tiles of one level at a time
     needed = methods.fit_bytes(method_name, shown_to_fit, method_config, backbone=net, size=view.size)
     if needed is not None:
@@ -166,7 +174,7 @@ def command(
     if promoted and current != version:
         put_in_service(store, key, version, expected=current, who=getpass.getuser(), why=why or "fit")
     if as_json:
-        body = _body(made, version, artifact.meta["backbone"], promoted=promoted)
+        body = _body(made, version, artifact.meta["backbone"], promoted=promoted) | {"copies": copies}
         if choice:
             body["choice"] = choice.body()
         click.echo(json.dumps(body | {"left_out": left_out}))
@@ -192,7 +200,7 @@ class _Planting:
             seed=self._seed,
             progress=self._progress,
         )
-        return self.choice.taken.method, self.choice.taken.config
+        return self.choice.taken.method, choosing.config_of(self.choice.taken)
 
 
 def _asked(
@@ -205,7 +213,7 @@ def _asked(
     if settings or fixtured or quick:
         raise click.UsageError("auto chooses the settings, too: leave out --set, --fixtured and --quick")
     first = choosing.candidates(view)[0]
-    return first.method, first.config
+    return first.method, choosing.config_of(first)
 
 
 def _body(made: Commissioned, version: str, backbone: dict[str, Any], *, promoted: bool) -> dict[str, Any]:

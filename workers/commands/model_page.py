@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline import choice as choosing
 from pipeline import review as reviewing
 from pipeline.review import Review
 
@@ -36,8 +37,8 @@ def page(body: Mapping[str, Any]) -> str:
         body: what `goldline models show STATION --json` prints.
     """
     lineage = body["lineage"]
-    known = {name for _, name in _LINEAGE} | {"pictures", "pool_parts", "review"}
-    review = reviewing.read(lineage.get("review"))
+    known = {name for _, name in _LINEAGE} | {"pictures", "pool_parts", "review", "choice"}
+    review, choice = reviewing.read(lineage.get("review")), choosing.read(lineage.get("choice"))
     more = {name: value for name, value in lineage.items() if name not in known}
     lines = [
         *_lines("", _what(body)),
@@ -45,6 +46,7 @@ def page(body: Mapping[str, Any]) -> str:
         "where it comes from",
         *_lines("  ", [(title, _said(lineage.get(name))) for title, name in _LINEAGE]),
         *_lines("  ", [(name, _said(value)) for name, value in more.items()]),
+        *(["", "choice of the method", *(f"  {plain(row)}" for row in str(choice).splitlines())] if choice else []),
         *(["", "review", *(f"  {row}" for row in rows_of(review))] if review else []),
         "",
         "what is inside",

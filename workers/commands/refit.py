@@ -63,11 +63,12 @@ def command(
 ) -> None:
     """Let STATION's model learn the parts that it accepted lately, if a review finds nothing against it.
 
-    From the pool of accepted frames (`goldline pool stats`) and the model in service comes a candidate. It is held to
-    rules, and each is told with what was seen and what is needed: enough frames; none that the model now doubts, none
-    unlike the others; not too much that is new, not too far from what was known; golden goods are not rejected more,
-    golden defects are not missed. Its threshold comes from golden goods that neither model has learnt from: accepted
-    frames cannot calibrate, as a threshold selected them. While the station drifts there is no refit.
+    From the pool of accepted frames (`goldline pool stats`) and the model in service comes a candidate, of the same
+    method and settings: only `goldline fit --method auto` chooses anew. It is held to rules, and each is told with what
+    was seen and what is needed: enough frames; none that the model now doubts, none unlike the others; not too much
+    that is new, not too far from what was known; golden goods are not rejected more, golden defects are not missed.
+    Its threshold comes from golden goods that neither model has learnt from: accepted frames cannot calibrate, as a
+    threshold selected them. While the station drifts there is no refit.
 
     \b
     With approval = manual (the default) it waits for a person:

@@ -115,7 +115,8 @@ def _inspect(
         for i, path in batch.items():
             if heatmaps and i in inspected.maps:
                 picture = overlay_of(inspector, frames[i].image, inspected.maps[i].numpy())
-                (heatmaps / f"{int(i):05d}-{path.stem}.png").write_bytes(encode_picture(picture))
+                name = "-".join(filter(None, (f"{int(i):05d}", path.parent.name, path.stem)))
+                (heatmaps / f"{name}.png").write_bytes(encode_picture(picture))
             yield path, answers[i]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import click
 
@@ -17,10 +18,7 @@ from workers.commands import options
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 @click.option("--without-model", is_flag=True, hidden=True, help="Pass every frame at once: `goldline bench walk`.")
-@click.pass_context
-def command(
-    ctx: click.Context, settings: Settings, metrics_port: int | None, log_level: str, without_model: bool
-) -> None:
+def command(settings: Settings, metrics_port: int | None, log_level: str, without_model: bool) -> None:
     """Inspect frames until SIGTERM: then finish what is in flight, publish, commit, and exit 0.
 
     Start as many as you like on as many machines: stations are shared out among the workers of a group. Logs are JSON
@@ -36,4 +34,9 @@ def command(
     from workers import service  # noqa: PLC0415 - torch and Faust take seconds to import
     from workers.pass_all import PassAll  # noqa: PLC0415
 
-    ctx.exit(service.run(settings, PassAll() if without_model else None, metrics_port=metrics_port))
+    status = service.run(settings, PassAll() if without_model else None, metrics_port=metrics_port)
+    # All is published, committed and closed. To take the interpreter apart under a thread that still computes prints
+    # that thread's errors, and what native libraries think of it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
