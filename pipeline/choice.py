@@ -52,13 +52,17 @@ class MethodChoice:
 
     def __str__(self) -> str:
         """As lines for people."""
+        return "\n".join(self.rows())
+
+    def rows(self) -> list[str]:
+        """A line for each that was tried."""
         first = self.tried[0]
-        return "\n".join(
+        return [
             f"{'taken' if each.candidate is self.taken else 'tried':10} {each.candidate}: AUROC {each.auroc:.3f} of "
             "planted defects"
             + ("" if each is first else f", lead {each.lead:+.3f} (must be above {ERRORS * each.lead_error:.3f})")
             for each in self.tried
-        )
+        ]
 
     def body(self) -> list[dict[str, Any]]:
         """As JSON."""

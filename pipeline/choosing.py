@@ -6,6 +6,7 @@ over the pictures held out, as a picture and what is planted in it are no indepe
 candidates were fitted to is not in that error: of candidates that find alike the default is not always taken.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -109,7 +110,7 @@ def check_enough(count: int) -> None:
         FitError: it cannot; the message says how many are needed.
     """
     if count < FEWEST:
-        given = math.ceil(FEWEST / (1 - commissioning.CALIBRATE_SHARE))
+        given = next(n for n in itertools.count(FEWEST) if n - commissioning.held_out_of(n) >= FEWEST)
         raise FitError(
             f"{count} good pictures to fit are too few to choose a method by: {FEWEST} are needed, and for a model "
             f"{given} in all, as some calibrate. Give more, or name a method"

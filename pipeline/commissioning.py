@@ -52,6 +52,11 @@ class Commissioned:
     fit_s: float
 
 
+def held_out_of(count: int, share: float = CALIBRATE_SHARE) -> int:
+    """How many of so many goods calibrate."""
+    return min(max(round(count * share), 5), count - 5)
+
+
 def commission(
     goods: Sequence[Frame],
     *,
@@ -97,7 +102,7 @@ def commission(
     decoded = readable(goods, view, limits, progress)
     n = len(decoded.frame_ids)
     order = np.random.default_rng(seed).permutation(n)
-    kept = min(max(round(n * calibrate_share), 5), n - 5)
+    kept = held_out_of(n, calibrate_share)
     pixels = decoded.images.pixels
     held_out, used = torch.from_numpy(np.sort(order[:kept])), torch.from_numpy(np.sort(order[kept:]))
     learnt = rotated(Images(pixels[used]), rotations)

@@ -66,8 +66,13 @@ class Preprocessed(nn.Module):
         """
         with self._converting:
             if size not in self._graphs:
-                self._graphs[size] = _converted(self, size)
+                self._graphs[size] = _converted(self._apart(), size)
             return self._graphs[size].clone()
+
+    def _apart(self) -> "Preprocessed":
+        """The same tensors in modules of their own: torch.export swaps a module's for others while it traces it."""
+        shared = {id(each): each for each in (*self.net.parameters(), *self.net.buffers())}
+        return Preprocessed(copy.deepcopy(self.net, shared), self.layers, self.scale, self.shift, bgr=self.bgr)
 
 
 class TorchEngine:
@@ -111,7 +116,7 @@ class _OfThread(threading.local):
 class OpenVinoEngine:
     """Runs on the CPU; a graph is compiled for each size of picture when the first of it comes.
 
-    In 8 bits it needs ranges; without, it is in float32 until `Backbone.ranged` has taken them.
+    In 8 bits it needs ranges; without, it is in float32 until `Backbone.rounded` has taken them.
     """
 
     def __init__(self, net: Preprocessed, precision: str, cuts: tuple[float, ...] = ()) -> None:

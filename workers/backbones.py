@@ -13,6 +13,7 @@ from pipeline.backbone import SHIPPED, Backbone, default_layers, resolve
 from pipeline.backbone_spec import BackboneSpec, Preprocessing
 from pipeline.data import Artifact, Size
 from pipeline.decode import Limits
+from pipeline.devices import resolve_device
 from pipeline.engines import AUTO, cpu_only
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.fastest import on_fastest_engine
@@ -90,17 +91,18 @@ def open_inspector(
 
 
 def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone]:
-    """A function from what an artifact says to a backbone, the same one for the same words while somebody holds it.
+    """A function from what an artifact says to a backbone, the same one for the same words.
 
-    Networks are kept, each once, whatever runs them. Models in 8 bits each have an engine of their own, which leaves
-    memory with the last of them.
+    Networks are kept, on each device once, whatever runs them, and so are engines; but for those in 8 bits, which are
+    compiled for the models of one fit and leave memory with the last of them.
 
     Args:
         settings: whose `backbones` are permitted, and where weights are looked for.
         device: as in settings. A model that was fitted for OpenVINO runs on the CPU where that is `auto`.
     """
     looked_at = sources(settings)
-    opened: WeakValueDictionary[BackboneSpec, Backbone] = WeakValueDictionary()
+    kept: dict[BackboneSpec, Backbone] = {}
+    rounded: WeakValueDictionary[BackboneSpec, Backbone] = WeakValueDictionary()
 
     @functools.cache
     def network(spec: BackboneSpec, place: str) -> Backbone:
@@ -124,9 +126,10 @@ def opener(settings: Settings, device: str) -> Callable[[BackboneSpec], Backbone
         )
 
     def open_backbone(spec: BackboneSpec) -> Backbone:
+        opened = rounded if spec.cuts else kept
         known = opened.get(spec)
         if known is None:
-            place = "cpu" if device == AUTO and cpu_only(spec.engine) else device
+            place = "cpu" if device == AUTO and cpu_only(spec.engine) else str(resolve_device(device))
             known = network(replace(spec, engine="torch", cuts=()), place).on(spec.engine, spec.cuts)
             opened[spec] = known
         return known

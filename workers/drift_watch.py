@@ -29,7 +29,7 @@ from workers.metrics import WorkerMetrics
 
 log = logs.get(__name__)
 
-_WAITING_MAX = 64  # frames whose pixels are held
+_WAITING_MAX = 64  # frames whose pixels are held, beside the lot in hand
 _SAVE_S = 10.0
 _LISTEN_S = 1.0
 _LOT, _GATHER_S = 16, 0.2
@@ -84,7 +84,7 @@ class DriftWatch:
                 with self._counting:
                     self._left_out += 1
                 self._metrics.drift_left_out.inc()
-        if self._waiting.qsize() >= _LOT:
+        if self._is_enough():
             self._enough.set()
 
     def start(self) -> None:
@@ -120,9 +120,9 @@ class DriftWatch:
             self._client.close()
 
     def _lot(self) -> list[Decided | None]:
-        """What waits: `_LOT` frames, or what came soon after the first.
+        """What waits, at most `_LOT` frames: as soon as so many do, or soon after the first.
 
-        Each by itself would wake this thread between two steps of other frames' walk, and cost three times as much.
+        Each by itself would wake this thread between two steps of other frames' walk.
         """
         try:
             lot = [self._waiting.get(timeout=_LISTEN_S)]
@@ -130,9 +130,14 @@ class DriftWatch:
             return []
         if lot[0] is not None:
             self._enough.wait(_GATHER_S)
-        self._enough.clear()
-        lot.extend(self._waiting.get_nowait() for _ in range(self._waiting.qsize()))
+        lot.extend(self._waiting.get_nowait() for _ in range(min(self._waiting.qsize(), _LOT - 1)))
+        if not self._is_enough():
+            self._enough.clear()
         return lot
+
+    def _is_enough(self) -> bool:
+        """Whether a lot waits, beside one frame in hand."""
+        return self._waiting.qsize() >= _LOT - 1
 
     def _look(self, decided: Decided) -> None:
         outcome = decided.outcome

@@ -75,7 +75,7 @@ class WorkerMetrics(Exposition):
         self._refused = gauge("model_refused", "1 while the store names a model that is refused here.", _PLACE)
         self.models_evicted = counter("models_evicted", "Models that left memory to make room.")
         self._resident = gauge("models_resident", "Models in memory, the replaced ones included.")
-        self._resident_bytes = gauge("models_resident_bytes", "Their tensors.")
+        self._resident_bytes = gauge("models_resident_bytes", "Their tensors, and their engines in 8 bits, roughly.")
         self.store_errors = counter("store_errors", "A store did not answer, or wrongly.", ("store",), STORES)
         for place in self.places:
             self._refused.labels(*place)

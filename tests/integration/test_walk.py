@@ -83,6 +83,8 @@ def test_sigterm_finishes_what_is_in_flight_and_repeats_nothing(make_line: Calla
     sent, camera = _send(rig, pictures, 150, rate=150, close=False)
     asked = time.monotonic()
     assert worker.end(by=signal.SIGTERM) == 0, worker.last_words()
+    last = worker.log.read_text(encoding="utf-8").splitlines()[-1]
+    assert json.loads(last)["event"] == "worker ended", "native libraries have nothing to add"
     assert time.monotonic() - asked < 10
     more, _ = _send(rig, pictures, 100, rate=0)
     start_worker(rig, "second")

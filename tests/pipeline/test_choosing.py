@@ -177,7 +177,7 @@ def test_what_cannot_be_fitted_to_so_few_is_no_candidate(goods, backbone, monkey
 
 
 def test_too_few_pictures_choose_nothing(goods, backbone):
-    with pytest.raises(FitError, match="20 are needed, and for a model 29 in all"):
+    with pytest.raises(FitError, match="20 are needed, and for a model 28 in all"):
         choose_method(Images(goods.pixels[:19]), backbone=backbone, view=VIEW)
 
 

@@ -48,6 +48,30 @@ def test_features_agree_with_torch(backbone, engine):
     assert torch.equal(images, copy)
 
 
+def test_a_network_runs_as_ever_while_it_is_converted(backbone):
+    """A model in 8 bits is loaded while frames are scored by torch on the same network."""
+    images, done, seen = pictures(1), threading.Event(), []
+    with torch.no_grad():
+        expected = backbone.differentiable(backbone.prepare(images.float()))["layer3"]
+
+    def run():
+        with torch.no_grad():
+            while not done.is_set():
+                made = backbone.differentiable(backbone.prepare(images.float()))["layer3"]
+                seen.append(torch.allclose(made, expected, rtol=1e-4, atol=1e-4))
+
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(run)
+        try:
+            for side in (160, 192):
+                backbone.on("openvino-fp32")(pictures(1, side, side))
+        finally:
+            done.set()
+        running.result()
+    assert len(seen) > 1
+    assert all(seen)
+
+
 def test_a_second_thread_waits_for_a_picture_of_the_batch_in_hand_and_not_for_all(backbone):
     """A model that is warmed up while a worker scores."""
     net = backbone.on("openvino-fp32")

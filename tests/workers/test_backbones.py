@@ -52,6 +52,18 @@ def test_an_engine_leaves_memory_with_the_last_model_that_stands_on_it(spec):
     assert opens(spec).spec == spec
 
 
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_engines_that_are_no_models_own_are_kept_on_one_network(spec, device):
+    opens = opener(Settings(), device)
+    plain = [replace(spec, engine=engine, cuts=()) for engine in ("torch", "openvino-fp32")]
+    first = [weakref.ref(opens(each)) for each in plain]
+    gc.collect()
+    assert [opens(each) for each in plain] == [each() for each in first]
+    if not torch.cuda.is_available():
+        one, two = (each().parameters() for each in first)
+        assert [each.data_ptr() for each in one] == [each.data_ptr() for each in two]
+
+
 def test_a_network_is_converted_once_for_each_size_of_picture(spec, monkeypatch):
     sizes, really = [], engines._converted
     monkeypatch.setattr(engines, "_converted", lambda net, size: sizes.append(size) or really(net, size))

@@ -389,7 +389,7 @@ def test_fit_records_where_a_model_comes_from(goldline, plant, pictures):
     one, two = lineages[first["version"]], lineages[second["version"]]
     assert (one["parent"], two["parent"]) == ("", first["version"])
     assert (one["why"], two["why"]) == ("first shift", "")
-    assert one["frames"] == {"fit": 9, "tune": 0, "calibrate": 5, "unreadable": 0}
+    assert one["frames"] == {"fit": 9, "tune": 0, "calibrate": 5, "unreadable": 0, "copies": 0}
     assert (one["method"], one["settings"]["coreset"]) == ("patchcore", 0.02)
     assert one["backbone"] == first["backbone"]["weights_sha256"]
     assert one["code"] in goldline("--version").out
@@ -401,7 +401,7 @@ def test_fit_records_where_a_model_comes_from(goldline, plant, pictures):
     assert all(len(digest) == 64 for digest in (one["calibration"], two["calibration"]))
     shown = goldline("models", "show", "line-1/top", first["version"], "--store", url).out
     assert one["pictures"][0] not in shown, "a list for machines"
-    for line in ("  why          first shift", "  frames       calibrate=5, fit=9, tune=0, unreadable=0"):
+    for line in ("  why          first shift", "  frames       calibrate=5, copies=0, fit=9, tune=0, unreadable=0"):
         assert line in shown.splitlines()
 
 
@@ -871,13 +871,16 @@ def test_evaluate_takes_auto_for_a_method(goldline, tmp_path):
     assert "19 good pictures to fit are too few to choose a method by" in few
 
 
-def test_fit_says_how_many_pictures_are_copies(goldline, tmp_path):
+def test_fit_leaves_copies_out(goldline, tmp_path):
     goods = tmp_path / "goods"
     goods.mkdir()
-    for i in range(12):
+    for i in range(24):
         drawn = synthetic.draw("cap", seed=i // 2, size=(96, 96))
         (goods / f"{i:02d}.png").write_bytes(synthetic.encode(drawn.image, format="PNG"))
     fit = ("fit", goods, "--station", "line-1/top", "--size", 96, "--engine", "torch", "--device", "cpu")
     ran = goldline(*fit, "--store", f"file://{tmp_path}/models", "--json")
-    assert ran.json()["copies"] == 6
-    assert "6 of 12 pictures are copies of others" in ran.err
+    frames = ran.json()["frames"]
+    assert frames["fit"] + frames["calibrate"] == 12
+    assert "12 of 24 pictures are copies of others and are left out" in ran.err
+    (kept,) = goldline("models", "list", "--store", f"file://{tmp_path}/models", "--json").json()
+    assert kept["lineage"]["frames"]["copies"] == 12

@@ -1,6 +1,7 @@
 """Frames to their station's monitors: which count for what, what is kept, and who is believed. Kafka: test_drift.py."""
 
 import os
+import threading
 from datetime import UTC, datetime, timedelta
 from queue import Full
 
@@ -10,7 +11,7 @@ import torch
 from pipeline import settings as line
 from pipeline.data import Decision, Frame, Verdict
 from pipeline.drift import MONITORS, REFERENCE_FRAMES, SCORE, Baseline
-from workers import baselines
+from workers import baselines, drift_watch
 from workers.desk import Decided
 from workers.drift_events import BaselineAccepted
 from workers.drift_watch import DriftWatch
@@ -75,12 +76,35 @@ def test_rejects_and_canaries_count_for_the_picture_alone(settings):
 
 def test_frames_are_looked_at_in_lots_in_their_order(settings):
     watch = DriftWatch(settings, print)
-    many, few = [decided(k) for k in range(20)], [decided(k) for k in range(20, 23)]
-    watch.take(many)
-    assert list(map(id, watch._lot())) == list(map(id, many))
-    watch.take(few)
+    frames = [decided(k) for k in range(40)]
+    watch.take(frames)
     watch._waiting.put(None)
-    assert list(map(id, watch._lot())) == list(map(id, [*few, None]))
+    lots = [watch._lot() for _ in range(3)]
+    assert [each.pixels.data_ptr() for lot in lots for each in lot if each] == [f.pixels.data_ptr() for f in frames]
+    assert ([len(lot) for lot in lots], lots[-1][-1]) == ([16, 16, 9], None)
+
+
+@pytest.mark.parametrize(("more", "patience_s", "expected"), [(1, 0.5, 2), (15, 600, 16)])
+def test_a_frame_waits_for_others_but_no_longer_than_a_lot_takes_to_fill(
+    settings, monkeypatch, more, patience_s, expected
+):
+    monkeypatch.setattr(drift_watch, "_GATHER_S", patience_s)
+    watch = DriftWatch(settings, print)
+    watch.take([decided(0)])
+    later = threading.Timer(0.05, lambda: [watch.take([decided(1 + k)]) for k in range(more)])
+    later.start()
+    assert len(watch._lot()) == expected
+    later.join()
+
+
+def test_frames_that_wait_at_the_end_are_looked_at(settings, monkeypatch):
+    for listening in ("_listen", "_listen_to_the_end"):  # to a broker
+        monkeypatch.setattr(DriftWatch, listening, lambda _: None)
+    watch = DriftWatch(settings, print)
+    watch.start()
+    watch.take([decided(k) for k in range(40)])
+    watch.stop(within_s=60)
+    assert seen(DriftWatch(settings, print))["exposure"] == 40
 
 
 def test_an_alarm_is_reported_and_kept_at_once(settings):

@@ -37,7 +37,7 @@ from workers.provenance import PICTURES_MAX, digest, pictures
 @click.option("--station", required=True, help="The camera viewpoint, as in line-1/top.")
 @click.option("--recipe", default="default", show_default=True, help="The product being made.")
 @options.method(
-    says="The method to fit; auto, of 30 pictures and more, what finds clearly more than patchcore of planted defects."
+    says="The method to fit; auto, of 28 pictures and more, what finds clearly more than patchcore of planted defects."
 )
 @options.setting()
 @options.presets
@@ -122,13 +122,11 @@ def command(
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
     method_name, method_config = _asked(method, settings, view, fixtured=fixtured, quick=quick)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
-    copies = len(goods) - len({sha256(frame.image).digest() for frame in goods})
-    if copies:
-        console.print(
-            f"[yellow]{copies} of {len(goods)} pictures are copies of others[/]: they say nothing new, and what is "
-            "promised counts them as if they did.",
-            soft_wrap=True,
-        )
+    given = len(goods)
+    # One copy would be learnt and another calibrate: the threshold would be too low, and its promise too large.
+    goods = list({sha256(frame.image).digest(): frame for frame in reversed(goods)}.values())[::-1]
+    if len(goods) < given:
+        console.print(f"[yellow]{given - len(goods)} of {given} pictures are copies of others[/] and are left out.")
     shown_to_fit = len(goods) * rotations * max(view.tiles) ** 2  # tiles of one level at a time
     needed = methods.fit_bytes(method_name, shown_to_fit, method_config, backbone=net, size=view.size)
     if needed is not None:
@@ -156,7 +154,7 @@ def command(
         "created_by": getpass.getuser(),
         "why": why,
         "dataset": digest(goods),
-        "frames": {**made.frames, "unreadable": len(made.unreadable)},
+        "frames": {**made.frames, "unreadable": len(made.unreadable), "copies": given - len(goods)},
         "calibration": digest([frame for frame in goods if frame.frame_id in calibrated_on]),
         "left_out": list[JSON](left_out),
         "pictures": pictures(goods) if len(goods) <= PICTURES_MAX else [],
@@ -174,7 +172,7 @@ def command(
     if promoted and current != version:
         put_in_service(store, key, version, expected=current, who=getpass.getuser(), why=why or "fit")
     if as_json:
-        body = _body(made, version, artifact.meta["backbone"], promoted=promoted) | {"copies": copies}
+        body = _body(made, version, artifact.meta["backbone"], promoted=promoted)
         if choice:
             body["choice"] = choice.body()
         click.echo(json.dumps(body | {"left_out": left_out}))

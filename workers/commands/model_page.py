@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline import choice as choosing
+from pipeline import choice as choices
 from pipeline import review as reviewing
 from pipeline.review import Review
 
@@ -37,8 +37,8 @@ def page(body: Mapping[str, Any]) -> str:
         body: what `goldline models show STATION --json` prints.
     """
     lineage = body["lineage"]
-    known = {name for _, name in _LINEAGE} | {"pictures", "pool_parts", "review", "choice"}
-    review, choice = reviewing.read(lineage.get("review")), choosing.read(lineage.get("choice"))
+    review, choice = reviewing.read(lineage.get("review")), choices.read(lineage.get("choice"))
+    known = {name for _, name in _LINEAGE} | {"pictures", "pool_parts", "review"} | ({"choice"} if choice else set())
     more = {name: value for name, value in lineage.items() if name not in known}
     lines = [
         *_lines("", _what(body)),
@@ -46,7 +46,7 @@ def page(body: Mapping[str, Any]) -> str:
         "where it comes from",
         *_lines("  ", [(title, _said(lineage.get(name))) for title, name in _LINEAGE]),
         *_lines("  ", [(name, _said(value)) for name, value in more.items()]),
-        *(["", "choice of the method", *(f"  {plain(row)}" for row in str(choice).splitlines())] if choice else []),
+        *(["", "choice of the method", *(f"  {plain(row)}" for row in choice.rows())] if choice else []),
         *(["", "review", *(f"  {row}" for row in rows_of(review))] if review else []),
         "",
         "what is inside",

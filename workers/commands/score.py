@@ -19,6 +19,7 @@ from workers.backbones import open_inspector
 from workers.commands import options
 
 _BATCH = 8
+_NAME_BYTES = 200  # of a picture that is written, which any file system takes; its number is in front
 
 
 @click.command("score")
@@ -116,6 +117,7 @@ def _inspect(
             if heatmaps and i in inspected.maps:
                 picture = overlay_of(inspector, frames[i].image, inspected.maps[i].numpy())
                 name = "-".join(filter(None, (f"{int(i):05d}", path.parent.name, path.stem)))
+                name = name.encode()[:_NAME_BYTES].decode(errors="ignore")
                 (heatmaps / f"{name}.png").write_bytes(encode_picture(picture))
             yield path, answers[i]
 

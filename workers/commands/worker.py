@@ -35,8 +35,8 @@ def command(settings: Settings, metrics_port: int | None, log_level: str, withou
     from workers.pass_all import PassAll  # noqa: PLC0415
 
     status = service.run(settings, PassAll() if without_model else None, metrics_port=metrics_port)
-    # All is published, committed and closed. To take the interpreter apart under a thread that still computes prints
-    # that thread's errors, and what native libraries think of it.
+    # Nothing is left to do: what was published is committed, and the rest comes again. To take the interpreter apart
+    # under a thread that still computes prints that thread's errors, and what native libraries think of it.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
