@@ -498,6 +498,18 @@ def test_a_batch_scores_as_one_picture_does(goldline, plant, pictures):
         assert alone["verdict"] == line["verdict"]
 
 
+def test_heatmaps_of_names_that_are_long_or_no_text(goldline, plant, pictures, tmp_path):
+    url, *_ = plant
+    picture = (pictures / "parts" / "0-good.png").read_bytes()
+    folder = tmp_path / ("f" * 200)
+    folder.mkdir()
+    names = [b"\xff.png", "\u3042".encode() * 80 + b".png"]
+    for name in names:
+        (folder / os.fsdecode(name)).write_bytes(picture)
+    ran = goldline("score", "line-1/top", folder, "--heatmaps", tmp_path / "maps", "--store", url, "--json")
+    assert (ran.status, len(list((tmp_path / "maps").iterdir()))) == (0, 2), ran.err
+
+
 def test_score_writes_heatmaps_of_what_could_be_read(goldline, plant, pictures, tmp_path):
     url, *_ = plant
     folder = tmp_path / "deep" / "heat maps"

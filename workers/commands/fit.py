@@ -89,7 +89,8 @@ def command(
 
     FOLDER holds pictures of good parts, or is a dataset in MVTec layout (then its train/good is used). Some of the
     pictures are held out to calibrate the threshold; what can be promised about false rejects is printed. Pictures
-    that a threshold selected (accepted frames, by the folder's selection.json) are refused: they bias it.
+    that a threshold selected (accepted frames, by the folder's selection.json) are refused: they bias it. Of
+    pictures that are copies of each other one is taken.
 
     \b
     Examples:

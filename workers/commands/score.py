@@ -1,6 +1,7 @@
 """`goldline score`."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _inspect(
             if heatmaps and i in inspected.maps:
                 picture = overlay_of(inspector, frames[i].image, inspected.maps[i].numpy())
                 name = "-".join(filter(None, (f"{int(i):05d}", path.parent.name, path.stem)))
-                name = name.encode()[:_NAME_BYTES].decode(errors="ignore")
+                name = os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")  # a name on disk may be no text
                 (heatmaps / f"{name}.png").write_bytes(encode_picture(picture))
             yield path, answers[i]
 
