@@ -36,7 +36,7 @@ _FINER = 2  # the queries' unit, in the bank's
 _FAR = 1 << 29  # more than any squared length in integers
 _TILE_BYTES = 4 << 20  # of bounds, to stay in a cache
 _GROUP = 32  # bounds that are looked at together: most groups have none that matters
-_PAIRS_BYTES = 4 << 20  # of what is computed at once
+_PAIRS_BYTES = 1 << 20  # of what is computed at once
 _CROWDED_GROUPS, _CROWDED_ROWS = 3 / 4, 1 / 8  # of those that integers leave of a query: it goes the whole way
 _FAR_OUT = 8.0  # times the median length: integers that reach so far would be too coarse for the others
 _UNIT_ROUNDOFF = 2.0**-24
@@ -133,6 +133,34 @@ class PrunedBank:
             distances[few], indices[few] = found[0].squeeze(1), found[1].squeeze(1)
         return distances.unsqueeze(1), indices.unsqueeze(1)
 
+    def around(self, queries: Tensor, k: int) -> Tensor:
+        """The k rows nearest to each of a few queries, by the bound in floats alone.
+
+        Args:
+            queries: (N, D) float32.
+            k: how many, at most M.
+
+        Returns:
+            (N, k) int64, nearest first.
+
+        Raises:
+            ShapeError: D differs.
+        """
+        check_shapes(queries, self.rows)
+        if not _exact_floats():
+            return nearest(queries, self.rows, k, bank_norms=self._norms)[1]
+        short, lengths = self._shortened(queries)
+        bounds = torch.cdist(short, self._short, compute_mode="donot_use_mm_for_euclid_dist")
+        bounds -= (self._float_error(lengths) + self._error).unsqueeze(1)
+        found = torch.empty(len(queries), k, dtype=torch.int64)
+        for place, (query, bound) in enumerate(zip(queries, bounds, strict=True)):
+            some = bound.topk(k, largest=False).indices
+            longest = torch.linalg.vector_norm(self.rows[some] - query, dim=1).max() * (1 + 1e-4)
+            left = (~(bound > longest)).nonzero().squeeze(1)  # of a query that is no number, all
+            near = torch.linalg.vector_norm(self.rows[left] - query, dim=1)
+            found[place] = left[near.topk(k, largest=False).indices]
+        return found
+
     def _settle(
         self, queries: Tensor, short: Tensor, integers: Tensor, norms: Tensor, lost: Tensor, error: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,12 +186,17 @@ class PrunedBank:
         crowded |= torch.bincount(query, minlength=len(queries)) > _CROWDED_ROWS * len(self.rows)
         alone = ~crowded[query]
         query, row = query[alone], row[alone]
+        other = row != indices[query]
+        query, row = query[other], row[other]
         near = _squares(short, self._short, query, row) <= (longest + error).square_()[query]
         query, row = query[near], row[near]
         squares = _squares(queries, self.rows, query, row)
+        first = distances.clone()
         distances.scatter_reduce_(0, query, squares, "amin")
-        ties = squares == distances[query]  # the row with the smallest index is the nearest of several, but for crowds
-        indices.scatter_reduce_(0, query[ties], row[ties], "amin", include_self=False)
+        # The row with the smallest index is the nearest of several, but for crowds.
+        indices[distances < first] = len(self.rows)
+        ties = squares == distances[query]
+        indices.scatter_reduce_(0, query[ties], row[ties], "amin")
         return distances, indices, crowded
 
     def _shortened(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ The terms are what PatchCore does (`methods/patchcore.py`, `pruning.py`):
 
   a                     whatever a picture is
   b pixels              the backbone, pooling, smoothing: as many patches as pixels / 64
-  c rows                re-weighting: one row of the bank against all of it, once a picture
+  c rows                re-weighting: one row's neighbours in the bank, once a picture
   d patches rows        the search; where a bound rules most rows out, e in place of d, and f patches for the bound
 
 Non-negative least squares of relative errors, so that a point of 5 ms counts as one of 500.

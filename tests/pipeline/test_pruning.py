@@ -135,6 +135,7 @@ def test_products_of_less_than_float32_change_nothing(monkeypatch):
     try:
         assert PrunedBank.of(bank) is None
         assert torch.equal(pruned.nearest(queries)[1], truth[1])
+        assert torch.equal(pruned.around(queries, 1), truth[1])
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -188,11 +189,53 @@ def test_where_bounds_rule_little_out_the_whole_bank_is_searched():
     check(torch.randn(50, 256, generator=g), torch.randn(600, 256, generator=g))
 
 
+@pytest.mark.parametrize("noise", [0.05, 1.0])
+@pytest.mark.parametrize("k", [1, 9, 3000])
+def test_the_nearest_few_are_found_in_order(noise, k):
+    bank = features(3000, noise=noise)
+    queries = torch.cat([bank[::500], features(5, seed=1, noise=noise), 20 * features(2, seed=2, noise=noise)])
+    found = PrunedBank.of(bank).around(queries, k)
+    true = torch.cdist(queries.double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert (found.shape, found.dtype) == ((len(queries), k), torch.int64)
+    assert all(len(set(row)) == k for row in found.tolist())
+    torch.testing.assert_close(true.gather(1, found), true.sort(dim=1).values[:, :k], rtol=5e-6, atol=1e-12)
+
+
+def test_the_nearest_few_are_found_without_looking_at_most(monkeypatch):
+    bank = features(3000)
+    queries, pruned, gathered = bank[:20], PrunedBank.of(bank), []
+    original = torch.Tensor.__getitem__
+
+    def counted(self, index):
+        if self is pruned.rows:
+            gathered.append(len(index))
+        return original(self, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "__getitem__", counted)
+        pruned.around(queries, 9)
+    assert 2 * 9 * 20 <= sum(gathered) < 0.1 * 20 * len(bank)
+
+
+def test_the_few_of_what_is_no_number_are_some():
+    queries = features(2)
+    queries[1, 5] = torch.nan
+    bank = features(600, seed=1)
+    pruned = PrunedBank.of(bank)
+    found = pruned.around(queries, 9)
+    assert torch.equal(found[0], nearest(queries[:1], bank, 9)[1][0])
+    assert len(set(found[1].tolist())) == 9
+    assert pruned.around(queries[:0], 9).shape == (0, 9)
+    with pytest.raises(ShapeError, match=r"\(N, D\) and \(M, D\)"):
+        pruned.around(torch.zeros(3, 255), 9)
+
+
 @pytest.mark.parametrize("factor", [1e-15, 1e15])
 def test_very_small_and_very_large_features(factor):
     bank, queries = features(600) * factor, features(50, seed=1) * factor
-    _, indices = PrunedBank.of(bank).nearest(queries)
-    assert torch.equal(indices[:, 0], brute(queries, bank).indices)
+    pruned, truth = PrunedBank.of(bank), brute(queries, bank).indices
+    assert torch.equal(pruned.nearest(queries)[1][:, 0], truth)
+    assert torch.equal(pruned.around(queries, 3)[:, 0], truth)
 
 
 def test_what_is_not_finite_is_said_to_be_at_no_distance():
