@@ -131,6 +131,24 @@ def _fit(report: Report) -> Iterator[str]:
     )
 
 
+def _bank_search(report: Report) -> Iterator[str]:
+    yield _picked(
+        [{**row, "ratio_range": _quartiles(row)} for row in report["rows"]],
+        {
+            "set": "dataset",
+            "backbone": "backbone",
+            "rows": "rows",
+            "dimensions": "dim",
+            "axes": "axes",
+            "bounded, ms": "bounded_ms",
+            "whole, ms": "whole_ms",
+            "ratio": "ratio",
+            "its quartiles": "ratio_range",
+            "agreement": "agreement",
+        },
+    )
+
+
 def _cost(report: Report) -> Iterator[str]:
     yield _table(
         ("side, px", "bank", "measured, ms", "predicted, ms", "error", "fitted"),
@@ -487,6 +505,11 @@ _SECTIONS = {
         _fit,
     ),
     "fit": ("A fit of PatchCore, beside anomalib", "goldline bench fit --peers", _fit),
+    "bank-search": (
+        "The search in PatchCore's bank, bounded and whole",
+        "python -m tests.benchmarks.bank_search",
+        _bank_search,
+    ),
     "cost": ("What a picture's cost grows with", "goldline bench cost", _cost),
     "line": ("The highest rate of a line", "goldline bench line", _line),
     "line-two-workers": ("The same with two workers", "goldline bench line --workers 2", _line),

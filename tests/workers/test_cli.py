@@ -746,6 +746,19 @@ def test_a_region_that_was_painted_on_other_frames_is_refused(goldline, tmp_path
     assert smaller.status == 0, smaller.err
 
 
+@pytest.mark.parametrize(("side", "told"), [(8, True), (32, False)])
+def test_a_fit_to_a_small_region_says_so(goldline, tmp_path, side, told):
+    synthetic.write_dataset(tmp_path / "gear", "gear", goods=12, test_goods=0, defects_each=0, seed=2)
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (20, 20, 20 + side, 20 + side))
+    mask.save(tmp_path / "mask.png")
+    options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
+    fit = ("fit", tmp_path / "gear", "--station", "line-1/top", "--store", f"file://{tmp_path}/models")
+    ran = goldline(*fit, *options, "--set", "coreset=0.05", "--roi", tmp_path / "mask.png")
+    assert ran.status == 0, ran.err
+    assert ("The region of interest is 1.6% of the frame" in ran.err) is told
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "webp"])
 def test_a_region_is_compared_with_frames_as_they_are_turned(tmp_path, suffix):
     turned = Image.Exif()

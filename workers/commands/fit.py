@@ -31,6 +31,8 @@ from workers.commands.model_page import plain
 from workers.progress_bars import shown
 from workers.provenance import PICTURES_MAX, digest, pictures
 
+_SMALL_REGION = 0.05  # of the frame
+
 
 @click.command("fit")
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -119,6 +121,13 @@ def command(
     view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
     net = choose(chosen, line, view.size)
     console = Console(stderr=True)
+    inside = view.inside()
+    if inside is not None and (share := float(inside.mean())) < _SMALL_REGION:
+        console.print(
+            f"[yellow]The region of interest is {share:.1%} of the frame[/]: of {size}x{size} pixels the model has few in "
+            "it. Cut frames to it in the camera, or look closer with --tiles 2.",
+            soft_wrap=True,
+        )
     if random_weights:
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
     method_name, method_config = _asked(method, settings, view, fixtured=fixtured, quick=quick)
