@@ -1,7 +1,8 @@
 """The search in PatchCore's bank, by bounds and as a whole product, on real sets.
 
-`python -m tests.benchmarks.bank_search --json tests/benchmarks/bank-search.json` runs it on the folder that GOLDLINE_DATA
-names. Banks are coresets of a set's good pictures; one test picture's patches are asked at a time, both ways in turns.
+`python -m tests.benchmarks.bank_search --json tests/benchmarks/bank-search.json` runs it on the folder that
+GOLDLINE_DATA names. Banks are coresets of a set's good pictures; one test picture's patches are asked at a time, both
+ways in turns.
 """
 
 import argparse

@@ -124,8 +124,8 @@ def command(
     inside = view.inside()
     if inside is not None and (share := float(inside.mean())) < _SMALL_REGION:
         console.print(
-            f"[yellow]The region of interest is {share:.1%} of the frame[/]: of {size}x{size} pixels the model has few in "
-            "it. Cut frames to it in the camera, or look closer with --tiles 2.",
+            f"[yellow]The region of interest is {share:.1%} of the frame[/]: of {size}x{size} pixels the model has few "
+            "in it. Cut frames to it in the camera, or look closer with --tiles 2.",
             soft_wrap=True,
         )
     if random_weights:
