@@ -488,6 +488,11 @@ _SECTIONS = {
         "python -m tests.benchmarks.accuracy --sets magnetic_tile,cubes --coreset 0.1 --seeds 1",
         _accuracy,
     ),
+    "accuracy-default-deeppcb": (
+        "The same on boards",
+        "python -m tests.benchmarks.accuracy --sets deeppcb --methods auto,patchcore --coreset 0.1 --seeds 1",
+        _accuracy,
+    ),
     "score-amx": ("The same with AMX", "goldline bench score --peers --batch 1", _score),
     "score-h100": (
         "PatchCore on a GPU",

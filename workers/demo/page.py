@@ -33,6 +33,7 @@ figcaption { padding: .4rem .6rem; font-size: .85rem; }
 .wrong { font-weight: 600; } svg rect { fill: var(--bar); } svg text { fill: var(--ink); font-size: 11px; }
 """
 _EACH = 6
+_FOUND, _KINDS = "Defects found, one of each kind", 4 * _EACH
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Picked:
 
 
 def pick(tally: Tally) -> dict[str, list[Picked]]:
-    """Worst misses, worst false rejects, then found defects of every kind and some passes."""
+    """Worst misses, worst false rejects, then found defects of every kind and passes: all, of which a few are shown."""
     pairs = [Picked(tally.truth[i], r) for i, r in tally.results.items() if i in tally.truth and r.score is not None]
 
     def margin(p: Picked) -> float:
@@ -58,10 +59,10 @@ def pick(tally: Tally) -> dict[str, list[Picked]]:
             kinds.setdefault((p.truth.station, p.truth.defect), p)
     passed = [p for p in pairs if not p.truth.defect and p.result.verdict == "pass"]
     return {
-        "Missed defects, lowest score first": missed[:_EACH],
-        "False rejects, highest score first": false[:_EACH],
-        "Defects found, one of each kind": list(kinds.values())[: 4 * _EACH],
-        "Passed": passed[:_EACH],
+        "Missed defects, lowest score first": missed,
+        "False rejects, highest score first": false,
+        _FOUND: list(kinds.values()),
+        "Passed": passed,
     }
 
 
@@ -85,9 +86,11 @@ def render(report: dict[str, Any], tally: Tally, inspectors: dict[str, Inspector
         _defects(report),
     ]
     for title, picked in pick(tally).items():
-        parts.append(f"<h2>{_escape(title)} ({len(picked)})</h2>")
+        shown = picked[: _KINDS if title == _FOUND else _EACH]
+        count = f"{len(picked)}" if len(shown) == len(picked) else f"{len(shown)} of {len(picked)}"
+        parts.append(f"<h2>{_escape(title)} ({count})</h2>")
         parts.append("<div class=frames>" if picked else "<p>None.</p>")
-        parts += [_figure(p, inspectors[p.truth.station]) for p in picked]
+        parts += [_figure(p, inspectors[p.truth.station]) for p in shown]
         parts.append("</div>" if picked else "")
     return "\n".join(parts) + "\n"
 
@@ -106,8 +109,10 @@ def histogram(values: Sequence[float], *, width: int = 860, height: int = 200, b
     )
     ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000) if edges[0] <= t <= edges[-1]]
     span = np.log(edges[-1] / edges[0])
-    labels = "".join(f"<text x={width * np.log(t / edges[0]) / span:.0f} y={height - 4}>{t} ms</text>" for t in ticks)
-    return f"<svg viewBox='0 0 {width} {height}' role=img aria-label='latency histogram'>{bars}{labels}</svg>"
+    places = [(t, width * np.log(t / edges[0]) / span) for t in ticks]
+    labels = "".join(f"<text text-anchor=middle x={x:.0f} y={height - 4}>{t} ms</text>" for t, x in places)
+    # With room on either side for half of the first label and of the last.
+    return f"<svg viewBox='-30 0 {width + 60} {height}' role=img aria-label='latency histogram'>{bars}{labels}</svg>"
 
 
 def _headline(report: dict[str, Any]) -> str:
