@@ -33,7 +33,12 @@ def write(body: dict[str, Any], json_file: Path | None) -> None:
 @options.method("--methods", says="As in patchcore,padim.")
 @options.setting("the methods")
 @options.presets
-@click.option("--backbones", default="wide_resnet50_2,goldline-s", show_default=True, help="With random weights.")
+@click.option(
+    "--backbones",
+    default="wide_resnet50_2,goldline-s",
+    show_default=True,
+    help="With random weights unless it ships some.",
+)
 @click.option("--bank", "bank_rows", default="1638,16385", show_default=True, help="Rows of PatchCore's bank.")
 @click.option(
     "--peer-bank",
@@ -104,7 +109,9 @@ def score(
 
 
 @click.command("fit")
-@click.option("--backbone", default="wide_resnet50_2", show_default=True, help="With random weights.")
+@click.option(
+    "--backbone", default="wide_resnet50_2", show_default=True, help="With random weights unless it ships some."
+)
 @click.option("--images", default=209, show_default=True, help="Good pictures, drawn.")
 @click.option("--coreset", default=0.1, show_default=True, help="Share of the patches kept.")
 @click.option(
@@ -176,7 +183,7 @@ def cost(
     """How a picture's cost grows with its pixels and the rows of PatchCore's bank: fitted, and tried on unseen points.
 
     All sizes with all banks, in turns, give what a pixel, a row and a patch against a row cost here; the unseen points
-    are predicted from that. How it grows with stations and workers: `goldline sizing --ms-per-frame` with these ms.
+    are predicted from that. How a line's processor time grows with stations and workers: `goldline bench load`.
     """
     from pipeline.speed import cost as measured  # noqa: PLC0415 - torch takes seconds to import
 

@@ -80,10 +80,11 @@ def render(report: dict[str, Any], tally: Tally, inspectors: dict[str, Inspector
         "<h1>Goldline demo</h1>",
         f"<p>{_escape(_headline(report))}</p>",
         _table(_figures(report)),
-        "<h2>Latency, capture to result on the broker</h2>",
+        "<h2>Latency, capture to result on the broker; logarithmic</h2>",
         histogram(tally.latencies_ms().get("total", [])),
         "<h2>Defects by kind</h2>",
         _defects(report),
+        "<p>Of a frame, p is the share of calibration pictures that score as high, itself counted.</p>",
     ]
     for title, picked in pick(tally).items():
         shown = picked[: _KINDS if title == _FOUND else _EACH]
