@@ -72,7 +72,7 @@ class Preprocessed(nn.Module):
     def _apart(self) -> "Preprocessed":
         """The same tensors in modules of their own: torch.export swaps a module's for others while it traces it."""
         shared = {id(each): each for each in (*self.net.parameters(), *self.net.buffers())}
-        return Preprocessed(copy.deepcopy(self.net, shared), self.layers, self.scale, self.shift, bgr=self.bgr)
+        return Preprocessed(_copied(self.net, shared), self.layers, self.scale, self.shift, bgr=self.bgr)
 
 
 class TorchEngine:
@@ -93,7 +93,7 @@ class Bf16Engine:
 
     def __init__(self, net: Preprocessed, device: torch.device) -> None:
         self._whole = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._half = copy.deepcopy(net.net).to(torch.bfloat16)
+        self._half = _copied(net.net, {}).to(torch.bfloat16)
         if device.type == "cuda" and isinstance(self._half, GraphModule):
             fuse_layers(self._half)
         self._run = Replayed(self._maps, device)
@@ -179,6 +179,21 @@ class OpenVinoEngine:
         return self._core.compile_model(_channels_last(graph), "CPU", self._options)
 
 
+def _copied(net: nn.Module, shared: dict[int, Any]) -> nn.Module:
+    """Modules of its own, with what is `shared`, by id, taken as it is."""
+    try:
+        return copy.deepcopy(net, shared)
+    except Exception as error:  # a lock, an open file: whatever a network of one's own holds
+        raise ConfigError(
+            f"{type(net).__name__} cannot be copied, as every engine but torch does ({_first(error)}): --engine torch"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    """What there is in short of an error that may tell pages."""
+    return str(error).partition("\n")[0][:200]
+
+
 def _channels_last(graph: Any) -> Any:
     """The same with channels innermost in what goes in and comes out, as pictures are decoded and convolutions want."""
     outside = _openvino().preprocess.PrePostProcessor(graph)
@@ -194,8 +209,13 @@ def _converted(net: Preprocessed, size: tuple[int, int]) -> Any:
     # Autocast around a caller would be exported with the network, and OpenVINO reads it wrongly.
     with torch.no_grad(), torch.autocast("cpu", enabled=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's and OpenVINO's about each other
-        graph = _openvino().convert_model(torch.export.export(net, (example,)))
-    graph.reshape({0: example.shape})
+        try:
+            graph = _openvino().convert_model(torch.export.export(net, (example,)))
+            graph.reshape({0: example.shape})
+        except Exception as error:  # whatever a network of one's own does that neither knows
+            raise ConfigError(
+                f"OpenVINO cannot run {type(net.net).__name__} ({_first(error)}): --engine torch"
+            ) from error
     return graph
 
 

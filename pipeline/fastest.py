@@ -14,7 +14,7 @@ from pipeline import eight_bits, engines
 from pipeline.backbone import Backbone
 from pipeline.data import Size
 from pipeline.devices import wait_for
-from pipeline.errors import FitError
+from pipeline.errors import ConfigError, FitError
 
 AGREE = 0.02  # relative error of features that an engine may have against torch in float32
 _TRIALS = 7
@@ -28,7 +28,10 @@ def on_fastest_engine(backbone: Backbone, size: Size) -> Backbone:
     Every candidate runs a few pictures, and one whose features differ from torch's is out. Nor are 8 bits among them:
     it takes good pictures to say whether those will do, and `settled` asks them.
     """
-    opened = {name: backbone.on(name, may_round=True) for name in engines.candidates(backbone.device)}
+    opened = {}
+    for name in engines.candidates(backbone.device):
+        with contextlib.suppress(*(() if name == "torch" else (ConfigError,))):  # a network that cannot be copied
+            opened[name] = backbone.on(name, may_round=True)
     return fastest(opened, _maps, size)
 
 
@@ -56,7 +59,7 @@ def settled(backbone: Backbone, goods: Tensor) -> Backbone:
         return backbone.rounded(goods)
     if len(goods) > 1 and engines.can_round(backbone.device):
         # A network without ReLU has nothing to round, and one of one's own may be beyond OpenVINO.
-        with contextlib.suppress(FitError, RuntimeError):
+        with contextlib.suppress(ConfigError, FitError, RuntimeError):
             rounded, few = backbone.rounded(goods), goods[: eight_bits.PICTURES]
             made = _maps(rounded, few)
             if _typical_s(partial(_maps, rounded, goods[:1])) < _typical_s(partial(_maps, backbone, goods[:1])):
@@ -74,20 +77,31 @@ def fastest(opened: dict[str, T], run: Callable[[T, Tensor], list[Tensor]], size
         run: features of a picture.
         size: (H, W) of the trial.
     """
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randint(0, 256, (1, 3, 8, 8), generator=generator).float()
-    picture = nn.functional.interpolate(coarse, size=size, mode="bilinear").to(torch.uint8)
-    truth = run(opened["torch"], picture)
+    # Two, both by torch first: a copy that gives out what the network kept of its last picture agrees with that one.
+    pictures = [_coarse(size, seed) for seed in (0, 1)]
+    truths = [run(opened["torch"], picture) for picture in pictures]
     took: dict[str, float] = {}
     for name, each in opened.items():
         try:
-            made = run(each, picture)
-        except RuntimeError:  # a network of one's own may know float32 alone
+            made = [run(each, picture) for picture in pictures]
+        except (ConfigError, RuntimeError):  # a network of one's own may know float32 alone
+            if name == "torch":
+                raise
             continue
-        wrong = max(float((a - b).norm() / b.norm().clamp_(min=1e-9)) for a, b in zip(made, truth, strict=True))
-        if wrong <= AGREE:
-            took[name] = _typical_s(partial(run, each, picture))
+        if max(map(_wrong, made, truths)) <= AGREE:
+            took[name] = _typical_s(partial(run, each, pictures[0]))
     return opened[min(took, key=lambda name: took[name])]
+
+
+def _coarse(size: Size, seed: int) -> Tensor:
+    """A picture (1, 3, H, W) uint8 of soft blots."""
+    coarse = torch.randint(0, 256, (1, 3, 8, 8), generator=torch.Generator().manual_seed(seed)).float()
+    return nn.functional.interpolate(coarse, size=size, mode="bilinear").to(torch.uint8)
+
+
+def _wrong(made: list[Tensor], truth: list[Tensor]) -> float:
+    """The largest relative error of a map."""
+    return max(float((a - b).norm() / b.norm().clamp_(min=1e-9)) for a, b in zip(made, truth, strict=True))
 
 
 def _typical_s(work: Callable[[], list[Tensor]]) -> float:

@@ -133,33 +133,38 @@ class PrunedBank:
             distances[few], indices[few] = found[0].squeeze(1), found[1].squeeze(1)
         return distances.unsqueeze(1), indices.unsqueeze(1)
 
-    def around(self, queries: Tensor, k: int) -> Tensor:
-        """The k rows nearest to each of a few queries, by the bound in floats alone.
+    def around(self, found: Tensor, k: int) -> Tensor:
+        """The k rows nearest to each of a few of the bank's own, by the bound in floats alone.
 
         Args:
-            queries: (N, D) float32.
-            k: how many, at most M.
+            found: (N,) int64, which rows.
+            k: how many, itself counted.
 
         Returns:
             (N, k) int64, nearest first.
 
         Raises:
-            ShapeError: D differs.
+            ShapeError: the bank has fewer than k rows.
         """
-        check_shapes(queries, self.rows)
-        if not _exact_floats():
-            return nearest(queries, self.rows, k, bank_norms=self._norms)[1]
-        short, lengths = self._shortened(queries)
-        bounds = torch.cdist(short, self._short, compute_mode="donot_use_mm_for_euclid_dist")
-        bounds -= (self._float_error(lengths) + self._error).unsqueeze(1)
-        found = torch.empty(len(queries), k, dtype=torch.int64)
-        for place, (query, bound) in enumerate(zip(queries, bounds, strict=True)):
+        wanted = self.rows[found]
+        if k > len(self.rows) or not _exact_floats():
+            return nearest(wanted, self.rows, k, bank_norms=self._norms)[1]
+        bounds = torch.cdist(self._short[found], self._short, compute_mode="donot_use_mm_for_euclid_dist")
+        bounds -= 2 * self._error
+        around = torch.empty(len(found), k, dtype=torch.int64)
+        crowded = []
+        for place, bound in enumerate(bounds):
             some = bound.topk(k, largest=False).indices
-            longest = torch.linalg.vector_norm(self.rows[some] - query, dim=1).max() * (1 + 1e-4)
-            left = (~(bound > longest)).nonzero().squeeze(1)  # of a query that is no number, all
-            near = torch.linalg.vector_norm(self.rows[left] - query, dim=1)
-            found[place] = left[near.topk(k, largest=False).indices]
-        return found
+            longest = torch.linalg.vector_norm(self.rows[some] - wanted[place], dim=1).max() * (1 + 1e-4)
+            left = (bound <= longest).nonzero().squeeze(1)
+            if len(left) > _CROWDED_ROWS * len(self.rows):
+                crowded.append(place)
+                continue
+            near = torch.linalg.vector_norm(self.rows[left] - wanted[place], dim=1)
+            around[place] = left[near.topk(k, largest=False).indices]
+        if crowded:  # together: each product reads the whole bank
+            around[crowded] = nearest(wanted[crowded], self.rows, k, bank_norms=self._norms)[1]
+        return around
 
     def _settle(
         self, queries: Tensor, short: Tensor, integers: Tensor, norms: Tensor, lost: Tensor, error: Tensor

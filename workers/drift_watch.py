@@ -132,7 +132,7 @@ class DriftWatch:
             self._enough.wait(_GATHER_S)
         lot.extend(self._waiting.get_nowait() for _ in range(min(self._waiting.qsize(), _LOT - 1)))
         if not self._is_enough():
-            self._enough.clear()
+            self._enough.clear()  # what is set in between is lost: the next lot comes `_GATHER_S` later at most
         return lot
 
     def _is_enough(self) -> bool:

@@ -180,9 +180,9 @@ class PatchCoreDetector:
         Returns:
             (B,) within 0 to 1.
         """
-        matches, b = self.bank[found], self.config.neighbours
-        bounded = self._prepared if isinstance(self._prepared, PrunedBank) else None
-        around = bounded.around(matches, b) if bounded else nearest(matches, self.bank, b, bank_norms=self._norms)[1]
+        prepared, b = self._prepared, self.config.neighbours
+        bounded = prepared.around(found, b) if isinstance(prepared, PrunedBank) else None
+        around = nearest(self.bank[found], self.bank, b, bank_norms=self._norms)[1] if bounded is None else bounded
         others = (self.bank[around] - worst.unsqueeze(1)).square_().sum(dim=2).sqrt_()
         largest = torch.maximum(others.amax(dim=1), distance)
         share = torch.exp(distance - largest) / torch.exp(others - largest.unsqueeze(1)).sum(dim=1)

@@ -1,6 +1,9 @@
 """The engine that is taken where nobody names one: the fastest that runs, agrees, and in 8 bits tells goods apart."""
 
+import sys
+import threading
 import time
+import types
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch
 from pipeline import eight_bits, engines, fastest, methods, tiling
 from pipeline.backbone import resolve
 from pipeline.data import Images
+from pipeline.errors import ConfigError
 from pipeline.synthetic import draw
 
 CPU = torch.device("cpu")
@@ -50,6 +54,47 @@ def test_an_engine_that_fails_is_not_chosen():
     assert fastest.fastest({"torch": "runs", "torch-bf16": "fails"}, run, (8, 8)) == "runs"
     with pytest.raises(RuntimeError, match="same dtype"):
         fastest.fastest({"torch": "fails"}, run, (8, 8))
+
+
+def test_an_engine_that_gives_out_what_was_kept_of_the_last_picture_is_not_chosen():
+    kept = []
+
+    def run(engine, picture):
+        if engine == "torch":
+            time.sleep(0.005)
+            kept[:] = [picture.float()]
+        return list(kept)
+
+    assert fastest.fastest({"torch": "torch", "stale": "stale"}, run, (8, 8)) == "torch"
+
+
+class Own(torch.nn.Module):
+    """A network of somebody's own, with what a copy or a conversion does not get on with."""
+
+    def __init__(self, trouble):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 8, 3, 2, 1)
+        self.kept, self.hooked = {}, trouble == "hooks"
+        if trouble == "lock":
+            self.lock = threading.Lock()
+        for name in "ab" if self.hooked else "":
+            getattr(self, name).register_forward_hook(lambda _, __, made, name=name: self.kept.update({name: made}))
+
+    def forward(self, pixels):
+        a = self.a(pixels)
+        b = self.b(a)
+        return dict(self.kept) if self.hooked else {"a": a, "b": b}
+
+
+@pytest.mark.parametrize("trouble", ["lock", "hooks"])
+def test_a_network_of_ones_own_that_no_engine_can_copy_or_convert_runs_by_torch(monkeypatch, goods, trouble):
+    monkeypatch.setitem(sys.modules, "own_nets", types.SimpleNamespace(made=lambda _: Own(trouble).eval()))
+    own = resolve("own_nets:made", ("a", "b"), weights=None, random_weights=True, factories=["own_nets:made"])
+    chosen = fastest.settled(fastest.on_fastest_engine(own, SIZE), goods)
+    assert chosen.spec.engine == "torch"
+    with pytest.raises(ConfigError, match=r"(Own cannot be copied|cannot run Own).*--engine torch"):
+        own.on("openvino-fp32")(goods)
+    assert chosen(goods[:1])["a"].shape == (1, 8, 32, 32), "and it still runs"
 
 
 def maps(pictures=4, seed=0):

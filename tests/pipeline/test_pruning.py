@@ -135,7 +135,7 @@ def test_products_of_less_than_float32_change_nothing(monkeypatch):
     try:
         assert PrunedBank.of(bank) is None
         assert torch.equal(pruned.nearest(queries)[1], truth[1])
-        assert torch.equal(pruned.around(queries, 1), truth[1])
+        assert torch.equal(pruned.around(truth[1][:, 0], 1), truth[1])
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -191,19 +191,20 @@ def test_where_bounds_rule_little_out_the_whole_bank_is_searched():
 
 @pytest.mark.parametrize("noise", [0.05, 1.0])
 @pytest.mark.parametrize("k", [1, 9, 3000])
-def test_the_nearest_few_are_found_in_order(noise, k):
+def test_the_neighbours_of_a_row_are_found_in_order(noise, k):
     bank = features(3000, noise=noise)
-    queries = torch.cat([bank[::500], features(5, seed=1, noise=noise), 20 * features(2, seed=2, noise=noise)])
-    found = PrunedBank.of(bank).around(queries, k)
-    true = torch.cdist(queries.double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    assert (found.shape, found.dtype) == ((len(queries), k), torch.int64)
+    bank[40:44] = bank[500]
+    asked = torch.tensor([0, 500, 40, 2999])
+    found = PrunedBank.of(bank).around(asked, k)
+    true = torch.cdist(bank[asked].double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert (found.shape, found.dtype) == ((4, k), torch.int64)
     assert all(len(set(row)) == k for row in found.tolist())
     torch.testing.assert_close(true.gather(1, found), true.sort(dim=1).values[:, :k], rtol=5e-6, atol=1e-12)
 
 
-def test_the_nearest_few_are_found_without_looking_at_most(monkeypatch):
-    bank = features(3000)
-    queries, pruned, gathered = bank[:20], PrunedBank.of(bank), []
+def around_looked_at(monkeypatch, bank, asked):
+    """How many rows of the bank were gathered, and whether it was searched as a whole."""
+    pruned, gathered, whole = PrunedBank.of(bank), [], []
     original = torch.Tensor.__getitem__
 
     def counted(self, index):
@@ -213,21 +214,30 @@ def test_the_nearest_few_are_found_without_looking_at_most(monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(torch.Tensor, "__getitem__", counted)
-        pruned.around(queries, 9)
-    assert 2 * 9 * 20 <= sum(gathered) < 0.1 * 20 * len(bank)
+        patched.setattr(pruning, "nearest", lambda *given, **named: whole.append(given) or nearest(*given, **named))
+        found = pruned.around(asked, 9)
+    true = torch.cdist(bank[asked].double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    torch.testing.assert_close(true.gather(1, found), true.sort(dim=1).values[:, :9], rtol=5e-6, atol=1e-12)
+    return sum(gathered), len(whole)
 
 
-def test_the_few_of_what_is_no_number_are_some():
-    queries = features(2)
-    queries[1, 5] = torch.nan
-    bank = features(600, seed=1)
-    pruned = PrunedBank.of(bank)
-    found = pruned.around(queries, 9)
-    assert torch.equal(found[0], nearest(queries[:1], bank, 9)[1][0])
-    assert len(set(found[1].tolist())) == 9
-    assert pruned.around(queries[:0], 9).shape == (0, 9)
-    with pytest.raises(ShapeError, match=r"\(N, D\) and \(M, D\)"):
-        pruned.around(torch.zeros(3, 255), 9)
+def test_neighbours_are_found_without_looking_at_most_rows(monkeypatch):
+    gathered, whole = around_looked_at(monkeypatch, features(3000), torch.arange(20))
+    assert 2 * 9 * 20 < gathered < 0.1 * 20 * 3000
+    assert not whole
+
+
+def test_neighbours_in_what_bounds_rule_little_out_of_are_searched_once_for_all(monkeypatch):
+    bank = torch.randn(600, 256, generator=torch.Generator().manual_seed(0))
+    _, whole = around_looked_at(monkeypatch, bank, torch.arange(20))
+    assert whole == 1
+
+
+def test_more_neighbours_than_rows_are_refused_and_of_none_there_are_none():
+    pruned = PrunedBank.of(features(200))
+    assert pruned.around(torch.empty(0, dtype=torch.int64), 9).shape == (0, 9)
+    with pytest.raises(ShapeError, match="201 neighbours asked of a bank of 200"):
+        pruned.around(torch.tensor([3]), 201)
 
 
 @pytest.mark.parametrize("factor", [1e-15, 1e15])
@@ -235,7 +245,7 @@ def test_very_small_and_very_large_features(factor):
     bank, queries = features(600) * factor, features(50, seed=1) * factor
     pruned, truth = PrunedBank.of(bank), brute(queries, bank).indices
     assert torch.equal(pruned.nearest(queries)[1][:, 0], truth)
-    assert torch.equal(pruned.around(queries, 3)[:, 0], truth)
+    assert torch.equal(pruned.around(truth, 3)[:, 0], truth)
 
 
 def test_what_is_not_finite_is_said_to_be_at_no_distance():
@@ -265,6 +275,26 @@ def test_rows_of_the_bank_are_at_zero_and_the_first_of_equal_ones_is_named():
     expected = torch.arange(1000)
     expected[300:320] = 7
     assert torch.equal(indices[:, 0], expected)
+
+
+def test_of_equal_rows_the_first_is_named_where_the_bound_guesses_a_later_one(monkeypatch):
+    bank = features(1000)
+    bank[32], bank[12] = bank[31], bank[7]  # of which groups of rows the later one lies before the other, and behind it
+    queries = torch.cat([bank[[31, 7]], features(500, seed=1)])
+    pruned, guessed = PrunedBank.of(bank), []
+    original = torch.Tensor.index_select
+
+    def seen(self, dim, index):
+        if self is pruned.rows:
+            guessed.append(index.clone())
+        return original(self, dim, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "index_select", seen)
+        indices = pruned.nearest(queries)[1][:, 0]
+    assert guessed[0][:2].tolist() != [31, 7], "else this shows nothing"
+    assert indices[:2].tolist() == [31, 7]
+    assert torch.equal(indices, brute(queries, bank).indices)
 
 
 def test_agrees_with_the_search_that_prunes_nothing():

@@ -746,17 +746,17 @@ def test_a_region_that_was_painted_on_other_frames_is_refused(goldline, tmp_path
     assert smaller.status == 0, smaller.err
 
 
-@pytest.mark.parametrize(("side", "told"), [(8, True), (32, False)])
-def test_a_fit_to_a_small_region_says_so(goldline, tmp_path, side, told):
-    synthetic.write_dataset(tmp_path / "gear", "gear", goods=12, test_goods=0, defects_each=0, seed=2)
+@pytest.mark.parametrize(("side", "tiles", "told"), [(8, 1, True), (32, 1, False), (8, 4, False)])
+def test_a_fit_to_a_small_region_says_so(goldline, tmp_path, side, tiles, told):
+    synthetic.write_dataset(tmp_path / "gear", "gear", goods=16, test_goods=0, defects_each=0, seed=2)
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (20, 20, 20 + side, 20 + side))
     mask.save(tmp_path / "mask.png")
     options = ("--size", 64, "--backbone", "resnet18", "--layers", "layer1", "--random-weights", "--engine", "torch")
     fit = ("fit", tmp_path / "gear", "--station", "line-1/top", "--store", f"file://{tmp_path}/models")
-    ran = goldline(*fit, *options, "--set", "coreset=0.05", "--roi", tmp_path / "mask.png")
+    ran = goldline(*fit, *options, "--set", "coreset=0.05", "--roi", tmp_path / "mask.png", "--tiles", tiles)
     assert ran.status == 0, ran.err
-    assert ("The region of interest is 1.6% of the frame" in ran.err) is told
+    assert ("The model has 64 pixels in the region of interest, of 4,096 that" in ran.err) is told
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "webp"])
@@ -897,13 +897,16 @@ def test_evaluate_takes_auto_for_a_method(goldline, tmp_path):
 
 
 def test_fit_leaves_copies_out(goldline, tmp_path):
-    goods = tmp_path / "goods"
-    goods.mkdir()
+    goods, clean = tmp_path / "goods", tmp_path / "clean"
     for i in range(24):
-        drawn = synthetic.draw("cap", seed=i // 2, size=(96, 96))
-        (goods / f"{i:02d}.png").write_bytes(synthetic.encode(drawn.image, format="PNG"))
-    fit = ("fit", goods, "--station", "line-1/top", "--size", 96, "--engine", "torch", "--device", "cpu")
-    ran = goldline(*fit, "--store", f"file://{tmp_path}/models", "--json")
+        drawn = synthetic.draw("cap", seed=i if i < 12 else 7 * i % 12, size=(96, 96))
+        for folder in (goods, clean) if i < 12 else (goods,):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{i:02d}.png").write_bytes(synthetic.encode(drawn.image, format="PNG"))
+    options = ("--station", "line-1/top", "--size", 96, "--engine", "torch", "--device", "cpu")
+    ran = goldline("fit", goods, *options, "--store", f"file://{tmp_path}/models", "--json")
+    same = goldline("fit", clean, *options, "--store", f"file://{tmp_path}/others", "--json")
+    assert ran.json()["version"] == same.json()["version"], "as if nobody had copied any"
     frames = ran.json()["frames"]
     assert frames["fit"] + frames["calibrate"] == 12
     assert "12 of 24 pictures are copies of others and are left out" in ran.err

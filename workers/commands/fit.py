@@ -31,7 +31,7 @@ from workers.commands.model_page import plain
 from workers.progress_bars import shown
 from workers.provenance import PICTURES_MAX, digest, pictures
 
-_SMALL_REGION = 0.05  # of the frame
+_SMALL_REGION = 0.05  # of the pixels that a model sees at once
 
 
 @click.command("fit")
@@ -92,7 +92,7 @@ def command(
     FOLDER holds pictures of good parts, or is a dataset in MVTec layout (then its train/good is used). Some of the
     pictures are held out to calibrate the threshold; what can be promised about false rejects is printed. Pictures
     that a threshold selected (accepted frames, by the folder's selection.json) are refused: they bias it. Of
-    pictures that are copies of each other one is taken.
+    pictures that are copies of each other, byte for byte, one is taken.
 
     \b
     Examples:
@@ -121,20 +121,13 @@ def command(
     view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
     net = choose(chosen, line, view.size)
     console = Console(stderr=True)
-    inside = view.inside()
-    if inside is not None and (share := float(inside.mean())) < _SMALL_REGION:
-        console.print(
-            f"[yellow]The region of interest is {share:.1%} of the frame[/]: of {size}x{size} pixels the model has few "
-            "in it. Cut frames to it in the camera, or look closer with --tiles 2.",
-            soft_wrap=True,
-        )
+    _tell_small(view, console)
     if random_weights:
         console.print(f"[yellow]{chosen.name} has random weights[/], as asked: it finds coarse defects only.")
     method_name, method_config = _asked(method, settings, view, fixtured=fixtured, quick=quick)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
     given = len(goods)
-    # One copy would be learnt and another calibrate: the threshold would be too low, and its promise too large.
-    goods = list({sha256(frame.image).digest(): frame for frame in reversed(goods)}.values())[::-1]
+    goods = _without_copies(goods)
     if len(goods) < given:
         console.print(f"[yellow]{given - len(goods)} of {given} pictures are copies of others[/] and are left out.")
     shown_to_fit = len(goods) * rotations * max(view.tiles) ** 2  # tiles of one level at a time
@@ -190,6 +183,24 @@ def command(
     if choice:
         click.echo(str(choice))
     _tell(made, key, version, left_out, artifact.meta["backbone"]["engine"], promoted=promoted)
+
+
+def _tell_small(view: View, console: Console) -> None:
+    inside, at_once = view.inside(), view.size[0] * view.size[1]
+    if inside is not None and (seen := int(inside.sum())) < _SMALL_REGION * at_once:
+        console.print(
+            f"[yellow]The model has {seen:,} pixels in the region of interest[/], of {at_once:,} that it sees at once. "
+            "Cut frames to it in the camera, or look closer with more --tiles.",
+            soft_wrap=True,
+        )
+
+
+def _without_copies(goods: list[Frame]) -> list[Frame]:
+    """The first of equal ones: one copy would be learnt and another calibrate, for too low a threshold."""
+    firsts: dict[bytes, Frame] = {}
+    for frame in goods:
+        firsts.setdefault(sha256(frame.image).digest(), frame)
+    return list(firsts.values())
 
 
 class _Planting:
