@@ -144,6 +144,8 @@ def _bank_search(report: Report) -> Iterator[str]:
             "whole, ms": "whole_ms",
             "ratio": "ratio",
             "its quartiles": "ratio_range",
+            "neighbours, ms": "around_ms",
+            "of the whole, ms": "around_whole_ms",
             "agreement": "agreement",
         },
     )

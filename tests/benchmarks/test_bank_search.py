@@ -21,8 +21,9 @@ def test_a_set_has_a_row_for_each_bank_that_it_has_patches_for(tmp_path):
 def test_what_disagrees_is_counted(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     bank, asked = torch.randn(50, 16, generator=generator), [torch.randn(8, 16, generator=generator)]
+    bank[49] = bank[0]
     assert bank_search.measured("a", "b", bank, asked, repeats=1).agreement == 1.0
-    found = iter([torch.ones(8, 1), torch.ones(8, 1).index_fill(0, torch.tensor([3, 5]), 2.0)])
-    zeros = torch.zeros(8, 1)
-    monkeypatch.setattr(bank_search, "nearest", lambda *_, **__: (next(found, zeros), zeros))
-    assert bank_search.measured("a", "b", bank, asked, repeats=1).agreement == 0.75
+    ones, others = torch.zeros(8, 1, dtype=torch.int64), torch.tensor([0, 0, 0, 1, 49, 2, 0, 0]).unsqueeze(1)
+    found = iter([ones, others])
+    monkeypatch.setattr(bank_search, "nearest", lambda *_, **__: (None, next(found, ones)))
+    assert bank_search.measured("a", "b", bank, asked, repeats=1).agreement == 0.75, "rows 0 and 49 are equal"
