@@ -185,12 +185,13 @@ def _copied(net: nn.Module, shared: dict[int, Any]) -> nn.Module:
         return copy.deepcopy(net, shared)
     except Exception as error:  # a lock, an open file: whatever a network of one's own holds
         raise ConfigError(
-            f"{type(net).__name__} cannot be copied, as every engine but torch does ({_first(error)}): --engine torch"
+            f"{type(net).__name__} cannot be copied, which every engine but torch does ({_start_of(error)}):"
+            " --engine torch"
         ) from error
 
 
-def _first(error: Exception) -> str:
-    """What there is in short of an error that may tell pages."""
+def _start_of(error: Exception) -> str:
+    """The beginning of an error that may go on for pages."""
     return str(error).partition("\n")[0][:200]
 
 
@@ -214,7 +215,7 @@ def _converted(net: Preprocessed, size: tuple[int, int]) -> Any:
             graph.reshape({0: example.shape})
         except Exception as error:  # whatever a network of one's own does that neither knows
             raise ConfigError(
-                f"OpenVINO cannot run {type(net.net).__name__} ({_first(error)}): --engine torch"
+                f"OpenVINO cannot run {type(net.net).__name__} ({_start_of(error)}): --engine torch"
             ) from error
     return graph
 

@@ -28,9 +28,10 @@ def on_fastest_engine(backbone: Backbone, size: Size) -> Backbone:
     Every candidate runs a few pictures, and one whose features differ from torch's is out. Nor are 8 bits among them:
     it takes good pictures to say whether those will do, and `settled` asks them.
     """
-    opened = {}
-    for name in engines.candidates(backbone.device):
-        with contextlib.suppress(*(() if name == "torch" else (ConfigError,))):  # a network that cannot be copied
+    first, *others = engines.candidates(backbone.device)
+    opened = {first: backbone.on(first, may_round=True)}
+    for name in others:
+        with contextlib.suppress(ConfigError):  # a network that cannot be copied
             opened[name] = backbone.on(name, may_round=True)
     return fastest(opened, _maps, size)
 
@@ -85,8 +86,6 @@ def fastest(opened: dict[str, T], run: Callable[[T, Tensor], list[Tensor]], size
         try:
             made = [run(each, picture) for picture in pictures]
         except (ConfigError, RuntimeError):  # a network of one's own may know float32 alone
-            if name == "torch":
-                raise
             continue
         if max(map(_wrong, made, truths)) <= AGREE:
             took[name] = _typical_s(partial(run, each, pictures[0]))
