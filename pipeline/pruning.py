@@ -13,28 +13,29 @@ whose first term has no rounding at all, and is one product of small integer mat
 to six times as fast as floats. Any row's distance bounds the smallest from above: only rows whose bound lies below it
 can be nearest. Those few are looked at again by the first bound, in floats, and what it leaves is computed in full.
 
-A processor without VNNI adds two products in 16 bits, with 128 added to the queries' integers: (127 + 128) x 63 x 2
-fits, so that the bank's integers have 7 bits, of units twice as large.
+The bank's integers have a bit less than the queries', so that every processor adds them up (`integers`): their units
+are twice as large.
 """
 
 import math
-from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline import integers
 from pipeline.neighbours import check_shapes, nearest, squared_norms
 
 ROWS_MIN = 768  # with fewer rows the whole product takes no longer (measured)
-_KEPT = 0.97  # of the variance that the axes hold
+_KEPT = 0.98  # of the variance that the axes hold
 _AXES_STEP = 32
-_AXES_SHARE = 0.25  # of D, at most
+_AXES_SHARES, _AXES_FEW = (1 / 4, 3 / 8), 256  # of D, at most; the larger one while these are few
 _SAMPLE = 4096  # rows that give the axes
-_LARGEST, _QUERY_LARGEST = 63, 127  # of the bank's integers, and the queries'
-_FINER = 2  # the queries' unit, in the bank's
+_FINER = 2  # the bank's unit, in the queries': |b|^2 - 2 q.b is then |b|^2 - q.b
 _FAR = 1 << 29  # more than any squared length in integers
 _TILE_BYTES = 8 << 20  # of bounds: a cache holds them; in smaller ones threads wait for each other (measured)
+_TILES_SETTLED = 8  # at a time: of each bound an eighth may be left, and takes four times its memory
 _GROUP = 32  # bounds that are looked at together: most groups have none that matters
 _PAIRS_BYTES = 1 << 20  # of what is computed at once
 _CROWDED_GROUPS, _CROWDED_ROWS = 3 / 4, 1 / 8  # of those that integers leave of a query: it goes the whole way
@@ -45,7 +46,7 @@ _UNIT_ROUNDOFF = 2.0**-24
 class PrunedBank:
     """A bank prepared for nearest-neighbour queries; never changed.
 
-    Memory beside the rows: a third of theirs, and four times theirs while it is prepared.
+    Memory beside the rows: up to half of theirs, and four times theirs while it is prepared.
 
     Attributes:
         rows: (M, D) float32, the bank itself.
@@ -60,13 +61,14 @@ class PrunedBank:
         self._mean, self._basis, self._aside = mean, (basis.double() @ turn[:k]).float(), turn[k].float()
         self._norms = squared_norms(rows)
         self._short, lengths = self._shortened(rows)
-        self._unit = max(float(self._short.abs().max()), 1e-30) / _LARGEST
+        self._unit = max(float(self._short.abs().max()), 1e-30) / integers.LARGEST
         whole = (self._short / self._unit).round_()
         self._lost = torch.linalg.vector_norm(self._short - whole * self._unit, dim=1).max()
         self._error = self._float_error(lengths).max()
         filled = -len(rows) % _GROUP  # with rows that are infinitely far
-        self._integers = functional.pad(whole.to(torch.int8), (0, 0, 0, filled))
-        self._integer_norms = functional.pad(whole.square_().sum(dim=1).int(), (0, filled), value=2 * _FAR)
+        rounded = functional.pad(whole.to(torch.int8), (0, 0, 0, filled))
+        norms = functional.pad(whole.square_().sum(dim=1).int(), (0, filled), value=2 * _FAR)
+        self._rounded = integers.ready(rounded, norms)
 
     @classmethod
     def of(cls, rows: Tensor) -> "PrunedBank | None":
@@ -79,7 +81,7 @@ class PrunedBank:
             rows: (M, D) float32.
         """
         count, dim = rows.shape
-        if rows.device.type != "cpu" or count < ROWS_MIN or not _exact_floats() or not _multiplies_integers():
+        if rows.device.type != "cpu" or count < ROWS_MIN or not _exact_floats() or not integers.multiplies():
             return None
         sample = rows[:: max(1, count // _SAMPLE)]
         mean = sample.mean(dim=0)
@@ -92,7 +94,8 @@ class PrunedBank:
         if not bool(kept[-1] > 0):
             return None
         needed = int((kept < _KEPT * kept[-1]).sum()) + 2
-        most = max(_AXES_STEP, int(_AXES_SHARE * dim))
+        wide, narrow = (int(share * dim) for share in _AXES_SHARES)
+        most = max(_AXES_STEP, wide, min(narrow, _AXES_FEW))
         k = min(math.ceil(needed / _AXES_STEP) * _AXES_STEP, most) - 1
         return cls(rows, axes[:, -k:].float(), mean)
 
@@ -111,22 +114,14 @@ class PrunedBank:
         check_shapes(queries, self.rows)
         if not _exact_floats():
             return nearest(queries, self.rows, bank_norms=self._norms)
-        short, lengths = self._shortened(queries)
-        unit = self._unit / _FINER
-        whole = (short / unit).round_().clamp_(-_QUERY_LARGEST, _QUERY_LARGEST)
-        error = self._float_error(lengths) + self._error
-        lost = torch.linalg.vector_norm(short - whole * unit, dim=1) + self._lost + error
-        norms = whole.square().sum(dim=1) / _FINER**2
-        integers = whole.to(torch.int8)
+        asked = self._asked(queries)
         distances = torch.empty(len(queries), dtype=torch.float32)
         indices = torch.empty(len(queries), dtype=torch.int64)
         crowded = torch.empty(len(queries), dtype=torch.bool)
-        step = max(1, _TILE_BYTES // (4 * len(self._integers)))
+        step = _TILES_SETTLED * self._tile
         for start in range(0, len(queries), step):
             part = slice(start, start + step)
-            distances[part], indices[part], crowded[part] = self._settle(
-                queries[part], short[part], integers[part], norms[part], lost[part], error[part]
-            )
+            distances[part], indices[part], crowded[part] = self._settle(asked.part(part))
         few = crowded.nonzero().squeeze(1)
         if len(few):  # together: each product reads the whole bank
             found = nearest(queries[few], self.rows, bank_norms=self._norms)
@@ -166,43 +161,67 @@ class PrunedBank:
             around[crowded] = nearest(wanted[crowded], self.rows, k, bank_norms=self._norms)[1]
         return around
 
-    def _settle(
-        self, queries: Tensor, short: Tensor, integers: Tensor, norms: Tensor, lost: Tensor, error: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a few queries, and which of them are crowded: their answers are none.
+    @property
+    def _tile(self) -> int:
+        """Queries whose bounds are computed at once."""
+        return max(1, _TILE_BYTES // (4 * (len(self.rows) + _GROUP)))
 
-        Bounds are squared distances of integers, in the bank's unit, without the query's norm.
+    def _asked(self, queries: Tensor) -> "_Queries":
+        short, lengths = self._shortened(queries)
+        unit = self._unit / _FINER
+        whole = (short / unit).round_().clamp_(-integers.QUERY_LARGEST, integers.QUERY_LARGEST)
+        error = self._float_error(lengths) + self._error
+        lost = torch.linalg.vector_norm(short - whole * unit, dim=1) + self._lost + error
+        return _Queries(queries, short, whole, whole.square().sum(dim=1) / _FINER**2, lost, error)
+
+    def _settle(self, asked: "_Queries") -> tuple[Tensor, Tensor, Tensor]:
+        """Of a few tiles of queries, and which of them are crowded: their answers are none.
+
+        What integers leave is collected first, as small operations cost by their number.
         """
-        bounds = _product(integers, self._integers)
-        torch.sub(self._integer_norms, bounds, alpha=2 // _FINER, out=bounds)
-        grouped = bounds.view(len(queries), _GROUP, -1)  # row g + k G is member k of group g, of G groups
-        least = grouped.amin(dim=1)
-        group = least.argmin(dim=1)
-        member = grouped[torch.arange(len(queries)), :, group].argmin(dim=1)
-        indices = (member * least.shape[1] + group).clamp_(max=len(self.rows) - 1)
-        distances = squared_norms(self.rows.index_select(0, indices).sub_(queries))
-        longest = distances.sqrt() * (1 + 1e-4)
-        limit = ((longest + lost) / self._unit).square_().sub_(norms).clamp_(max=_FAR).floor_().int() + 1
-        groups = least <= limit.unsqueeze(1)
-        crowded = groups.sum(dim=1) > _CROWDED_GROUPS * least.shape[1]
-        query, group = (groups & ~crowded.unsqueeze(1)).nonzero(as_tuple=True)
-        pair, member = (grouped[query, :, group] <= limit[query].unsqueeze(1)).nonzero(as_tuple=True)
-        query, row = query[pair], member * least.shape[1] + group[pair]
-        crowded |= torch.bincount(query, minlength=len(queries)) > _CROWDED_ROWS * len(self.rows)
-        alone = ~crowded[query]
-        query, row = query[alone], row[alone]
-        other = row != indices[query]
-        query, row = query[other], row[other]
-        near = _squares(short, self._short, query, row) <= (longest + error).square_()[query]
-        query, row = query[near], row[near]
-        squares = _squares(queries, self.rows, query, row)
+        count = len(asked.rows)
+        found = [self._left(asked.part(slice(at, at + self._tile)), at) for at in range(0, count, self._tile)]
+        indices, distances, crowded, query, row = (torch.cat(each) for each in zip(*found, strict=True))
+        crowded |= torch.bincount(query, minlength=count) > _CROWDED_ROWS * len(self.rows)
+        another = row != indices.index_select(0, query)
+        query, row = _only(another & ~crowded.index_select(0, query), query, row)
+        limit = (_a_little_more(distances) + asked.error).square_()
+        near = _squares(asked.short, self._short, query, row) <= limit.index_select(0, query)
+        query, row = _only(near, query, row)
+        squares = _squares(asked.rows, self.rows, query, row)
         first = distances.clone()
         distances.scatter_reduce_(0, query, squares, "amin")
         # The row with the smallest index is the nearest of several, but for crowds.
-        indices[distances < first] = len(self.rows)
-        ties = squares == distances[query]
-        indices.scatter_reduce_(0, query[ties], row[ties], "amin")
+        indices.masked_fill_(distances < first, len(self.rows))
+        query, row = _only(squares == distances.index_select(0, query), query, row)
+        indices.scatter_reduce_(0, query, row, "amin")
         return distances, indices, crowded
+
+    def _left(self, asked: "_Queries", start: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What integers say of a tile of queries, from the `start`th on.
+
+        Bounds are squared distances of integers, in the bank's unit, without the query's norm.
+
+        Returns:
+            For each query the row with the least bound, its squared distance, and whether too much of the bank is left
+            for it; and what is left of the others: of which query and which row.
+        """
+        bounds = self._rounded.less_products(asked.whole)
+        grouped = bounds.view(len(bounds), _GROUP, -1)  # row g + k G is member k of group g, of G groups
+        least = grouped.amin(dim=1)
+        group = least.argmin(dim=1)
+        member = grouped[torch.arange(len(bounds)), :, group].argmin(dim=1)
+        indices = (member * least.shape[1] + group).clamp_(max=len(self.rows) - 1)
+        distances = squared_norms(self.rows.index_select(0, indices).sub_(asked.rows))
+        limit = ((_a_little_more(distances) + asked.lost) / self._unit).square_().sub_(asked.norms)
+        limit = limit.clamp_(max=_FAR).floor_().to(bounds.dtype) + 1
+        groups = least <= limit.unsqueeze(1)
+        crowded = groups.sum(dim=1) > _CROWDED_GROUPS * least.shape[1]
+        query, group = (groups & ~crowded.unsqueeze(1)).nonzero(as_tuple=True)
+        within = grouped[query, :, group] <= limit.index_select(0, query).unsqueeze(1)
+        pair, member = within.nonzero(as_tuple=True)
+        row = member * least.shape[1] + group.index_select(0, pair)
+        return indices, distances, crowded, query.index_select(0, pair) + start, row
 
     def _shortened(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(V x, r(x)) of each row x, turned: (N, k + 1); and the lengths |x| (N,)."""
@@ -220,6 +239,31 @@ class PrunedBank:
         return error
 
 
+class _Queries(NamedTuple):
+    """In all numbers that they are compared by, (N, ...) each: as `PrunedBank` makes them of `rows`."""
+
+    rows: Tensor
+    short: Tensor
+    whole: Tensor
+    norms: Tensor
+    lost: Tensor
+    error: Tensor
+
+    def part(self, which: slice) -> "_Queries":
+        return _Queries(*(each[which] for each in self))
+
+
+def _a_little_more(squares: Tensor) -> Tensor:
+    """Distances of which these are the squares, and what rounding may have taken."""
+    return squares.sqrt().mul_(1 + 1e-4)
+
+
+def _only(which: Tensor, *each: Tensor) -> tuple[Tensor, ...]:
+    """Of each (P,) those that `which` names, true or false: one search for them all."""
+    at = which.nonzero().squeeze(1)
+    return tuple(one.index_select(0, at) for one in each)
+
+
 def _squares(queries: Tensor, rows: Tensor, query: Tensor, row: Tensor) -> Tensor:
     """Squared distances (P,) of pairs: of which query and which row, (P,) each."""
     squares = torch.empty(len(query))
@@ -231,25 +275,6 @@ def _squares(queries: Tensor, rows: Tensor, query: Tensor, row: Tensor) -> Tenso
     return squares
 
 
-def _product(queries: Tensor, rows: Tensor) -> Tensor:
-    """(N, k) and (M, k) int8, M a multiple of 8 -> (N, M) int32."""
-    product: Tensor = torch._int_mm(queries, rows.T)  # noqa: SLF001 - torch has no public product of integers
-    return product
-
-
 def _exact_floats() -> bool:
     """Whether products of float32 are in float32, as what they may err by supposes."""
     return torch.get_float32_matmul_precision() == "highest"
-
-
-@cache
-def _multiplies_integers() -> bool:
-    """Whether the largest integers there are give right sums here; no processor is known on which they do not."""
-    queries = torch.full((64, 512), _QUERY_LARGEST, dtype=torch.int8)
-    rows = torch.full((2 * _GROUP, 512), _LARGEST, dtype=torch.int8)
-    queries[::2], rows[::3] = -_QUERY_LARGEST, -_LARGEST
-    try:
-        product = _product(queries, rows)
-    except (AttributeError, RuntimeError):
-        return False
-    return torch.equal(product.double(), queries.double() @ rows.double().T)
