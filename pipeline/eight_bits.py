@@ -27,14 +27,14 @@ def disturbance(truth: Sequence[Tensor], made: Sequence[Tensor]) -> float:
         made: the same pictures' from another engine.
 
     Returns:
-        Infinity where all pictures are alike, so that nothing can be said.
+        Infinity where all pictures are alike, so that nothing can be said; not a number where a feature is none.
     """
-    worst = 0.0
+    errors = []
     for each, other in zip(truth, made, strict=True):
         expected, seen = _distances(each), _distances(other)
-        size = float(expected.norm())
-        worst = max(worst, float((seen - expected).norm()) / size if size > 0 else torch.inf)
-    return worst
+        size = expected.norm()
+        errors.append((seen - expected).norm() / size if size > 0 else torch.tensor(torch.inf))
+    return float(torch.stack(errors).max())
 
 
 def _distances(maps: Tensor) -> Tensor:

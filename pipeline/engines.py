@@ -183,6 +183,8 @@ def _copied(net: nn.Module, shared: dict[int, Any]) -> nn.Module:
     """Modules of its own, with what is `shared`, by id, taken as it is."""
     try:
         return copy.deepcopy(net, shared)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # a lock, an open file: whatever a network of one's own holds
         raise ConfigError(
             f"{type(net).__name__} cannot be copied, which every engine but torch does ({_start_of(error)}):"
@@ -192,7 +194,7 @@ def _copied(net: nn.Module, shared: dict[int, Any]) -> nn.Module:
 
 def _start_of(error: Exception) -> str:
     """The beginning of an error that may go on for pages."""
-    return str(error).partition("\n")[0][:200]
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
 
 
 def _channels_last(graph: Any) -> Any:
@@ -213,6 +215,8 @@ def _converted(net: Preprocessed, size: tuple[int, int]) -> Any:
         try:
             graph = _openvino().convert_model(torch.export.export(net, (example,)))
             graph.reshape({0: example.shape})
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # whatever a network of one's own does that neither knows
             raise ConfigError(
                 f"OpenVINO cannot run {type(net.net).__name__} ({_start_of(error)}): --engine torch"

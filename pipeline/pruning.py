@@ -30,12 +30,12 @@ from pipeline.neighbours import check_shapes, nearest, squared_norms
 ROWS_MIN = 768  # with fewer rows the whole product takes no longer (measured)
 _KEPT = 0.98  # of the variance that the axes hold
 _AXES_STEP = 32
-_AXES_SHARES, _AXES_FEW = (1 / 4, 3 / 8), 256  # of D, at most; the larger one while these are few
+_AXES_FEW = 256  # may be three eighths of D, more of them a quarter
 _SAMPLE = 4096  # rows that give the axes
 _FINER = 2  # the bank's unit, in the queries': |b|^2 - 2 q.b is then |b|^2 - q.b
 _FAR = 1 << 29  # more than any squared length in integers
 _TILE_BYTES = 8 << 20  # of bounds: a cache holds them; in smaller ones threads wait for each other (measured)
-_TILES_SETTLED = 8  # at a time: of each bound an eighth may be left, and takes four times its memory
+_TILES_SETTLED = 8  # at a time: an eighth of their bounds may be left, a pair of integers each
 _GROUP = 32  # bounds that are looked at together: most groups have none that matters
 _PAIRS_BYTES = 1 << 20  # of what is computed at once
 _CROWDED_GROUPS, _CROWDED_ROWS = 3 / 4, 1 / 8  # of those that integers leave of a query: it goes the whole way
@@ -46,7 +46,8 @@ _UNIT_ROUNDOFF = 2.0**-24
 class PrunedBank:
     """A bank prepared for nearest-neighbour queries; never changed.
 
-    Memory beside the rows: up to half of theirs, and four times theirs while it is prepared.
+    Memory beside the rows: up to half of theirs, more where they have fewer than 86 numbers; while it is prepared four
+    times theirs.
 
     Attributes:
         rows: (M, D) float32, the bank itself.
@@ -94,8 +95,7 @@ class PrunedBank:
         if not bool(kept[-1] > 0):
             return None
         needed = int((kept < _KEPT * kept[-1]).sum()) + 2
-        wide, narrow = (int(share * dim) for share in _AXES_SHARES)
-        most = max(_AXES_STEP, wide, min(narrow, _AXES_FEW))
+        most = max(_AXES_STEP, dim // 4, min(3 * dim // 8, _AXES_FEW))
         k = min(math.ceil(needed / _AXES_STEP) * _AXES_STEP, most) - 1
         return cls(rows, axes[:, -k:].float(), mean)
 
@@ -129,7 +129,7 @@ class PrunedBank:
         return distances.unsqueeze(1), indices.unsqueeze(1)
 
     def around(self, found: Tensor, k: int) -> Tensor:
-        """The k rows nearest to each of a few of the bank's own, by the bound in floats alone.
+        """The k rows nearest to each of a few of the bank's own, by the bound in floats alone or, of a crowd, by none.
 
         Args:
             found: (N,) int64, which rows.
@@ -175,16 +175,14 @@ class PrunedBank:
         return _Queries(queries, short, whole, whole.square().sum(dim=1) / _FINER**2, lost, error)
 
     def _settle(self, asked: "_Queries") -> tuple[Tensor, Tensor, Tensor]:
-        """Of a few tiles of queries, and which of them are crowded: their answers are none.
+        """Distances and indices of a few tiles of queries, and which of them are crowded: theirs mean nothing.
 
         What integers leave is collected first, as small operations cost by their number.
         """
         count = len(asked.rows)
         found = [self._left(asked.part(slice(at, at + self._tile)), at) for at in range(0, count, self._tile)]
         indices, distances, crowded, query, row = (torch.cat(each) for each in zip(*found, strict=True))
-        crowded |= torch.bincount(query, minlength=count) > _CROWDED_ROWS * len(self.rows)
-        another = row != indices.index_select(0, query)
-        query, row = _only(another & ~crowded.index_select(0, query), query, row)
+        query, row = _only(row != indices.index_select(0, query), query, row)
         limit = (_a_little_more(distances) + asked.error).square_()
         near = _squares(asked.short, self._short, query, row) <= limit.index_select(0, query)
         query, row = _only(near, query, row)
@@ -220,8 +218,12 @@ class PrunedBank:
         query, group = (groups & ~crowded.unsqueeze(1)).nonzero(as_tuple=True)
         within = grouped[query, :, group] <= limit.index_select(0, query).unsqueeze(1)
         pair, member = within.nonzero(as_tuple=True)
-        row = member * least.shape[1] + group.index_select(0, pair)
-        return indices, distances, crowded, query.index_select(0, pair) + start, row
+        query, row = query.index_select(0, pair), member * least.shape[1] + group.index_select(0, pair)
+        many = torch.bincount(query, minlength=len(bounds)) > _CROWDED_ROWS * len(self.rows)
+        if bool(many.any()):
+            crowded |= many
+            query, row = _only(~many.index_select(0, query), query, row)
+        return indices, distances, crowded, query + start, row
 
     def _shortened(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(V x, r(x)) of each row x, turned: (N, k + 1); and the lengths |x| (N,)."""

@@ -495,7 +495,12 @@ _SECTIONS = {
         "python -m tests.benchmarks.accuracy --sets deeppcb --methods auto,patchcore --coreset 0.1 --seeds 1",
         _accuracy,
     ),
-    "score-amx": ("The same with AMX", "goldline bench score --peers --batch 1", _score),
+    "score-amx": ("A picture with AMX, beside anomalib", "goldline bench score --peers --batch 1", _score),
+    "score-default-amx": (
+        "The default with AMX, beside anomalib's",
+        "goldline bench score --peers --backbones goldline-s --bank 1638 --peer-bank 16385 --batch 1",
+        _score,
+    ),
     "score-h100": (
         "PatchCore on a GPU",
         "goldline bench score --device cuda --backbones wide_resnet50_2 --bank 16385 --batch 1,64 --engines torch-bf16",

@@ -45,6 +45,31 @@ def test_the_fastest_wins_unless_its_features_are_wrong():
     assert fastest.fastest(opened, run, (8, 8)) == opened["fast"]
 
 
+@pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_an_engine_that_gives_out_no_number_is_not_chosen(at):
+    """Whichever picture and whichever map it is: a maximum of Python's is blind to it."""
+    asked = []
+
+    def run(engine, picture):
+        asked.append(engine)
+        time.sleep(0.02 if engine == "torch" else 0)
+        maps = [picture.float(), picture.float()]
+        if engine == "none" and asked.count("none") - 1 == at[0]:
+            maps[at[1]] = maps[at[1]] * torch.nan
+        return maps
+
+    assert fastest.fastest({"torch": "torch", "none": "none"}, run, (8, 8)) == "torch"
+
+
+def test_torch_is_taken_where_nothing_agrees_even_with_itself():
+    drawn = torch.Generator().manual_seed(0)
+
+    def run(engine, picture):
+        return [torch.rand(picture.shape, generator=drawn)]
+
+    assert fastest.fastest({"torch": "torch", "other": "other"}, run, (8, 8)) == "torch"
+
+
 def test_an_engine_that_fails_is_not_chosen():
     def run(engine, picture):
         if engine == "fails":
@@ -125,6 +150,9 @@ def test_disturbance_is_the_relative_error_of_nearest_distances():
 def test_pictures_that_are_all_alike_say_nothing():
     alike = maps(1).expand(4, 8, 10, 10)
     assert eight_bits.disturbance([alike], [alike]) == torch.inf
+    drawn = torch.rand(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for made in ([drawn * torch.nan, drawn], [drawn, drawn * torch.nan]):
+        assert not eight_bits.disturbance([drawn, drawn], made) <= eight_bits.DISTURBED_MAX
 
 
 def timed(monkeypatch, *seconds):

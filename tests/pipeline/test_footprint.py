@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import methods
+from pipeline import integers, methods
 from pipeline.backbone import resolve
 from pipeline.data import Images
 from pipeline.footprint import footprint
@@ -29,7 +29,9 @@ def test_padims_factors_are_whole_squares(backbone):
     assert footprint(detector) == positions * 60 * 60 * 4 + positions * 60 * 4 + 60 * 8
 
 
-def test_a_prepared_bank_counts_its_short_forms_and_the_backbone_does_not_count(backbone):
+@pytest.mark.parametrize("amx", [False, True])
+def test_a_prepared_bank_counts_its_short_forms_and_the_backbone_does_not_count(backbone, monkeypatch, amx):
+    monkeypatch.setattr(integers, "has_amx", lambda: amx)
     detector = fitted("patchcore", backbone, coreset=1.0)
     bank = detector.bank.nbytes
     assert detector.bounded

@@ -15,6 +15,7 @@ FAR = 2**30
 
 @pytest.fixture(autouse=True)
 def _ask_anew():
+    integers._right.cache_clear()
     yield
     integers._right.cache_clear()
 
@@ -38,14 +39,16 @@ def test_every_product_is_exact(kind, queries, rows, numbers):
     assert bool((found[:, -1] > FAR / 2).all())  # that no query is to find
 
 
-@pytest.mark.parametrize("numbers", [32, 800])
-def test_the_largest_sums_are_exact(numbers):
-    asked = torch.full((4, numbers), -float(QUERY_LARGEST))
-    bank = torch.full((8, numbers), LARGEST, dtype=torch.int8)
-    norms = torch.full((8,), numbers * LARGEST**2, dtype=torch.int32)
-    for kind in (PlainRows, PackedRows):
-        found = kind(bank, norms).less_products(asked)
-        assert torch.equal(found.double(), torch.full((4, 8), numbers * LARGEST * (LARGEST + QUERY_LARGEST)).double())
+@pytest.mark.parametrize("kind", [PlainRows, PackedRows])
+@pytest.mark.parametrize("numbers", [32, integers._PACKED_MOST])
+def test_the_largest_sums_are_exact(kind, numbers):
+    asked, bank, norms = drawn(2, 8, numbers)
+    asked[0], asked[1] = QUERY_LARGEST, -QUERY_LARGEST
+    bank[:4], bank[4:] = LARGEST, -LARGEST
+    norms[:] = numbers * LARGEST**2
+    found = kind(bank, norms).less_products(asked)
+    near, far = (numbers * LARGEST * (LARGEST + sign * QUERY_LARGEST) for sign in (-1, 1))
+    assert found.tolist() == [[near] * 4 + [far] * 4, [far] * 4 + [near] * 4]
 
 
 @pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "DEFAULT"])

@@ -5,6 +5,7 @@ import torch
 
 from pipeline import integers, pruning
 from pipeline.errors import ShapeError
+from pipeline.integers import PackedRows, PlainRows
 from pipeline.neighbours import nearest
 from pipeline.pruning import PrunedBank
 
@@ -33,7 +34,7 @@ def brute(queries, bank):
 
 def check(queries, bank):
     pruned = PrunedBank.of(bank)
-    assert pruned is not None
+    assert isinstance(pruned._rounded, PackedRows if integers.has_amx() else PlainRows)
     distances, indices = pruned.nearest(queries)
     truth, _ = brute(queries, bank)
     assert distances.shape == indices.shape == (len(queries), 1)
@@ -150,14 +151,11 @@ def test_bounds_are_bounds():
     bank, queries = features(3000, noise=0.3), features(300, seed=1, noise=0.3)
     pruned = PrunedBank.of(bank)
     true = torch.cdist(queries.double(), bank.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    short, _ = pruned._shortened(queries)
-    in_floats = torch.cdist(short.double(), pruned._short.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    asked = pruned._asked(queries)
+    in_floats = torch.cdist(asked.short.double(), pruned._short.double(), compute_mode="donot_use_mm_for_euclid_dist")
     assert bool((in_floats <= true + 1e-5).all())
-    unit = pruned._unit / 2
-    whole = (short / unit).round().clamp(-127, 127).double()
-    theirs = (pruned._short / pruned._unit).round().double() * pruned._unit
-    lost = (short.double() - whole * unit).norm(dim=1, keepdim=True) + float(pruned._lost)
-    in_integers = torch.cdist(whole * unit, theirs, compute_mode="donot_use_mm_for_euclid_dist") - lost
+    squares = pruned._rounded.less_products(asked.whole)[:, : len(bank)].double() + asked.norms.double().unsqueeze(1)
+    in_integers = squares.sqrt() * pruned._unit - asked.lost.double().unsqueeze(1)
     assert bool((in_integers <= in_floats + 1e-5).all())
     assert float((in_integers / true).median()) > 0.5  # and they rule something out
 

@@ -39,7 +39,7 @@ def command(ctx: click.Context, path: Path, connect: bool, as_json: bool) -> Non
         body = {"ok": not failing, "problems": [], "partitions": places}
         click.echo(json.dumps(body | ({"findings": msgspec.to_builtins(found)} if connect else {})))
         ctx.exit(1 if failing else 0)
-    click.echo(f"{path}: ok, {len(settings.stations)} stations")
+    click.echo(f"{path}: ok, {len(settings.stations)} station{'s' * (len(settings.stations) != 1)}")
     for name, partition in places.items():
         recipes = ", ".join(settings.stations[name].recipes)
         click.echo(

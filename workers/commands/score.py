@@ -66,7 +66,7 @@ def command(
         if as_json:
             click.echo(json.dumps(_body(path, answer, artifact.method, version)))
         elif isinstance(answer, Verdict):
-            where = f"  {len(answer.regions)} regions" if answer.regions else ""
+            where = f"  {len(answer.regions)} region{'s' * (len(answer.regions) != 1)}" if answer.regions else ""
             click.echo(
                 f"{answer.decision.upper():11} {answer.score:9.4g} / {answer.threshold:.4g}  "
                 f"p {answer.p_value:.3f}  {path}{where}"
