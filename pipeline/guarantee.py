@@ -37,9 +37,9 @@ class Guarantee:
     goods_needed: int
 
     def __str__(self) -> str:
-        wanted = f"{self.rate:.3g} false rejects at {self.confidence:.0%} confidence"
+        wanted = f"{self.rate:.3g} of good parts rejected, with {self.confidence:.0%} confidence"
         if self.holds:
-            return f"at most {wanted}, given {self.goods} calibration goods ({self.allowed} of them may lie above)"
+            return f"at most {wanted}: {self.allowed} of {self.goods} calibration goods may lie above the threshold"
         return f"no guarantee: {self.goods} calibration goods, {self.goods_needed} are needed for {wanted}"
 
 

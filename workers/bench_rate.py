@@ -27,6 +27,7 @@ from workers.bench_busy import Busy
 from workers.bench_rig import PART, Reader, Stolen, play, said
 from workers.camera import Camera
 from workers.rig import Rig, temporary
+from workers.words import counted
 
 _GOODS, _FITTED_FIRST = 30, 500  # the seed of the first
 _PICTURES = 12
@@ -140,7 +141,8 @@ def run(
 def table(report: dict[str, Any]) -> str:
     """For people: rates, and a waterfall of the highest that was kept up with, or else of the lowest."""
     lines = [
-        f"{report['stations']} stations, {report['workers']} workers, {report['method']} run by {report['engine']}, "
+        f"{counted(report['stations'], 'station')}, {counted(report['workers'], 'worker')}, {report['method']} run by "
+        f"{report['engine']}, "
         f"{report['frame_bytes']:,} bytes a frame: "
         + (f"{report['highest_per_s']:g}/s kept up with" if report["highest_per_s"] else "no rate was kept up with"),
     ]

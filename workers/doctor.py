@@ -157,7 +157,7 @@ def store(settings: Settings) -> Iterator[Finding]:
         todo = f"{fit}, or goldline models promote"
         yield _fail("models", f"none in service: {listed}", todo)
     elif keys:
-        yield _pass("models", f"{len(keys)} stations and recipes, each with one in service")
+        yield _pass("models", f"one in service for each station and recipe ({len(keys)})")
 
 
 def _in_service(url: str) -> set[ModelKey]:

@@ -87,7 +87,7 @@ def test_the_threshold_is_the_k_plus_first_largest_and_rejection_is_strict():
     assert threshold.pixel == 995
     assert (threshold.goods == np.arange(1_000)).all()
     assert threshold.guarantee == promise(1_000, 0.01)
-    assert "given 1000 calibration goods (4 of them may lie above)" in str(threshold.guarantee)
+    assert "4 of 1000 calibration goods may lie above" in str(threshold.guarantee)
     verdicts, failures = decide(batch(3), scores([995, np.nextafter(np.float32(995), np.float32(996)), 0]), threshold)
     assert [v.decision for v in verdicts] == [Decision.PASS, Decision.REJECT, Decision.PASS]
     assert failures == []
@@ -104,7 +104,7 @@ def test_too_few_goods_are_no_guarantee_and_say_so_in_numbers():
     threshold = calibrate(scores(np.linspace(1, 2, 50)), rate=0.005)
     assert not threshold.guarantee.holds
     assert str(threshold.guarantee).startswith("no guarantee: 50 calibration goods, 598 are needed")
-    assert "0.005 false rejects at 95%" in str(threshold.guarantee)
+    assert "0.005 of good parts rejected, with 95%" in str(threshold.guarantee)
     assert threshold.image >= 2
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from pipeline.errors import ConfigError
 from workers.commands import findings_page, options
+from workers.words import counted
 
 
 @click.command("check")
@@ -39,7 +40,7 @@ def command(ctx: click.Context, path: Path, connect: bool, as_json: bool) -> Non
         body = {"ok": not failing, "problems": [], "partitions": places}
         click.echo(json.dumps(body | ({"findings": msgspec.to_builtins(found)} if connect else {})))
         ctx.exit(1 if failing else 0)
-    click.echo(f"{path}: ok, {len(settings.stations)} station{'s' * (len(settings.stations) != 1)}")
+    click.echo(f"{path}: ok, {counted(len(settings.stations), 'station')}")
     for name, partition in places.items():
         recipes = ", ".join(settings.stations[name].recipes)
         click.echo(

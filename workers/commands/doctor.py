@@ -9,6 +9,7 @@ import msgspec
 
 from pipeline.errors import ConfigError
 from workers.commands import findings_page, options
+from workers.words import counted
 
 
 @click.command("doctor")
@@ -35,7 +36,7 @@ def command(ctx: click.Context, config: Path, as_json: bool) -> None:
             todo = "mend it; deploy/line.toml lists every setting"
             yield Finding(name="settings", state="fail", seen=str(error), todo=todo)
             return
-        yield Finding(name="settings", state="pass", seen=f"{config}: {len(settings.stations)} stations")
+        yield Finding(name="settings", state="pass", seen=f"{config}: {counted(len(settings.stations), 'station')}")
         yield from everything(settings)
 
     told = []

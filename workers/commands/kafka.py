@@ -62,6 +62,8 @@ def stop(directory: Path, *, erase: bool, as_json: bool) -> None:
         click.echo(json.dumps({"stopped": stopped, "erased": erase}))
     else:
         click.echo(f"stopped the broker in {directory}" if stopped else f"no broker runs in {directory}")
+        if erase:
+            click.echo("nothing of its topics, offsets and logs is left")
 
 
 @command.command()

@@ -18,6 +18,7 @@ from pipeline.heatmap import encode_picture, overlay
 from pipeline.inspection import Inspector
 from workers.backbones import open_inspector
 from workers.commands import options
+from workers.words import counted
 
 _BATCH = 8
 _NAME_BYTES = 200  # of a picture that is written, which any file system takes; its number is in front
@@ -66,7 +67,7 @@ def command(
         if as_json:
             click.echo(json.dumps(_body(path, answer, artifact.method, version)))
         elif isinstance(answer, Verdict):
-            where = f"  {len(answer.regions)} region{'s' * (len(answer.regions) != 1)}" if answer.regions else ""
+            where = f"  {counted(len(answer.regions), 'region')}" if answer.regions else ""
             click.echo(
                 f"{answer.decision.upper():11} {answer.score:9.4g} / {answer.threshold:.4g}  "
                 f"p {answer.p_value:.3f}  {path}{where}"

@@ -6,6 +6,7 @@ import click
 
 from pipeline.settings import Settings
 from workers.commands import options
+from workers.words import counted
 
 
 @click.group("topics")
@@ -38,7 +39,7 @@ def create(settings: Settings, replication: int, as_json: bool) -> None:
         for spec in wanted:
             before, after = widened.get(spec.name, (None, spec.partitions))
             what = "made " if spec.name in made else "there" if before is None else "wider"
-            click.echo(f"{what}  {spec.name}  {after} partitions" + (f", {before} before" if before else ""))
+            click.echo(f"{what}  {spec.name}  {counted(after, 'partition')}" + (f", {before} before" if before else ""))
         for problem in problems:
             click.echo(f"differs: {problem}")
     click.get_current_context().exit(1 if problems else 0)
