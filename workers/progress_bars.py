@@ -32,7 +32,7 @@ def shown(console: Console | None = None) -> Iterator[Told]:
 
 
 def lines(write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Told:
-    """A callback that writes a line when a stage begins, and how far it is every ten seconds at most.
+    """A callback that writes how far a stage is: when it begins, and every ten seconds at most.
 
     Args:
         write: a line.
@@ -43,13 +43,10 @@ def lines(write: Callable[[str], None], clock: Callable[[], float] = time.monoto
 
     def told(stage: str, done: int, total: int) -> None:
         nonlocal told_at
-        if stage not in begun:
-            begun.add(stage)
-            write(f"{stage}: {total}")
-        elif clock() - told_at >= _EVERY_S:
-            write(f"{stage}: {done} of {total}")
-        else:
+        if stage in begun and clock() - told_at < _EVERY_S:
             return
+        begun.add(stage)
         told_at = clock()
+        write(f"{stage}: {done:,} of {total:,}")
 
     return told

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workers.words import counted
+
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "measured.md"
 _HEAD = """# Measured
@@ -172,7 +174,7 @@ def _line(report: Report) -> Iterator[str]:
     highest = report["highest_per_s"]
     run_by = f", run by {report['engine']}" if "engine" in report else ""  # the oldest reports do not say
     yield (
-        f"{report['stations']} stations, {report['workers']} worker processes{run_by}, frames of "
+        f"{counted(report['stations'], 'station')}, {counted(report['workers'], 'worker')}{run_by}, frames of "
         f"{report['frame_bytes'] / 1000:.0f} kB, p99 within {report['p99_bound_ms']:g} ms: "
         + (f"**{highest} a second**." if highest else "no rate was kept up with.")
     )

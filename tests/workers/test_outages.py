@@ -41,5 +41,5 @@ def test_a_log_gets_a_line_for_each_stage_and_one_every_ten_seconds():
         clock.at += 1
     told("decode", 25, 25)
     for i in range(3):
-        told("coreset", i, 400)
-    assert written == ["decode: 25", "decode: 10 of 25", "decode: 20 of 25", "coreset: 400"]
+        told("coreset", i, 4000)
+    assert written == ["decode: 0 of 25", "decode: 10 of 25", "decode: 20 of 25", "coreset: 0 of 4,000"]
