@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pipeline.errors import ShapeError
 
-_SPARE = 3  # candidates beyond k: near ties are settled directly, without the float64 pass
+_SPARE = 7  # candidates beyond k: near ties are settled directly, without the float64 pass
 _BLOCK_BYTES = (64 << 20, 1 << 30)  # on a CPU, on a GPU
 _UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+_SAMPLE = 4096  # rows that give the axes
 
 
 def nearest(
@@ -24,10 +25,11 @@ def nearest(
     *,
     bank_norms: Tensor | None = None,
     block: int | None = None,
+    near_ties: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k rows of the bank nearest to each query, nearest first.
 
-    Memory beyond inputs and outputs: `block` times (M + 2 (k + 3) D) numbers; by default about 64 MiB, 1 GiB on a
+    Memory beyond inputs and outputs: `block` times (M + 2 (k + 7) D) numbers; by default about 64 MiB, 1 GiB on a
     GPU.
 
     Args:
@@ -36,6 +38,7 @@ def nearest(
         k: how many, at most M.
         bank_norms: (M,) float32, squared norms of the bank's rows, where the caller keeps them.
         block: queries handled at once.
+        near_ties: of most of these queries several rows are about as near: a shortlist is made at once.
 
     Returns:
         Squared Euclidean distances (N, k) float32, >= 0, relative error about 1e-6, and indices (N, k) int64.
@@ -53,13 +56,14 @@ def nearest(
     indices = torch.empty(queries.shape[0], k, dtype=torch.int64, device=queries.device)
     safe = torch.empty(queries.shape[0], dtype=torch.bool, device=queries.device)
     largest = norms.max()
+    alone = k == 1 and not near_ties
     for start in range(0, queries.shape[0], rows):
         part = slice(start, start + rows)
         few = queries[part]
-        found = _search_one(few, bank, norms, largest) if k == 1 else _search(few, bank, norms, largest, k)
+        found = _search_one(few, bank, norms, largest) if alone else _search(few, bank, norms, largest, k)
         (distances[part], indices[part]), safe[part] = found
     unsafe = (~safe).nonzero().squeeze(1)  # a GPU is waited for here, and again only where there are any
-    if k == 1 and len(unsafe):  # near ties: a shortlist settles most of them
+    if alone and len(unsafe):  # near ties: a shortlist settles most of them
         for at in torch.split(unsafe, rows):
             (distances[at], indices[at]), safe[at] = _search(queries[at], bank, norms, largest, k)
         unsafe = unsafe[~safe[unsafe]]
@@ -82,6 +86,24 @@ def squared_norms(rows: Tensor) -> Tensor:
     """Squared Euclidean norm of each row: (M, D) -> (M,)."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norms.square_()
+
+
+def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Along what rows vary, told by some thousands of them.
+
+    Args:
+        rows: (M, D) float32, finite.
+
+    Returns:
+        Their mean (D,) float32, the principal axes (D, D) float64, one a column and the least important first, and the
+        share of the variance on each (D,) float64; of equal rows the share is no number.
+    """
+    sample = rows[:: max(1, len(rows) // _SAMPLE)]
+    mean = sample.mean(dim=0)
+    centred = (sample - mean).double()
+    variance, axes = torch.linalg.eigh((centred.T @ centred).cpu())
+    variance.clamp_(min=0)
+    return mean, axes.to(rows.device), (variance / variance.sum()).to(rows.device)
 
 
 def _search_one(queries: Tensor, bank: Tensor, norms: Tensor, largest: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:

@@ -25,13 +25,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline import integers
-from pipeline.neighbours import check_shapes, nearest, squared_norms
+from pipeline.neighbours import check_shapes, nearest, principal_axes, squared_norms
 
 ROWS_MIN = 768  # with fewer rows the whole product takes no longer (measured)
 _KEPT = 0.98  # of the variance that the axes hold
 _AXES_STEP = 32
 _AXES_FEW = 256  # may be three eighths of D, more of them a quarter
-_SAMPLE = 4096  # rows that give the axes
 _FINER = 2  # the bank's unit, in the queries': |b|^2 - 2 q.b is then |b|^2 - q.b
 _FAR = 1 << 29  # more than any squared length in integers
 _TILE_BYTES = 8 << 20  # of bounds: a cache holds them; in smaller ones threads wait for each other (measured)
@@ -84,17 +83,13 @@ class PrunedBank:
         count, dim = rows.shape
         if rows.device.type != "cpu" or count < ROWS_MIN or not _exact_floats() or not integers.multiplies():
             return None
-        sample = rows[:: max(1, count // _SAMPLE)]
-        mean = sample.mean(dim=0)
-        centred = (sample - mean).double()
+        if not rows.isfinite().all():
+            return None
+        mean, axes, shares = principal_axes(rows)
         lengths = torch.linalg.vector_norm(rows - mean, dim=1)
-        if not lengths.max() <= _FAR_OUT * lengths.median():  # nor where one is not a number
+        if not lengths.max() <= _FAR_OUT * lengths.median() or bool(shares.isnan().any()):
             return None
-        variance, axes = torch.linalg.eigh(centred.T @ centred)
-        kept = variance.flip(0).clamp_(min=0).cumsum(0)
-        if not bool(kept[-1] > 0):
-            return None
-        needed = int((kept < _KEPT * kept[-1]).sum()) + 2
+        needed = int((shares.flip(0).cumsum(0) < _KEPT).sum()) + 2
         most = max(_AXES_STEP, dim // 4, min(3 * dim // 8, _AXES_FEW))
         k = min(math.ceil(needed / _AXES_STEP) * _AXES_STEP, most) - 1
         return cls(rows, axes[:, -k:].float(), mean)

@@ -1,74 +1,113 @@
 """Exact nearest rows of a bank on a GPU: products of numbers rounded to float16 rule out, float32 settles.
 
-With x = h + r, h what float16 keeps of x and r what it lacks, |q.b - hq.hb| <= |rq||b| + (|q| + |rq|)|rb| (Cauchy,
-Schwarz). So ||b||^2 - 2 hq.hb less a share of |b| that depends on the query alone is a lower bound of
-||b||^2 - 2 q.b. The row with the least bound is proposed; it is the nearest if its distance, taken by direct
-differences, is below the second least bound. Queries of which that is not so are asked again with r rounded to
-float16, too (the product is of hq + rq and hb + rb then, without rq.rb), and what is left is searched in float32.
+Rows x, from the bank's mean, vary most along few axes V: x = V t + y, t = V'x. What float16 lacks of t is kept as a
+second float16, of y it is given up: t = t1 + t2, y = h + r, so that
+
+  q.b = h.h + t2.t1 + t1.t2 + t1.t1,  within |r||y| + |h||r| + a |q||b| (Cauchy, Schwarz)
+
+which is one product of D + 3k columns, and a is small: what float32 takes from such sums. V holds most of a row's
+length, as a rule, and y little, of which a float16's 11 bits are enough. ||b||^2 less twice that product and that error
+is a lower bound of ||b||^2 - 2 q.b. The row with the least bound is proposed; it is the nearest if its distance, taken
+by direct differences, is below the second least bound. Queries of which that is not so are searched in float32.
 Distances are always float32's, and what float32's own sums may err by is what is likely, as in `neighbours`. Rows are
-taken from the bank's mean, and times a power of two that keeps float16 from overflowing: a query that does all the
-same is one of those that are left.
+taken times a power of two that keeps float16 from overflowing: a query that does all the same is one of those that are
+left.
 """
 
 import math
 import time
 import warnings
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pipeline.devices import wait_for
-from pipeline.neighbours import check_shapes, nearest, rounding, squared_norms
+from pipeline.errors import ShapeError
+from pipeline.neighbours import check_shapes, nearest, principal_axes, rounding, squared_norms
 
 Propose: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Queries (N, D) and a bank (M, D), float16, its squared norms (M,), spreads (N,) and lengths (M,), float32, to each
+"""Queries (N, C) and a bank (M, C), float16, its squared norms (M,), spreads (N,) and lengths (M,), float32, to each
 query's least and second least of norm - 2 q.b - spread length, (N,) float32, summed in float32, and the row that has
 the least, (N,) int64."""
 
-_LARGEST = 256.0  # of scaled values; float16 ends at 65,504
+_AXES = 16  # k: each is three columns more
+_LARGEST = 256.0  # of scaled values
 _EXPONENT_MOST = 60  # of a scale, whose square is taken in float32
 _UNIT_ROUNDOFF = 2.0**-24
+_HALF_ROUNDOFF = 2.0**-11
+_HALF_MOST = 65504.0  # float16's largest
+_BALANCE = 2.0**-6  # the root of what float16 takes, about
 _BLOCK_BYTES = 1 << 30  # of a product
 _TRIAL_QUERIES = 784  # patches of a picture of 224 x 224
 _TRIAL_MOST = 64 * _TRIAL_QUERIES  # of a batch
 
 
+class _Split(NamedTuple):
+    """Scaled rows x = V t + y for products of float16.
+
+    Attributes:
+        t1: (N, k) float16, t.
+        t2: (N, k) float16, what it lacks of t.
+        h: (N, D) float16, y.
+        length: (N,) float32, |x|.
+        kept: (N,) float32, no less than |y| and |h|.
+        lost: (N,) float32, |y - h|.
+    """
+
+    t1: Tensor
+    t2: Tensor
+    h: Tensor
+    length: Tensor
+    kept: Tensor
+    lost: Tensor
+
+
 class RoundedBank:
-    """A bank prepared for nearest-neighbour queries; never changed. Memory: 12 bytes a value of the bank.
+    """A bank prepared for nearest-neighbour queries; never changed.
+
+    Memory: beside the rows 2 bytes a value of theirs, 96 a row, and 8 a row for each neighbour.
 
     Attributes:
         rows: (M, D) float32, the bank itself.
     """
 
-    def __init__(self, rows: Tensor, propose: Propose) -> None:
+    def __init__(self, rows: Tensor, propose: Propose, neighbours: int = 0) -> None:
         self.rows = rows
         self._propose = propose
-        self._mean = rows.mean(dim=0)
-        most = float((rows - self._mean).abs().max())
-        self._scale = half_scale(most)
-        scaled = self._scaled_from_mean(rows)
-        self._norms = squared_norms(scaled)
-        self._lengths = self._norms.sqrt()
-        half, rest, left = _halves(scaled)
-        self._banks = (half, torch.cat([half, rest, half], dim=1))
-        self._whole_norms = squared_norms(rows)
-        lengths = self._lengths.clamp(min=1e-30)
-        self._lost = tuple((torch.linalg.vector_norm(each, dim=1) / lengths).max() for each in (scaled - half, left))
-        self._rest = (torch.linalg.vector_norm(rest.float(), dim=1) / lengths).max()
-        self._longest = self._lengths.max()
+        dim = rows.shape[1]
+        k = min(_AXES, dim)
+        self._mean, axes, _ = principal_axes(rows)
+        self._axes = axes[:, dim - k :].float()
+        self._scale = half_scale(float((rows - self._mean).abs().max()))
+        small_sums = _sums(dim + 2 * k)
+        # Of |q||b|: sums; two float16 in place of t; y not square to V, and the last steps, in float32.
+        relative = _sums(k) + 2 * _HALF_ROUNDOFF * small_sums + 20 * _UNIT_ROUNDOFF + rounding(dim)
+        self._relative, self._small_sums = math.sqrt(relative), math.sqrt(small_sums)
+        split = self._split(rows)
+        # The large products last: sums are small until then.
+        self._bank = torch.cat([split.h, split.t1, split.t2, split.t1], dim=1)
+        self._norms, self._whole_norms = split.length.square(), squared_norms(rows)
+        self._lengths = self._errors(split, asked=False)
+        self._around = rows.new_empty(len(rows), 0, dtype=torch.int64)
+        if neighbours:
+            self._around = nearest(rows, rows, neighbours, bank_norms=self._whole_norms)[1]
+        self._of_norms = 4 * _UNIT_ROUNDOFF * split.length.max() / self._relative
 
     @classmethod
-    def of(cls, rows: Tensor) -> "RoundedBank | None":
-        """The bank prepared, with what proposes fastest there; None on a CPU, and where nothing proposes.
+    def of(cls, rows: Tensor, neighbours: int = 0) -> "RoundedBank | None":
+        """The bank prepared, with what proposes fastest there.
+
+        None on a CPU, where rows are not finite, and where nothing proposes.
 
         Args:
             rows: (M, D) float32.
+            neighbours: of each of the bank's own rows, that `around` is to know; at most M.
         """
-        if rows.device.type != "cuda":
+        if rows.device.type != "cuda" or not rows.isfinite().all():
             return None
-        bank, took = cls(rows, by_product), dict[Propose, float]()
+        bank, took = cls(rows, by_product, neighbours), dict[Propose, float]()
         for propose in (by_fused_kernel, by_product):
             try:
                 took[propose] = bank._seconds(propose)
@@ -80,7 +119,7 @@ class RoundedBank:
         return bank
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """The row nearest to each query. The host waits for the GPU once, and again for queries asked again.
+        """The row nearest to each query. The host waits for the GPU once, and again where queries are left.
 
         Args:
             queries: (N, D) float32.
@@ -92,42 +131,62 @@ class RoundedBank:
             ShapeError: D differs.
         """
         check_shapes(queries, self.rows)
-        scaled = self._scaled_from_mean(queries)
-        distances, indices, sure = self._asked(queries, scaled, again=False)
+        distances, indices, sure = self._proposed(queries)
         left = (~sure).nonzero().squeeze(1)
         if len(left):
-            distances[left], indices[left], sure = self._asked(queries[left], scaled[left], again=True)
-            left = left[~sure]
-        if len(left):
-            settled = nearest(queries[left], self.rows, bank_norms=self._whole_norms)
+            settled = nearest(queries[left], self.rows, bank_norms=self._whole_norms, near_ties=True)
             distances[left], indices[left] = settled[0].squeeze(1), settled[1].squeeze(1)
         return distances.unsqueeze(1), indices.unsqueeze(1)
 
-    def _asked(self, queries: Tensor, scaled: Tensor, *, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def around(self, found: Tensor, k: int) -> Tensor:
+        """The k rows nearest to each of a few of the bank's own, which were looked for beforehand.
+
+        Args:
+            found: (N,) int64, which rows.
+            k: how many, itself counted.
+
+        Returns:
+            (N, k) int64, nearest first.
+
+        Raises:
+            ShapeError: so many were not looked for.
+        """
+        if k > self._around.shape[1]:
+            raise ShapeError(f"{k} neighbours asked of a bank that knows {self._around.shape[1]} of each row's")
+        return self._around[found, :k]
+
+    def _proposed(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Distances to the rows proposed (N,), these rows (N,), and which of them are sure to be the nearest (N,)."""
-        norms = squared_norms(scaled)
-        length = norms.sqrt()
-        if again:
-            half, rest, left = _halves(scaled)
-            asked = torch.cat([rest, half, half], dim=1)  # the large products last: sums are small until then
-            lost = torch.linalg.vector_norm(left, dim=1)
-            lost += self._rest * torch.linalg.vector_norm(rest.float(), dim=1)
-        else:
-            asked = scaled.half()
-            lost = torch.linalg.vector_norm(scaled - asked, dim=1)
-        spreads = 2 * (
-            lost + (length + lost) * self._lost[again] + length * (_sums(scaled.shape[1]) + 4 * _UNIT_ROUNDOFF)
-        )
-        spreads += 4 * _UNIT_ROUNDOFF * self._longest
-        _, second, indices = self._propose(asked, self._banks[again], self._norms, spreads, self._lengths)
+        split = self._split(queries)
+        asked = torch.cat([split.h, split.t2, split.t1, split.t1], dim=1)
+        spreads = 2 * self._errors(split, asked=True) + self._of_norms
+        _, second, indices = self._propose(asked, self._bank, self._norms, spreads, self._lengths)
         distances = self._apart(queries, indices)
-        exact = distances * self._scale**2
+        norms, exact = split.length.square(), distances * self._scale**2
         # Float32 takes the mean off, and sums squares, with an error of its own.
         slack = rounding(queries.shape[1]) * (norms + exact)
-        return distances, indices, (exact + slack < second + norms) & spreads.isfinite()
+        return distances, indices, (exact + slack < second + norms) & (split.length < _HALF_MOST)
 
-    def _scaled_from_mean(self, rows: Tensor) -> Tensor:
-        return torch.add(-self._scale * self._mean, rows, alpha=self._scale)
+    def _split(self, rows: Tensor) -> _Split:
+        scaled = torch.add(-self._scale * self._mean, rows, alpha=self._scale)
+        t = scaled @ self._axes
+        y = torch.addmm(scaled, t, self._axes.T, alpha=-1)
+        t1, h = t.half(), y.half()
+        length, rest = (torch.linalg.vector_norm(each, dim=1) for each in (scaled, y))
+        lost = torch.linalg.vector_norm(y.sub_(h), dim=1)
+        return _Split(t1=t1, t2=t.sub_(t1).half(), h=h, length=length, kept=rest + lost, lost=lost)
+
+    def _errors(self, split: _Split, *, asked: bool) -> Tensor:
+        """(N,), so that a query's times a row's is no less than what the product of both may be wrong by.
+
+        That is a sum of products of a length of the query and one of the row, hence at most the product of the two
+        vectors' lengths (Cauchy, Schwarz).
+        """
+        # What float16 does to t's smallest numbers is a share of 1, not of them.
+        lanes = [self._relative * (split.length + 1), self._small_sums * split.kept]
+        two = [split.lost / _BALANCE, split.kept * _BALANCE]  # one's loss meets what the other has
+        lengths: Tensor = torch.linalg.vector_norm(torch.stack(lanes + (two if asked else two[::-1])), dim=0)
+        return lengths
 
     def _apart(self, queries: Tensor, indices: Tensor) -> Tensor:
         return squared_norms(self.rows.index_select(0, indices).sub_(queries))
@@ -138,14 +197,12 @@ class RoundedBank:
         One picture's take that way or the other as long as their launches do.
         """
         many = torch.arange(_TRIAL_MOST, device=self.rows.device) % len(self.rows)
-        for rows in self._banks:
-            for few in (many[:_TRIAL_QUERIES], many):
-                propose(rows[few], rows, self._norms, self._lengths[few], self._lengths)
-        queries, lengths, took = self._banks[0][many], self._lengths[many], []
-        for _ in range(3):
+        queries, lengths, took = self._bank[many], self._lengths[many], []
+        propose(queries[:_TRIAL_QUERIES], self._bank, self._norms, lengths[:_TRIAL_QUERIES], self._lengths)
+        for _ in range(4):  # the first compiles
             wait_for(self.rows.device)
             started = time.perf_counter()
-            propose(queries, self._banks[0], self._norms, lengths, self._lengths)
+            propose(queries, self._bank, self._norms, lengths, self._lengths)
             wait_for(self.rows.device)
             took.append(time.perf_counter() - started)
         return min(took)
@@ -164,14 +221,6 @@ def _sums(dim: int) -> float:
     rounding it: each of the five at most two units of what is the largest.
     """
     return (2.5 * dim + 16) * _UNIT_ROUNDOFF
-
-
-def _halves(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What float16 keeps of rows (N, D), what it keeps of the rest, and what is left then, float32."""
-    half = rows.half()
-    rest = rows - half
-    kept = rest.half()
-    return half, kept, rest.sub_(kept)
 
 
 def by_fused_kernel(

@@ -96,7 +96,7 @@ class PatchCoreDetector:
         self.axes = None if axes is None else axes.to(backbone.device, torch.float32).contiguous()
         self._pooling = Pooling(tuple(backbone.channels.values()), config.dim, backbone.device)
         self._norms = squared_norms(self.bank)
-        self._prepared = PrunedBank.of(self.bank) or RoundedBank.of(self.bank)
+        self._prepared = PrunedBank.of(self.bank) or RoundedBank.of(self.bank, config.neighbours * config.reweight)
 
     @property
     def bounded(self) -> bool:
@@ -181,8 +181,7 @@ class PatchCoreDetector:
             (B,) within 0 to 1.
         """
         prepared, b = self._prepared, self.config.neighbours
-        bounded = prepared.around(found, b) if isinstance(prepared, PrunedBank) else None
-        around = nearest(self.bank[found], self.bank, b, bank_norms=self._norms)[1] if bounded is None else bounded
+        around = prepared.around(found, b) if prepared else nearest(self.bank[found], self.bank, b)[1]
         others = (self.bank[around] - worst.unsqueeze(1)).square_().sum(dim=2).sqrt_()
         largest = torch.maximum(others.amax(dim=1), distance)
         share = torch.exp(distance - largest) / torch.exp(others - largest.unsqueeze(1)).sum(dim=1)

@@ -26,20 +26,22 @@ def check(queries, bank, k, **options):
 
 @pytest.mark.parametrize("k", [1, 9])
 @pytest.mark.parametrize("block", [None, 1, 7])
-def test_equals_brute_force(k, block):
+@pytest.mark.parametrize("near_ties", [False, True])
+def test_equals_brute_force(k, block, near_ties):
     g = torch.Generator().manual_seed(k)
     queries, bank = torch.rand(50, 96, generator=g), torch.rand(200, 96, generator=g)
-    _, indices = check(queries, bank, k, block=block)
+    _, indices = check(queries, bank, k, block=block, near_ties=near_ties)
     assert torch.equal(indices, brute(queries, bank, k)[1])
 
 
 @pytest.mark.parametrize("k", [1, 9])
-def test_near_neighbours_keep_their_digits(k):
+@pytest.mark.parametrize("near_ties", [False, True])
+def test_near_neighbours_keep_their_digits(k, near_ties):
     # Far from the origin and close together: the matrix product alone loses every digit here.
     g = torch.Generator().manual_seed(0)
     bank = 100 + torch.randn(300, 64, generator=g) * 1e-3
     queries = bank[:40] + torch.randn(40, 64, generator=g) * 1e-4
-    check(queries, bank, k)
+    check(queries, bank, k, near_ties=near_ties)
 
 
 @pytest.mark.parametrize("block", [None, 64])

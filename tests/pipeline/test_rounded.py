@@ -65,7 +65,7 @@ def test_what_rounding_hides_is_found(whole_way):
     queries = bank[:100] + 1e-5 * rand(100, 64, 9)
     indices = check(queries, bank)
     half = RoundedBank(bank, by_product)
-    proposed = half._asked(queries, half._scaled_from_mean(queries), again=False)[1]
+    proposed = half._proposed(queries)[1]
     assert (proposed != indices[:, 0]).any()
     assert whole_way
 
@@ -91,36 +91,71 @@ def test_queries_beyond_float16_and_what_is_no_number(whole_way):
     assert 0 <= int(indices.min()) <= int(indices.max()) < 50
 
 
-def bounds_and_truth(queries, bank, again):
-    """Lower bounds of a pass with sums in float64, what they bound, and what they may lie below it; (N, M)."""
+def bounds_and_truth(queries, bank):
+    """Lower bounds with sums in float64, what they bound, and what they may lie below it; (N, M)."""
     seen = []
     made = RoundedBank(bank, lambda *given: seen.append(given) or by_product(*given))
-    scaled = made._scaled_from_mean(queries)
-    sure = made._asked(queries, scaled, again=again)[2]
+    sure = made._proposed(queries)[2]
     ((asked, rows, norms, spreads, lengths),) = seen
     spread = spreads.double().outer(lengths.double())
-    there = made._scaled_from_mean(bank).double()
-    truth = there.square().sum(1) - 2 * scaled.double() @ there.T
+    there, here = (made._scale * (each.double() - made._mean.double()) for each in (bank, queries))
+    truth = there.square().sum(1) - 2 * here @ there.T
     return norms.double() - 2 * asked.double() @ rows.double().T - spread, truth, spread, sure
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_bounds_are_below_whatever_the_sums_may_err_by(again, monkeypatch):
-    monkeypatch.setattr(rounded, "_sums", lambda _: 0.0)  # here they do not
-    bank = rand(2000, 64, 20) + torch.tensor([30.0, *[0.0] * 63])
-    bounds, truth, _, sure = bounds_and_truth(bank[:300] + 0.6 * rand(300, 64, 21), bank, again)
-    assert bool((bounds <= truth).all())
-    assert float(sure.double().mean()) > (0.999 if again else 0.9)
+def along_few_axes(n, d, seed):
+    """Rows that vary most along few axes, as features do."""
+    axes = torch.linalg.qr(rand(d, d, 40))[0] * 0.7 ** torch.arange(d)
+    return 20 * rand(n, d, seed) @ axes.T + 0.02 * rand(n, d, seed + 1)
 
 
-def test_bounds_are_no_lower_than_they_must_be(monkeypatch):
-    # All values lie just below the middle between two of float16's: what rounding takes adds up, as in the worst case.
+@pytest.fixture
+def exact_sums(monkeypatch):
+    """Nothing is allowed for what sums err by: the test's own do not."""
     monkeypatch.setattr(rounded, "_sums", lambda _: 0.0)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("rows", [rand, along_few_axes])
+def test_bounds_are_below_whatever_the_sums_may_err_by(size, rows, exact_sums):
+    bank = size * (rows(2000, 64, 20) + torch.tensor([30.0, *[0.0] * 63]))
+    bounds, truth, _, sure = bounds_and_truth(bank[:300] + 0.6 * size * rand(300, 64, 22), bank)
+    assert bool((bounds <= truth).all())
+    assert float(sure.double().mean()) > 0.95
+
+
+def test_rows_of_one_length_and_of_many(exact_sums):
+    # Next to the mean float16 has no digits left, far from it a query needs them all.
+    bank = along_few_axes(500, 64, 23) * 10.0 ** torch.linspace(-6, 0, 500).unsqueeze(1)
+    bounds, truth, _, _ = bounds_and_truth(torch.cat([bank[::5], 100 * bank[-50:]]), bank)
+    assert bool((bounds <= truth).all())
+
+
+def test_most_bounds_are_much_closer_than_float16_alone_allows():
+    bank = along_few_axes(2000, 256, 24)
+    _, _, spread, _ = bounds_and_truth(bank[:300], bank)
+    lengths = torch.linalg.vector_norm(bank - bank.mean(dim=0), dim=1).double()
+    scale = RoundedBank(bank, by_product)._scale
+    alone = 2 * 2.0**-11 * scale**2 * lengths[:300].outer(lengths)
+    assert float((spread / alone).median()) < 0.1
+
+
+def test_bounds_are_no_lower_than_they_must_be(exact_sums, monkeypatch):
+    # All values lie just below the middle between two of float16's: what rounding takes adds up, as in the worst case.
+    monkeypatch.setattr(rounded, "_AXES", 0)
     signs = torch.randint(0, 2, (64, 48), generator=torch.Generator().manual_seed(22)) * 2 - 1
     rows = signs * (1 + 0.49 * 2.0**-10)
-    bounds, truth, spread, _ = bounds_and_truth(rows, torch.cat([rows, -rows]), again=False)
+    bounds, truth, spread, _ = bounds_and_truth(rows, torch.cat([rows, -rows]))
     assert bool((bounds <= truth).all())
-    assert float(((truth - bounds) / spread).min()) < 0.1
+    assert float(((truth - bounds) / spread).min()) < 0.2
+
+
+def test_a_query_too_long_for_float16_along_one_axis_is_left(whole_way):
+    bank = torch.cat([rand(200, 8, 25), torch.zeros(200, 56)], dim=1)
+    queries = torch.zeros(4, 64)
+    queries[:, 0] = torch.tensor([1e3, -1e3, 1e5, -1e5])
+    check(queries, bank)
+    assert whole_way == [2]
 
 
 def test_sums_that_are_cut_off_stay_within_their_error():
@@ -201,3 +236,12 @@ print(json.dumps(told))
 def test_the_kernel_gives_the_least_two_of_each_row():
     exact = {"least": True, "second": True, "row": True, "settled": True}
     assert interpreted.run(INTERPRETED) == [exact] * 4 + [True]
+
+
+def test_neighbours_of_the_banks_own_rows_are_known_beforehand():
+    rows = rand(60, 12, 30)
+    made, found = RoundedBank(rows, by_product, 5), torch.tensor([3, 3, 59])
+    truth = torch.cdist(rows[found].double(), rows.double()).topk(4, largest=False).indices
+    assert torch.equal(made.around(found, 4), truth)
+    with pytest.raises(ShapeError, match="6 neighbours asked of a bank that knows 5 of each row's"):
+        made.around(found, 6)
