@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pipeline.errors import ShapeError
 
-_SPARE = 7  # candidates beyond k: near ties are settled directly, without the float64 pass
+_SPARE = 3  # candidates beyond k: near ties are settled directly, without the float64 pass
+_SPARE_OF_TIES = 7  # where most queries have some
 _BLOCK_BYTES = (64 << 20, 1 << 30)  # on a CPU, on a GPU
 _UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-_SAMPLE = 4096  # rows that give the axes
 
 
 def nearest(
@@ -29,8 +29,8 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """The k rows of the bank nearest to each query, nearest first.
 
-    Memory beyond inputs and outputs: `block` times (M + 2 (k + 7) D) numbers; by default about 64 MiB, 1 GiB on a
-    GPU.
+    Memory beyond inputs and outputs: `block` times (M + 2 (k + 3) D) numbers, of near ties 7 for 3; by default about
+    64 MiB, 1 GiB on a GPU.
 
     Args:
         queries: (N, D) float32.
@@ -50,8 +50,9 @@ def nearest(
     if not 1 <= k <= bank.shape[0]:
         raise ShapeError(f"{k} neighbours asked of a bank of {bank.shape[0]} rows")
     norms = squared_norms(bank) if bank_norms is None else bank_norms
+    spare = _SPARE_OF_TIES if near_ties else _SPARE
     most_bytes = _BLOCK_BYTES[queries.device.type == "cuda"]
-    rows = block or max(1, most_bytes // (4 * (bank.shape[0] + 2 * (k + _SPARE) * bank.shape[1])))
+    rows = block or max(1, most_bytes // (4 * (bank.shape[0] + 2 * (k + spare) * bank.shape[1])))
     distances = torch.empty(queries.shape[0], k, dtype=torch.float32, device=queries.device)
     indices = torch.empty(queries.shape[0], k, dtype=torch.int64, device=queries.device)
     safe = torch.empty(queries.shape[0], dtype=torch.bool, device=queries.device)
@@ -60,12 +61,12 @@ def nearest(
     for start in range(0, queries.shape[0], rows):
         part = slice(start, start + rows)
         few = queries[part]
-        found = _search_one(few, bank, norms, largest) if alone else _search(few, bank, norms, largest, k)
+        found = _search_one(few, bank, norms, largest) if alone else _search(few, bank, norms, largest, k, spare)
         (distances[part], indices[part]), safe[part] = found
     unsafe = (~safe).nonzero().squeeze(1)  # a GPU is waited for here, and again only where there are any
     if alone and len(unsafe):  # near ties: a shortlist settles most of them
         for at in torch.split(unsafe, rows):
-            (distances[at], indices[at]), safe[at] = _search(queries[at], bank, norms, largest, k)
+            (distances[at], indices[at]), safe[at] = _search(queries[at], bank, norms, largest, k, spare)
         unsafe = unsafe[~safe[unsafe]]
     for at in torch.split(unsafe, max(1, rows // 4)) if len(unsafe) else ():
         distances[at], indices[at] = _search_in_double(queries[at], bank, k)
@@ -88,22 +89,9 @@ def squared_norms(rows: Tensor) -> Tensor:
     return norms.square_()
 
 
-def principal_axes(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Along what rows vary, told by some thousands of them.
-
-    Args:
-        rows: (M, D) float32, finite.
-
-    Returns:
-        Their mean (D,) float32, the principal axes (D, D) float64, one a column and the least important first, and the
-        share of the variance on each (D,) float64; of equal rows the share is no number.
-    """
-    sample = rows[:: max(1, len(rows) // _SAMPLE)]
-    mean = sample.mean(dim=0)
-    centred = (sample - mean).double()
-    variance, axes = torch.linalg.eigh((centred.T @ centred).cpu())
-    variance.clamp_(min=0)
-    return mean, axes.to(rows.device), (variance / variance.sum()).to(rows.device)
+def exact_floats() -> bool:
+    """Whether products of float32 are float32's, not TF32's or bfloat16's."""
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def _search_one(queries: Tensor, bank: Tensor, norms: Tensor, largest: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -117,12 +105,12 @@ def _search_one(queries: Tensor, bank: Tensor, norms: Tensor, largest: Tensor) -
 
 
 def _search(
-    queries: Tensor, bank: Tensor, norms: Tensor, largest: Tensor, k: int
+    queries: Tensor, bank: Tensor, norms: Tensor, largest: Tensor, k: int, spare: int
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Nearest of one block, and per query whether rounding cannot have hidden a nearer row."""
     # ||q||^2 is the same for all rows of the bank, so that it cannot change their order.
     partial = torch.addmm(norms.unsqueeze(0), queries, bank.T, alpha=-2)
-    wide = min(k + _SPARE, bank.shape[0])
+    wide = min(k + spare, bank.shape[0])
     proposed, candidates = partial.topk(wide, dim=1, largest=False)
     settled = _settle(queries, bank, candidates, k)
     if wide == bank.shape[0]:
@@ -133,7 +121,7 @@ def _search(
 
 def rounding(dimension: int) -> float:
     """Likely rounding error of a distance from the matrix product, in units of ||q||^2 + ||b||^2."""
-    if torch.get_float32_matmul_precision() != "highest":  # TF32 or bfloat16 products
+    if not exact_floats():
         return 2.0**-8
     return (2 * math.sqrt(dimension) + 4) * _UNIT_ROUNDOFF[torch.float32]
 

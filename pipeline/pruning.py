@@ -25,12 +25,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline import integers
-from pipeline.neighbours import check_shapes, nearest, principal_axes, squared_norms
+from pipeline.neighbours import check_shapes, exact_floats, nearest, squared_norms
 
 ROWS_MIN = 768  # with fewer rows the whole product takes no longer (measured)
 _KEPT = 0.98  # of the variance that the axes hold
 _AXES_STEP = 32
 _AXES_FEW = 256  # may be three eighths of D, more of them a quarter
+_SAMPLE = 4096  # rows that give the axes
 _FINER = 2  # the bank's unit, in the queries': |b|^2 - 2 q.b is then |b|^2 - q.b
 _FAR = 1 << 29  # more than any squared length in integers
 _TILE_BYTES = 8 << 20  # of bounds: a cache holds them; in smaller ones threads wait for each other (measured)
@@ -81,15 +82,19 @@ class PrunedBank:
             rows: (M, D) float32.
         """
         count, dim = rows.shape
-        if rows.device.type != "cpu" or count < ROWS_MIN or not _exact_floats() or not integers.multiplies():
+        if rows.device.type != "cpu" or count < ROWS_MIN or not exact_floats() or not integers.multiplies():
             return None
-        if not rows.isfinite().all():
-            return None
-        mean, axes, shares = principal_axes(rows)
+        sample = rows[:: max(1, count // _SAMPLE)]
+        mean = sample.mean(dim=0)
+        centred = (sample - mean).double()
         lengths = torch.linalg.vector_norm(rows - mean, dim=1)
-        if not lengths.max() <= _FAR_OUT * lengths.median() or bool(shares.isnan().any()):
+        if not lengths.max() <= _FAR_OUT * lengths.median():  # nor where one is not a number
             return None
-        needed = int((shares.flip(0).cumsum(0) < _KEPT).sum()) + 2
+        variance, axes = torch.linalg.eigh(centred.T @ centred)
+        kept = variance.flip(0).clamp_(min=0).cumsum(0)
+        if not bool(kept[-1] > 0):
+            return None
+        needed = int((kept < _KEPT * kept[-1]).sum()) + 2
         most = max(_AXES_STEP, dim // 4, min(3 * dim // 8, _AXES_FEW))
         k = min(math.ceil(needed / _AXES_STEP) * _AXES_STEP, most) - 1
         return cls(rows, axes[:, -k:].float(), mean)
@@ -107,7 +112,7 @@ class PrunedBank:
             ShapeError: D differs.
         """
         check_shapes(queries, self.rows)
-        if not _exact_floats():
+        if not exact_floats():
             return nearest(queries, self.rows, bank_norms=self._norms)
         asked = self._asked(queries)
         distances = torch.empty(len(queries), dtype=torch.float32)
@@ -137,7 +142,7 @@ class PrunedBank:
             ShapeError: the bank has fewer than k rows.
         """
         wanted = self.rows[found]
-        if k > len(self.rows) or not _exact_floats():
+        if k > len(self.rows) or not exact_floats():
             return nearest(wanted, self.rows, k, bank_norms=self._norms)[1]
         bounds = torch.cdist(self._short[found], self._short, compute_mode="donot_use_mm_for_euclid_dist")
         bounds -= 2 * self._error
@@ -270,8 +275,3 @@ def _squares(queries: Tensor, rows: Tensor, query: Tensor, row: Tensor) -> Tenso
         apart = rows.index_select(0, row[pairs]).sub_(queries.index_select(0, query[pairs]))
         squares[pairs] = squared_norms(apart)
     return squares
-
-
-def _exact_floats() -> bool:
-    """Whether products of float32 are in float32, as what they may err by supposes."""
-    return torch.get_float32_matmul_precision() == "highest"

@@ -1,14 +1,15 @@
 """Exact nearest rows of a bank on a GPU: products of numbers rounded to float16 rule out, float32 settles.
 
 Rows x, from the bank's mean, vary most along few axes V: x = V t + y, t = V'x. What float16 lacks of t is kept as a
-second float16, of y it is given up: t = t1 + t2, y = h + r, so that
+second float16, of y it is given up: t = t1 + t2 + ..., y = h + r, so that
 
-  q.b = h.h + t2.t1 + t1.t2 + t1.t1,  within |r||y| + |h||r| + a |q||b| (Cauchy, Schwarz)
+  q.b = h.h + t2.t1 + t1.t2 + t1.t1,  within |r||y| + |h||r| + s |h||h| + a (|q| + 1)(|b| + 1) (Cauchy, Schwarz)
 
-which is one product of D + 3k columns, and a is small: what float32 takes from such sums. V holds most of a row's
-length, as a rule, and y little, of which a float16's 11 bits are enough. ||b||^2 less twice that product and that error
-is a lower bound of ||b||^2 - 2 q.b. The row with the least bound is proposed; it is the nearest if its distance, taken
-by direct differences, is below the second least bound. Queries of which that is not so are searched in float32.
+which is one product of D + 3k columns. V holds most of a row's length, as a rule, and y little, of which a float16's 11
+bits are enough. s is what sums of the first columns err by, a is small: sums of the last k columns, what two float16
+lack of t, and what lies in y along V and in V'V beside 1, as V is float32. ||b||^2 less twice that product and that
+error is a lower bound of ||b||^2 - 2 q.b. The row with the least bound is proposed; it is the nearest if its distance,
+taken by direct differences, is below the second least bound. Queries of which that is not so are searched in float32.
 Distances are always float32's, and what float32's own sums may err by is what is likely, as in `neighbours`. Rows are
 taken times a power of two that keeps float16 from overflowing: a query that does all the same is one of those that are
 left.
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from pipeline.devices import wait_for
 from pipeline.errors import ShapeError
-from pipeline.neighbours import check_shapes, nearest, principal_axes, rounding, squared_norms
+from pipeline.neighbours import check_shapes, exact_floats, nearest, rounding, squared_norms
 
 Propose: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Queries (N, C) and a bank (M, C), float16, its squared norms (M,), spreads (N,) and lengths (M,), float32, to each
@@ -33,11 +34,11 @@ query's least and second least of norm - 2 q.b - spread length, (N,) float32, su
 the least, (N,) int64."""
 
 _AXES = 16  # k: each is three columns more
+_STEPS = 4  # towards the axes
 _LARGEST = 256.0  # of scaled values
 _EXPONENT_MOST = 60  # of a scale, whose square is taken in float32
 _UNIT_ROUNDOFF = 2.0**-24
 _HALF_ROUNDOFF = 2.0**-11
-_HALF_MOST = 65504.0  # float16's largest
 _BALANCE = 2.0**-6  # the root of what float16 takes, about
 _BLOCK_BYTES = 1 << 30  # of a product
 _TRIAL_QUERIES = 784  # patches of a picture of 224 x 224
@@ -67,7 +68,8 @@ class _Split(NamedTuple):
 class RoundedBank:
     """A bank prepared for nearest-neighbour queries; never changed.
 
-    Memory: beside the rows 2 bytes a value of theirs, 96 a row, and 8 a row for each neighbour.
+    Memory: beside the rows 2 bytes a value of theirs, 108 a row, and 8 a row for each neighbour; while it is prepared
+    18 a value, and 1 GiB for the neighbours.
 
     Attributes:
         rows: (M, D) float32, the bank itself.
@@ -78,22 +80,24 @@ class RoundedBank:
         self._propose = propose
         dim = rows.shape[1]
         k = min(_AXES, dim)
-        self._mean, axes, _ = principal_axes(rows)
-        self._axes = axes[:, dim - k :].float()
-        self._scale = half_scale(float((rows - self._mean).abs().max()))
+        self._mean = rows.mean(dim=0)
+        centred = rows - self._mean
+        self._scale = half_scale(float(centred.abs().max()))
+        self._axes = _leading_axes(centred * self._scale, k)
         small_sums = _sums(dim + 2 * k)
-        # Of |q||b|: sums; two float16 in place of t; y not square to V, and the last steps, in float32.
-        relative = _sums(k) + 2 * _HALF_ROUNDOFF * small_sums + 20 * _UNIT_ROUNDOFF + rounding(dim)
+        # Tensor cores may take the last k columns with some before them.
+        relative = _sums(k + 16) + 2 * _HALF_ROUNDOFF * small_sums + 20 * _UNIT_ROUNDOFF + rounding(dim)
         self._relative, self._small_sums = math.sqrt(relative), math.sqrt(small_sums)
         split = self._split(rows)
         # The large products last: sums are small until then.
         self._bank = torch.cat([split.h, split.t1, split.t2, split.t1], dim=1)
         self._norms, self._whole_norms = split.length.square(), squared_norms(rows)
-        self._lengths = self._errors(split, asked=False)
-        self._around = rows.new_empty(len(rows), 0, dtype=torch.int64)
-        if neighbours:
-            self._around = nearest(rows, rows, neighbours, bank_norms=self._whole_norms)[1]
+        self._lengths = self._errors(split)
         self._of_norms = 4 * _UNIT_ROUNDOFF * split.length.max() / self._relative
+        del split
+        self._around = rows.new_empty(len(rows), 0, dtype=torch.int64)
+        if neighbours:  # of rows less their mean: float32 then tells more of them apart
+            self._around = nearest(centred, centred, neighbours)[1]
 
     @classmethod
     def of(cls, rows: Tensor, neighbours: int = 0) -> "RoundedBank | None":
@@ -131,12 +135,18 @@ class RoundedBank:
             ShapeError: D differs.
         """
         check_shapes(queries, self.rows)
+        if not exact_floats():
+            return nearest(queries, self.rows, bank_norms=self._whole_norms)
         distances, indices, sure = self._proposed(queries)
         left = (~sure).nonzero().squeeze(1)
         if len(left):
             settled = nearest(queries[left], self.rows, bank_norms=self._whole_norms, near_ties=True)
             distances[left], indices[left] = settled[0].squeeze(1), settled[1].squeeze(1)
         return distances.unsqueeze(1), indices.unsqueeze(1)
+
+    def settles(self, queries: Tensor) -> Tensor:
+        """Which queries (N, D) need no search in float32: (N,) bool."""
+        return self._proposed(queries)[2]
 
     def around(self, found: Tensor, k: int) -> Tensor:
         """The k rows nearest to each of a few of the bank's own, which were looked for beforehand.
@@ -159,13 +169,14 @@ class RoundedBank:
         """Distances to the rows proposed (N,), these rows (N,), and which of them are sure to be the nearest (N,)."""
         split = self._split(queries)
         asked = torch.cat([split.h, split.t2, split.t1, split.t1], dim=1)
-        spreads = 2 * self._errors(split, asked=True) + self._of_norms
+        spreads = 2 * self._errors(split) + self._of_norms
         _, second, indices = self._propose(asked, self._bank, self._norms, spreads, self._lengths)
         distances = self._apart(queries, indices)
         norms, exact = split.length.square(), distances * self._scale**2
         # Float32 takes the mean off, and sums squares, with an error of its own.
         slack = rounding(queries.shape[1]) * (norms + exact)
-        return distances, indices, (exact + slack < second + norms) & (split.length < _HALF_MOST)
+        # What overflows float16 makes its products no numbers, or without bounds: nothing is sure then.
+        return distances, indices, exact + slack < second + norms
 
     def _split(self, rows: Tensor) -> _Split:
         scaled = torch.add(-self._scale * self._mean, rows, alpha=self._scale)
@@ -176,16 +187,23 @@ class RoundedBank:
         lost = torch.linalg.vector_norm(y.sub_(h), dim=1)
         return _Split(t1=t1, t2=t.sub_(t1).half(), h=h, length=length, kept=rest + lost, lost=lost)
 
-    def _errors(self, split: _Split, *, asked: bool) -> Tensor:
+    def _errors(self, split: _Split) -> Tensor:
         """(N,), so that a query's times a row's is no less than what the product of both may be wrong by.
 
         That is a sum of products of a length of the query and one of the row, hence at most the product of the two
         vectors' lengths (Cauchy, Schwarz).
         """
-        # What float16 does to t's smallest numbers is a share of 1, not of them.
-        lanes = [self._relative * (split.length + 1), self._small_sums * split.kept]
-        two = [split.lost / _BALANCE, split.kept * _BALANCE]  # one's loss meets what the other has
-        lengths: Tensor = torch.linalg.vector_norm(torch.stack(lanes + (two if asked else two[::-1])), dim=0)
+        lengths: Tensor = torch.linalg.vector_norm(
+            torch.stack(
+                [
+                    self._relative * (split.length + 1),  # float16's smallest steps are no share of what they are of
+                    self._small_sums * split.kept,
+                    split.lost / _BALANCE,  # meets what the other keeps
+                    split.kept * _BALANCE,
+                ]
+            ),
+            dim=0,
+        )
         return lengths
 
     def _apart(self, queries: Tensor, indices: Tensor) -> Tensor:
@@ -212,6 +230,18 @@ def half_scale(most: float) -> float:
     """A power of two, times which values of up to `most` use float16's range and do not leave it."""
     exponent = math.floor(math.log2(_LARGEST / most)) if 0 < most < math.inf else 0
     return 2.0 ** max(-_EXPONENT_MOST, min(exponent, _EXPONENT_MOST))
+
+
+def _leading_axes(centred: Tensor, count: int) -> Tensor:
+    """Columns (D, count), square to each other, near those along which rows (M, D) vary most: by subspace iteration.
+
+    Bounds hold with any, and are the closer the more of the rows' lengths they hold.
+    """
+    axes = torch.randn(centred.shape[1], count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for _ in range(_STEPS):
+        turned = centred.T @ (centred @ axes.to(centred))
+        axes = torch.linalg.qr(turned.double().cpu())[0]
+    return axes.to(centred)
 
 
 def _sums(dim: int) -> float:

@@ -149,6 +149,7 @@ def _bank_search(report: Report) -> Iterator[str]:
             "neighbours, ms": "around_ms",
             "of the whole, ms": "around_whole_ms",
             "agreement": "agreement",
+            **({"left on a GPU": "left"} if all("left" in row for row in report["rows"]) else {}),
         },
     )
 

@@ -13,6 +13,7 @@ def test_a_set_has_a_row_for_each_bank_that_it_has_patches_for(tmp_path):
     assert (small["rows"], small["axes"], small["patches"], small["dim"]) == (100, None, 784, 384)
     assert (bounded["rows"], bounded["agreement"]) == (800, 1.0)
     assert bounded["axes"] > 0
+    assert 0 <= bounded["left"] < 0.1
     assert 0 < bounded["ratio_low"] <= bounded["ratio"] <= bounded["ratio_high"]
     (table,) = figures._bank_search(report)
     assert table.count("\n") == 3
