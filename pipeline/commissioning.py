@@ -20,6 +20,7 @@ from pipeline.backbone import Backbone
 from pipeline.data import Frame, Images, Scores
 from pipeline.decide import Threshold, calibrate
 from pipeline.decode import Decoded, Limits, decode
+from pipeline.devices import CPU
 from pipeline.errors import FitError
 from pipeline.inspection import Inspector
 from pipeline.methods.base import Detector
@@ -99,7 +100,7 @@ def commission(
         FitError: too few readable goods; the message says how many are needed.
     """
     started = time.perf_counter()
-    decoded = readable(goods, view, limits, progress)
+    decoded = readable(goods, view, limits, progress, backbone.device)
     n = len(decoded.frame_ids)
     order = np.random.default_rng(seed).permutation(n)
     kept = held_out_of(n, calibrate_share)
@@ -122,7 +123,7 @@ def commission(
     )
     threshold = calibrate(score_all(detector, Images(pixels[held_out]), progress=progress), rate=rate)
     return Commissioned(
-        inspector=Inspector(detector, threshold, view, limits),
+        inspector=Inspector(detector, threshold, view, limits, device=backbone.device),
         method=method,
         config=config,
         frames={"fit": len(used), "tune": 0, "calibrate": kept},
@@ -175,7 +176,7 @@ def recalibrate(
     parts: list[Scores] = []
     for at in range(0, len(goods), _BATCH):
         progress("calibrate", at, len(goods))
-        decoded = decode(goods[at : at + _BATCH], inspector.view, inspector.limits)
+        decoded = decode(goods[at : at + _BATCH], inspector.view, inspector.limits, inspector.device)
         unreadable += [failure.frame_id for failure in decoded.failures]
         if decoded.frame_ids:
             scored = score_all(inspector.detector, decoded.images)
@@ -230,13 +231,15 @@ def score_all(detector: Detector, images: Images, *, stage: str = "calibrate", p
     return Scores(torch.cat([p.image for p in parts]), torch.cat([p.map for p in parts]))
 
 
-def readable(goods: Sequence[Frame], view: View, limits: Limits, progress: Progress) -> Decoded:
-    """Good frames as one batch; what cannot be read is in its `failures`.
+def readable(
+    goods: Sequence[Frame], view: View, limits: Limits, progress: Progress, device: torch.device = CPU
+) -> Decoded:
+    """Good frames as one batch, as `decode_all` has them; what cannot be read is in its `failures`.
 
     Raises:
         FitError: too few can; the message says how many are needed.
     """
-    decoded = decode_all(goods, view, limits, progress)
+    decoded = decode_all(goods, view, limits, progress, device)
     n = len(decoded.frame_ids)
     if n < GOODS_MIN:
         raise FitError(
@@ -246,16 +249,19 @@ def readable(goods: Sequence[Frame], view: View, limits: Limits, progress: Progr
     return decoded
 
 
-def decode_all(goods: Sequence[Frame], view: View, limits: Limits, progress: Progress) -> Decoded:
-    """Many frames as one batch; what cannot be read is in its `failures`."""
+def decode_all(
+    goods: Sequence[Frame], view: View, limits: Limits, progress: Progress, device: torch.device = CPU
+) -> Decoded:
+    """Many frames as one batch on the host, decoded on a GPU where the view says so; unreadable: `failures`."""
+    place = device if view.resized_by == "gpu" else CPU
     parts = []
     for done, frame in enumerate(goods):
         progress("decode", done, len(goods))
-        parts.append(decode([frame], view, limits))
+        parts.append(decode([frame], view, limits, place))
     progress("decode", len(goods), len(goods))
-    empty = decode([], view, limits).images.pixels
+    empty = torch.empty(0, 3, *view.seen, dtype=torch.uint8)
     return Decoded(
-        images=Images(torch.cat([empty, *(p.images.pixels for p in parts)])),
+        images=Images(torch.cat([empty, *(p.images.pixels.cpu() for p in parts)])),
         frame_ids=tuple(i for p in parts for i in p.frame_ids),
         placements=tuple(x for p in parts for x in p.placements),
         failures=tuple(f for p in parts for f in p.failures),

@@ -1,11 +1,25 @@
-"""Devices by name."""
+"""Devices by name, and what goes between them and the host."""
 
 import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+
+CPU = torch.device("cpu")
+_FIRST = -1  # of torch's priorities: such streams are none of those that graphs are recorded on
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+_mine = _OfThread()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -48,3 +62,45 @@ def to_host(values: Tensor) -> Tensor:
     if values.device.type != "cuda":
         return values.cpu()
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values)
+
+
+def staging(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Bytes on the host, unset, on their way to a device: a GPU reads them by itself while Python goes on.
+
+    They are lent by torch's allocator, which lends them to nobody else before a copy of them that was begun has ended:
+    what the next batch is written into is another buffer.
+    """
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Inside, what this thread has a GPU do goes on beside what the GPU does already, on a stream of the thread's own.
+
+    It may use nothing that a GPU made outside. What is to be used outside goes through the function that this gives; it
+    is there for all that comes after the block. On a CPU nothing is different.
+    """
+    if device.type != "cuda":
+        yield lambda made: made
+        return
+    here, own = torch.cuda.current_stream(device), _own_stream(device)
+
+    def hand(made: Tensor) -> Tensor:
+        made.record_stream(here)
+        return made
+
+    with torch.cuda.device(device), torch.cuda.stream(own):
+        yield hand
+    here.wait_stream(own)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """The same on a device; what lies in memory from `staging` a GPU fetches `beside` what it does."""
+    with beside(device) as hand:
+        return hand(values.to(device, non_blocking=True))
+
+
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _mine.streams:
+        _mine.streams[device] = torch.cuda.Stream(device, priority=_FIRST)  # type: ignore[no-untyped-call]
+    return _mine.streams[device]

@@ -14,13 +14,13 @@ import msgspec
 import torch
 from torch import Tensor
 
-from pipeline import tiling
+from pipeline import nvjpeg, tiling
 from pipeline.backbone import Backbone
 from pipeline.backbone_spec import BackboneSpec
 from pipeline.data import Artifact, Failure, Frame, Scores, Size, Verdict
 from pipeline.decide import Threshold, decide
 from pipeline.decode import Decoded, Limits, Placement, decode
-from pipeline.devices import to_host
+from pipeline.devices import CPU, to_host, wait_for
 from pipeline.errors import ArtifactError, ConfigError, FrameError
 from pipeline.methods import METHODS
 from pipeline.methods.base import Detector
@@ -56,21 +56,30 @@ class Inspector:
 
     Attributes:
         shares: the backbone whose run it can share with others (`inspect_together`), if there is one.
+        device: where the detector runs.
     """
 
     def __init__(
-        self, detector: Detector, threshold: Threshold, view: View, limits: Limits, *, shares: Backbone | None = None
+        self,
+        detector: Detector,
+        threshold: Threshold,
+        view: View,
+        limits: Limits,
+        *,
+        shares: Backbone | None = None,
+        device: torch.device = CPU,
     ) -> None:
         self.detector = detector
         self.threshold = threshold
         self.view = view
         self.limits = limits
         self.shares = shares
+        self.device = device
 
     def inspect(self, frames: Sequence[Frame]) -> Inspected:
         """Decide about a batch; thread-safe, and the same for a batch of one as for a batch of many."""
         started = time.perf_counter()
-        decoded = decode(frames, self.view, self.limits)
+        decoded = decode(frames, self.view, self.limits, self.device)
         return self.judge(decoded, decode_s=time.perf_counter() - started)
 
     def judge(self, decoded: Decoded, *, decode_s: float = 0.0) -> Inspected:
@@ -137,13 +146,16 @@ class Inspector:
         )
         try:
             backbone = open_backbone(spec)
+            if view.resized_by == "gpu":
+                nvjpeg.check(backbone.device)
             detector = tiling.load(inner, backbone=backbone)
             if not tried or backbone.spec.cuts:  # in 8 bits it may be compiled anew
                 detector.embed(torch.zeros(1, 3, *view.seen, dtype=torch.uint8))
         except (ConfigError, FrameError) as error:  # the artifact's fault, not the line's: the old model must stay
             raise ArtifactError(f"the model does not fit together: {error}") from error
         shares = backbone if METHODS[inner.method].one_pass and "tiles" not in inner.meta else None
-        return cls(detector, threshold, view, limits, shares=shares)
+        wait_for(backbone.device)  # other threads use what was copied there
+        return cls(detector, threshold, view, limits, shares=shares, device=backbone.device)
 
 
 def threshold_of(artifact: Artifact) -> Threshold:
@@ -198,7 +210,7 @@ def inspect_together(asked: Sequence[tuple[Inspects, Sequence[Frame]]]) -> Itera
         started = time.perf_counter()
         same = (id(frames), inspector.view, inspector.limits)
         if same not in seen:
-            seen[same] = decode(frames, inspector.view, inspector.limits)
+            seen[same] = decode(frames, inspector.view, inspector.limits, inspector.device)
         decoded = seen[same]
         ready.append((decoded, time.perf_counter() - started))
         if decoded.frame_ids:
@@ -239,11 +251,12 @@ def _inspected(
     maps: Tensor | None,
     seconds: dict[str, float],
 ) -> Inspected:
+    shown = to_host(decoded.images.pixels) if decoded.shown is None else decoded.shown
     return Inspected(
         verdicts=tuple(verdicts),
         failures=(*decoded.failures, *failures),
         maps={} if maps is None else dict(zip(decoded.frame_ids, maps, strict=True)),
         placements=dict(zip(decoded.frame_ids, decoded.placements, strict=True)),
         seconds=seconds,
-        pixels=dict(zip(decoded.frame_ids, decoded.images.pixels, strict=True)),
+        pixels=dict(zip(decoded.frame_ids, shown, strict=True)),
     )

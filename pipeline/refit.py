@@ -104,7 +104,7 @@ def refit(
     learnt, held_out = split(golden, anew=how == "anew")
     drawn, left_out = draw(pool, golden, rules.frames_max, seed)
     base, goods, defects, frames = (
-        decode_all(each, parent.view, parent.limits, progress)
+        decode_all(each, parent.view, parent.limits, progress, parent.device)
         for each in (learnt, held_out, distinct(golden.defects), drawn)
     )
     growth = Growth(
@@ -218,7 +218,9 @@ def _judge(
     except FitError as error:
         made.findings.append(Finding(rule="fit", outcome="failed", words=str(error)))
         return
-    made.inspector = Inspector(detector, threshold, parent.view, parent.limits, shares=parent.shares)
+    made.inspector = Inspector(
+        detector, threshold, parent.view, parent.limits, shares=parent.shares, device=parent.device
+    )
     bytes_after, bytes_before = (_size_bytes(each) for each in (detector, parent.detector))
     caught = [
         look(each.detector, defects.images.pixels, progress, "golden defects").scores.image.numpy()

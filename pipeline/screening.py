@@ -88,7 +88,7 @@ def screen(
     tiled = view.tiles != (1,)
     if count < 2:
         raise ConfigError(f"folds: at least 2 are needed, so that a model has not seen what it scores; not {count}")
-    decoded = readable(goods, view, limits, progress)
+    decoded = readable(goods, view, limits, progress, backbone.device)
     pixels = decoded.images.pixels
     n = len(pixels)
     if tiled and n < _FOLD_MIN * count:

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 
 SHORT_SIDE_RATIO = 256 / 224  # the papers resize the short side to 256 and crop the centre 224
 MOST_TILES = 16  # along a side
-_PAINT = 118  # grey of what is not inspected
+PAINT = 118  # grey of what is not inspected
 _EVEN_GREY = 118.0  # of evened frames, on average
 _DARK = 4.0  # grey levels added to the light: noise in the dark is not blown up without bound
 
@@ -29,8 +29,9 @@ class View:
         tiles: levels of a pyramid; at level n the model sees n x n overlapping tiles, each of `size` (`tiling`).
         roi: region of interest as run lengths over the rows of `seen`, outside and inside by turns, outside first;
             nothing for the whole. What lies outside is painted over.
-        resized_by: what resizes whole pictures. Others make other pixels, by a grey level here and there: a model whose
-            view says nothing of it was calibrated with other ones, and is refused.
+        resized_by: `torch`, on a CPU, what Pillow decodes; or `gpu`, where it is decoded, too (`nvjpeg`). Each makes
+            other pixels, by a few grey levels: a model whose view says nothing of it was calibrated with yet other
+            ones, and is refused.
     """
 
     size: Size = (224, 224)
@@ -39,7 +40,7 @@ class View:
     even_light: bool = False
     tiles: tuple[int, ...] = (1,)
     roi: tuple[int, ...] = ()
-    resized_by: Literal["torch"] = "torch"
+    resized_by: Literal["torch", "gpu"] = "torch"
 
     def __post_init__(self) -> None:
         if self.crop and self.keep_aspect:
@@ -94,7 +95,7 @@ class View:
         """A frame's pixels (*seen, 3) in even light, and painted over outside the region of interest, as set."""
         shown = _evened(pixels) if self.even_light else pixels
         inside = self.inside()
-        return shown if inside is None else np.where(inside[..., None], shown, np.uint8(_PAINT))
+        return shown if inside is None else np.where(inside[..., None], shown, np.uint8(PAINT))
 
 
 def see(
@@ -104,11 +105,8 @@ def see(
     resampling: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> NDArray[np.uint8]:
     """What lies in a box (x0, y0, x1, y1), as (H, W) or (H, W, C); beyond the picture its edge is repeated."""
-    (x0, y0, x1, y1), (height, width) = box, size
-    inner = max(x0, 0.0), max(y0, 0.0), min(x1, float(picture.width)), min(y1, float(picture.height))
-    left, right = (round((x - x0) / (x1 - x0) * width) for x in (inner[0], inner[2]))
-    top, bottom = (round((y - y0) / (y1 - y0) * height) for y in (inner[1], inner[3]))
-    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    height, width = size
+    inner, (left, top, right, bottom) = laid(box, (picture.height, picture.width), size)
     whole = inner == (0.0, 0.0, float(picture.width), float(picture.height))
     if whole and picture.mode == "RGB" and resampling is Image.Resampling.BILINEAR:
         resized = _resized(picture, (bottom - top, right - left))
@@ -118,6 +116,17 @@ def see(
         return resized
     margins = [(top, height - bottom), (left, width - right)] + [(0, 0)] * (resized.ndim - 2)
     return np.pad(resized, margins, mode="edge")
+
+
+def laid(
+    box: tuple[float, float, float, float], picture: Size, size: Size
+) -> tuple[tuple[float, float, float, float], tuple[int, int, int, int]]:
+    """What a picture (H, W) has of a box, and where that lies in the box made as large as `size`: (x0, y0, x1, y1)."""
+    x0, y0, x1, y1 = box
+    inner = max(x0, 0.0), max(y0, 0.0), min(x1, float(picture[1])), min(y1, float(picture[0]))
+    left, right = (round((x - x0) / (x1 - x0) * size[1]) for x in (inner[0], inner[2]))
+    top, bottom = (round((y - y0) / (y1 - y0) * size[0]) for y in (inner[1], inner[3]))
+    return inner, (left, top, max(right, left + 1), max(bottom, top + 1))
 
 
 def _resized(picture: Image.Image, size: Size) -> NDArray[np.uint8]:

@@ -175,6 +175,7 @@ def test_only_the_walk_knows_the_table_of_methods():
         "pipeline/speed/cost.py",
         "pipeline/speed/exactness.py",
         "pipeline/speed/fit.py",
+        "pipeline/speed/frames.py",
         "pipeline/speed/score.py",
     }
 

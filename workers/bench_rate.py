@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from model_store import ModelKey, open_store
@@ -21,10 +20,11 @@ from pipeline.decode import Limits
 from pipeline.errors import ConfigError
 from pipeline.inspection import Inspector
 from pipeline.progress import Progress, silent
+from pipeline.speed.encoded import PART, drawn, side_of
 from pipeline.view import View
 from workers.backbones import Choice, choose
 from workers.bench_busy import Busy
-from workers.bench_rig import PART, Reader, Stolen, play, said
+from workers.bench_rig import Reader, Stolen, play, said
 from workers.camera import Camera
 from workers.rig import Rig, temporary
 from workers.words import counted
@@ -34,7 +34,6 @@ _PICTURES = 12
 _SHOWN = 25  # one of them is rejected; stations show it in turn, as long as their number and this have no common factor
 _DEFECTS_MAX = 50
 _DEADLINE_MS = 1000
-_SIDES_PX = range(200, 2400, 50)
 _WARM_UP = 60
 _FIRST_RATE = 8.0
 _TRIES = 2
@@ -236,8 +235,8 @@ def _stages(reader: Reader, frame_id: str) -> dict[str, float]:
 
 def pictures_of(size_bytes: int) -> list[bytes]:
     """Drawn good parts as JPEG, each about as large as asked for."""
-    side = _side(size_bytes)
-    return [_drawn(i, side) for i in range(_PICTURES)]
+    side = side_of(size_bytes)
+    return [drawn(i, side) for i in range(_PICTURES)]
 
 
 def shown(inspector: Inspector, goods: Sequence[bytes], size_bytes: int) -> list[bytes]:
@@ -246,8 +245,8 @@ def shown(inspector: Inspector, goods: Sequence[bytes], size_bytes: int) -> list
     Raises:
         ConfigError: the model passes no good, or rejects no defect.
     """
-    side, kinds = _side(size_bytes), itertools.cycle(synthetic.defects_of(PART))
-    defects = (_drawn(1000 + i, side, kind) for i, kind in zip(range(_DEFECTS_MAX), kinds, strict=False))
+    side, kinds = side_of(size_bytes), itertools.cycle(synthetic.defects_of(PART))
+    defects = (drawn(1000 + i, side, kind) for i, kind in zip(range(_DEFECTS_MAX), kinds, strict=False))
     passed = [image for image in goods if not _rejects(inspector, image)]
     rejected = next((image for image in defects if _rejects(inspector, image)), None)
     if not passed or rejected is None:
@@ -260,20 +259,10 @@ def _rejects(inspector: Inspector, image: bytes) -> bool:
     return verdict.decision is Decision.REJECT
 
 
-@cache
-def _side(size_bytes: int) -> int:
-    """Of the smallest pictures that are as large; in pixels."""
-    return next((side for side in _SIDES_PX if len(_drawn(0, side)) >= size_bytes), _SIDES_PX[-1])
-
-
-def _drawn(seed: int, side: int, defect: str | None = None) -> bytes:
-    return synthetic.encode(synthetic.draw(PART, seed=seed, defect=defect, size=(side, side)).image)
-
-
 def fitted(line: Driven) -> Inspector:
     """A model on goldline-s of drawn parts that no camera shows."""
-    view, side = View(), _side(line.size_bytes)
-    goods = [Frame(frame_id=str(i), image=_drawn(_FITTED_FIRST + i, side)) for i in range(_GOODS)]
+    view, side = View(), side_of(line.size_bytes)
+    goods = [Frame(frame_id=str(i), image=drawn(_FITTED_FIRST + i, side)) for i in range(_GOODS)]
     return commissioning.commission(
         goods,
         method=line.method,

@@ -14,7 +14,6 @@ from model_store import ModelKey, open_store
 from model_store.frames import open_roots
 from model_store.pool import open_pool
 from pipeline.decode import Limits
-from pipeline.devices import resolve_device
 from pipeline.errors import ConfigError
 from pipeline.settings import Settings
 from pipeline.threads import share
@@ -39,6 +38,7 @@ from workers.vitals import Vitals
 log = logs.get(__name__)
 
 _STOP_S = 5.0
+_AT_ONCE = 2  # one batch is decoded while another is scored
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -96,11 +96,7 @@ def _share(settings: Settings) -> int:
         How many batches at once, never more than it has threads.
     """
     threads = settings.worker.threads or max(1, os.cpu_count() or 1)
-    try:
-        on_cpu = resolve_device(settings.worker.device).type == "cpu"
-    except ConfigError:  # each model says so, and its frames get no decision
-        on_cpu = False
-    at_once = min(settings.worker.at_once or (2 if on_cpu else 1), threads)
+    at_once = min(settings.worker.at_once or _AT_ONCE, threads)
     share(threads, at_once)
     return at_once
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline import choosing, tiling
@@ -15,6 +16,7 @@ from pipeline.backbone import Backbone
 from pipeline.commissioning import decode_all, rotated, score_all
 from pipeline.data import Frame, Images
 from pipeline.decode import Limits
+from pipeline.devices import CPU
 from pipeline.errors import ConfigError
 from pipeline.evaluation import dataset, masks
 from pipeline.evaluation.dataset import Sample
@@ -126,9 +128,15 @@ class Pictures:
 
 
 def read(
-    folder: Path, view: View, limits: Limits, *, without: Sequence[str] = (), progress: Progress = silent
+    folder: Path,
+    view: View,
+    limits: Limits,
+    *,
+    without: Sequence[str] = (),
+    device: torch.device = CPU,
+    progress: Progress = silent,
 ) -> Pictures:
-    """Decode a dataset in MVTec layout; `without` as in `dataset.goods`.
+    """Decode a dataset in MVTec layout; `without` as in `dataset.goods`, `device` as in `decode_all`.
 
     Masks are as `masks.read` says; there are none unless every defect has its own.
 
@@ -136,11 +144,12 @@ def read(
         ConfigError: no pictures to learn from or to test, or a mask cannot be used.
     """
     goods = dataset.goods(folder, without)
-    train = decode_all([Frame(frame_id=str(p), image=p.read_bytes()) for p in goods], view, limits, progress)
+    train = decode_all([Frame(frame_id=str(p), image=p.read_bytes()) for p in goods], view, limits, progress, device)
     if not train.frame_ids:
         raise ConfigError(f"no readable good picture in {folder}: {train.failures[0].detail}")
     listed = dataset.tests(folder)
-    test = decode_all([Frame(frame_id=str(s.path), image=s.path.read_bytes()) for s in listed], view, limits, progress)
+    shown = [Frame(frame_id=str(s.path), image=s.path.read_bytes()) for s in listed]
+    test = decode_all(shown, view, limits, progress, device)
     failed = [failure.frame_id for failure in (*train.failures, *test.failures)]
     readable = set(test.frame_ids)
     samples = [sample for sample in listed if str(sample.path) in readable]

@@ -18,10 +18,10 @@ from torch import Tensor
 from pipeline import commissioning, engines, goldline_s, methods, synthetic
 from pipeline.backbone import Backbone, default_layers, resolve
 from pipeline.coreset import select
-from pipeline.data import Frame
+from pipeline.data import Frame, Images
 from pipeline.decide import calibrate
 from pipeline.decode import Decoded, Limits
-from pipeline.devices import resolve_device
+from pipeline.devices import resolve_device, sent, staging
 from pipeline.errors import ConfigError
 from pipeline.fastest import settled
 from pipeline.inspection import Inspector
@@ -232,11 +232,14 @@ def _beside(row: Row, ours: turns.Took, theirs: turns.Took, peer: str, version: 
 
 
 def timed(inspector: Inspector, decoded: Decoded) -> Callable[[], float]:
-    """From decoded pictures to verdicts and maps, once: returns its seconds."""
+    """From decoded pictures, on the host, to verdicts and maps, once: returns its seconds."""
+    pixels = decoded.images.pixels.permute(0, 2, 3, 1)
+    shown = staging(tuple(pixels.shape), inspector.device).copy_(pixels).permute(0, 3, 1, 2)
 
     def once() -> float:
         started = time.perf_counter()
-        inspector.judge(decoded)  # maps and verdicts are on the CPU afterwards: nothing is under way any more
+        there = replace(decoded, images=Images(sent(shown, inspector.device)), shown=shown)
+        inspector.judge(there)  # maps and verdicts are on the CPU afterwards: nothing is under way any more
         return time.perf_counter() - started
 
     return once
@@ -264,7 +267,7 @@ def inspector_of(method: str, net: Backbone, bank: int | None, size: int, config
     else:
         detector = PatchCoreDetector(_bank(net, bank, size, config), config, (size, size), net)
     goods = commissioning.score_all(detector, pictures(_GOODS, size, first=500).images)
-    return Inspector(detector, calibrate(goods, rate=0.05), View(size=(size, size)), Limits())
+    return Inspector(detector, calibrate(goods, rate=0.05), View(size=(size, size)), Limits(), device=net.device)
 
 
 def _bank(net: Backbone, rows: int, size: int, config: PatchCoreConfig) -> Tensor:

@@ -4,28 +4,32 @@ Warnings are errors: a graph that is not captured fails here. The kernel has a t
 """
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pipeline import engines, graphs, methods, training
+from pipeline import engines, graphs, methods, nvjpeg, training
 from pipeline.backbone import resolve
 from pipeline.commissioning import commission
 from pipeline.coreset import _plainly, select
 from pipeline.data import Frame, Images
-from pipeline.decode import Limits
-from pipeline.devices import to_host
+from pipeline.decode import Limits, decode
+from pipeline.devices import CPU, beside, sent, staging, to_host
+from pipeline.errors import ArtifactError
 from pipeline.fastest import on_fastest_engine
 from pipeline.inspection import Inspector
 from pipeline.maps import smooth
 from pipeline.methods.patchcore import PatchCoreConfig, PatchCoreDetector
 from pipeline.rounded import RoundedBank, by_fused_kernel, by_product
-from pipeline.speed import fit, score
+from pipeline.speed import fit, frames, score
 from pipeline.synthetic import draw, encode
 from pipeline.view import View
 from tests.conformance.pictures import bad, config, good
+from tests.pipeline.test_decode import encoded
 from tests.pipeline.test_rounded import rand
 
 pytestmark = [
@@ -197,6 +201,104 @@ def test_smoothing_and_the_way_to_the_host():
     assert torch.equal(back, scores[:, ::2])
 
 
+def test_pictures_on_their_way_in_are_pinned_and_arrive_whole_while_the_gpu_is_busy():
+    busy = torch.rand(4000, 4000, device=CUDA)
+    wrong = []
+
+    def work(seed):
+        for k in range(40):
+            shown = staging((16, 64, 64, 3), CUDA)
+            assert shown.is_pinned()
+            shown.fill_((seed * 40 + k) % 251)
+            torch.mm(busy, busy)
+            there = sent(shown.permute(0, 3, 1, 2), CUDA)
+            del shown  # what comes next may have its memory once it was fetched, not before
+            wrong.extend([k] if not bool((there == (seed * 40 + k) % 251).all()) else [])
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong
+
+
+def test_what_is_made_beside_is_there_afterwards_and_its_memory_stays_its_own():
+    for _ in range(50):
+        with beside(CUDA) as hand:
+            assert torch.cuda.current_stream() != torch.cuda.default_stream()
+            made = hand(torch.full((1 << 22,), 3.0, device=CUDA).mul_(2))
+        total = made.sum()
+        del made
+        with beside(CUDA):
+            torch.full((1 << 22,), 7.0, device=CUDA)
+        assert float(total) == 6 * (1 << 22)
+
+
+def jpegs(count, size=(300, 200)):
+    drawn = [draw("cap", seed=k, size=size).image for k in range(count)]
+    kinds = [{"quality": 90}, {"quality": 90, "progressive": True}, {"quality": 95, "subsampling": 0}]
+    return [
+        Frame(frame_id=str(k), image=encoded(Image.fromarray(image), "JPEG", **kinds[k % 3]))
+        for k, image in enumerate(drawn)
+    ]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"crop": True}, {"keep_aspect": True}, {"even_light": True}, {"tiles": (1, 2)}], ids=str
+)
+def test_a_gpu_decodes_what_the_same_code_decodes_on_a_cpu(monkeypatch, more):
+    view = View(size=(64, 64), resized_by="gpu", **more)
+    frames = jpegs(7)
+    ours = decode([*frames, Frame(frame_id="bad", image=frames[0].image[:-900])], view, Limits(), CUDA)
+    monkeypatch.setattr(nvjpeg, "check", lambda device: None)
+    theirs = decode(frames, view, Limits(), CPU)
+    assert ours.images.pixels.device.type == "cuda"
+    assert [each.frame_id for each in ours.failures] == ["bad"]
+    assert ours.placements == theirs.placements
+    apart = (ours.images.pixels.cpu().float() - theirs.images.pixels.float()).abs()
+    assert float(apart.mean()) < 1
+    assert float(apart.max()) < 16
+
+
+def test_of_jpegs_that_a_gpu_decodes_together_the_damaged_one_alone_fails():
+    good = jpegs(1)[0].image
+    at = good.index(b"\xff\xda")
+    damaged = good[: at + 4] + b"\x07" + good[at + 5 :]
+    frames = [Frame(frame_id=str(k), image=image) for k, image in enumerate((good, damaged, good))]
+    decoded = decode(frames, View(size=(64, 64), resized_by="gpu"), Limits(), CUDA)
+    assert decoded.frame_ids == ("0", "2")
+    assert [each.frame_id for each in decoded.failures] == ["1"]
+    assert torch.equal(decoded.images.pixels[0], decoded.images.pixels[1])
+
+
+@pytest.mark.parametrize("decoder", ["torch", "gpu"])
+def test_batches_at_the_same_time_have_the_verdicts_of_one_after_the_other(decoder):
+    view = View(size=(64, 64), resized_by=decoder)
+    made = commission(
+        jpegs(20), method="patchcore", config=methods.make_config("patchcore", {"coreset": 0.1}), view=view,
+        backbone=backbone("torch-bf16"), limits=Limits(), rate=0.1,
+    ).inspector  # fmt: skip
+    batches = [jpegs(20)[k : k + 1 + k % 5] for k in range(15)]
+    truth = [made.inspect(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            for ours, theirs in zip(pool.map(made.inspect, batches), truth, strict=True):
+                assert ours.verdicts == theirs.verdicts
+                assert all(torch.equal(each, theirs.pixels[name]) for name, each in ours.pixels.items())
+                assert all(each.device.type == "cpu" for each in ours.pixels.values())
+
+
+def test_a_model_whose_pictures_a_gpu_decodes_is_refused_by_a_cpu():
+    view = View(size=(64, 64), resized_by="gpu")
+    made = commission(
+        jpegs(20), method="padim", config=methods.make_config("padim", {"dim": 20}), view=view,
+        backbone=backbone(), limits=Limits(), rate=0.1,
+    ).inspector  # fmt: skip
+    with pytest.raises(ArtifactError, match="give it a GPU"):
+        Inspector.load(made.save(), open_backbone=lambda spec: backbone(spec.engine, device="cpu"), limits=Limits())
+
+
 def goods(count, first=0):
     drawn = [draw("cap", seed=first + k, size=(64, 64)).image for k in range(count)]
     return [Frame(frame_id=str(k), image=encode(image)) for k, image in enumerate(drawn)]
@@ -261,6 +363,8 @@ def test_benchmarks_run_there():
     rows = score.run(asked)
     assert [row.precision for row in rows] == engines.candidates(CUDA) * 2
     assert all(row.ms_per_image > 0 and row.score_error < 1e-3 for row in rows)
+    shown = frames.run(frames.Asked(bank_rows=60, batch=4, size=64, size_bytes=3000, device="cuda", repeats=2))
+    assert [(row.decode_on, row.at_once) for row in shown] == [("cpu", 1), ("gpu", 1), ("cpu", 2), ("gpu", 2)]
     (fitted,) = fit.run(fit.Asked(backbone="goldline-s", images=12, coreset=0.1, device="cuda", size=64))
     assert fitted.precision == engines.candidates(CUDA)[-1]
     assert np.isfinite([fitted.features_s, fitted.coreset_s]).all()

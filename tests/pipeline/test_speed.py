@@ -12,7 +12,7 @@ import torch
 from pipeline import engines, methods
 from pipeline.errors import ConfigError
 from pipeline.pruning import ROWS_MIN
-from pipeline.speed import cost, fit, peers, score, turns
+from pipeline.speed import cost, encoded, fit, frames, peers, score, turns
 from workers import cli
 from workers.commands import bench_pictures
 
@@ -206,6 +206,33 @@ def test_a_fit_is_its_features_and_its_coreset():
     (row,) = fit.run(fit.Asked(backbone="goldline-s", images=12, coreset=0.1, engine="torch", size=64))
     assert row.bank_rows == 12 * 64 // 10
     assert row.fit_s == pytest.approx(row.features_s + row.coreset_s, abs=0.02)
+
+
+def test_frames_are_counted_by_how_many_batches_are_computed_at_the_same_time():
+    before = torch.get_num_threads()
+    given = {"bank_rows": 60, "batch": 3, "size": 64, "size_bytes": 3000, "engine": "torch", "repeats": 2}
+    one, two = frames.run(frames.Asked(**given, at_once=(1, 2)))
+    assert (one.at_once, two.at_once) == (1, 2)
+    assert {one.decode_on, two.decode_on} == {"cpu"}, "a CPU has no nvJPEG"
+    for row in (one, two):
+        assert 0 < row.per_s_low <= row.frames_per_s <= row.per_s_high
+        assert row.precision == "torch"
+        assert row.frame_bytes == pytest.approx(len(encoded.drawn(0, encoded.side_of(3000))), rel=0.2)
+    assert torch.get_num_threads() == before
+    with pytest.raises(ConfigError, match="want as many threads"):
+        frames.run(frames.Asked(**given, at_once=(1, 10_000)))
+
+
+def test_what_a_turn_took_becomes_frames_a_second():
+    row = frames._with(frames_row(), turns.Took([2.0, 1.0, 4.0]), 100)
+    assert (row.per_s_low, row.frames_per_s, row.per_s_high) == (33.3, 50.0, 66.7)
+
+
+def frames_row():
+    (row,) = frames.run(
+        frames.Asked(bank_rows=60, batch=1, size=64, size_bytes=3000, engine="torch", at_once=(1,), repeats=1)
+    )
+    return row
 
 
 def test_without_an_environment_for_peers_it_says_how_to_get_one(monkeypatch, tmp_path):

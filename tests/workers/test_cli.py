@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from pipeline import synthetic
 from pipeline.errors import ConfigError
 from workers import cli
-from workers.commands.options import check_roi
+from workers.commands.view_options import check_roi
 
 GOODS = 14
 

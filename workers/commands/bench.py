@@ -21,7 +21,7 @@ def command() -> None:
     """Measure, on this machine, with real servers."""
 
 
-for _each in (bench_pictures.score, bench_pictures.fit, bench_pictures.cost):
+for _each in (bench_pictures.score, bench_pictures.frames, bench_pictures.fit, bench_pictures.cost):
     command.add_command(_each)
 
 

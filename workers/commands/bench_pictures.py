@@ -1,4 +1,4 @@
-"""`goldline bench score`, `fit` and `cost`: what pictures cost, without a line."""
+"""`goldline bench score`, `frames`, `fit` and `cost`: what pictures cost, without a line."""
 
 import json
 from collections.abc import Sequence
@@ -105,6 +105,53 @@ def score(
     ours = ("method", "backbone", "bank_rows", "batch", "precision", "ms_per_image")
     theirs = ("peer", *(["peer_bank_rows"] if peer_bank else []), "peer_ms_per_image", "ratio")
     _table(rows, (*ours, *(theirs if peers or beside else ()), "exact_agreement"))
+    write(measured.body(rows), json_file)
+
+
+@click.command("frames")
+@click.option("--backbone", default="goldline-s", show_default=True, help="With random weights unless it ships some.")
+@click.option("--bank", "bank_rows", default=1638, show_default=True, help="Rows of PatchCore's bank.")
+@click.option("--batch", default=0, help="Frames together.  [16; on a GPU 64]")
+@click.option("--at-once", default="1,2", show_default=True, help="Batches computed at the same time: each number.")
+@click.option("--engine", default="", help="What runs the backbone.  [the device's fastest]")
+@click.option("--frame-bytes", default=200_000, show_default=True, help="Bytes of a frame, about.")
+@click.option("--size", default=224, show_default=True, help="Side of the square the model sees, in pixels.")
+@click.option("--repeats", default=9, show_default=True, help="Turns; figures are their medians.")
+@_device
+@as_file
+def frames(
+    backbone: str,
+    bank_rows: int,
+    batch: int,
+    at_once: str,
+    engine: str,
+    frame_bytes: int,
+    size: int,
+    repeats: int,
+    device: str,
+    json_file: Path | None,
+) -> None:
+    """What frames cost, from JPEGs to verdicts and maps, in a worker's threads without a line around them.
+
+    One batch is decoded while another is copied and scored. On a GPU pictures are decoded by the CPU's cores and, in
+    the same turns, by the GPU, as `goldline fit --decode-on` chooses for a model.
+    """
+    from pipeline.speed import frames as measured  # noqa: PLC0415 - torch takes seconds to import
+
+    asked = measured.Asked(
+        backbone=backbone,
+        bank_rows=bank_rows,
+        batch=batch,
+        at_once=_counts(at_once, "--at-once"),
+        engine=engine,
+        device=device,
+        size=size,
+        size_bytes=frame_bytes,
+        repeats=repeats,
+    )
+    with shown() as progress:
+        rows = measured.run(asked, progress=progress)
+    _table(rows, ("backbone", "bank_rows", "batch", "precision", "decode_on", "at_once", "frames_per_s"))
     write(measured.body(rows), json_file)
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from pipeline.errors import ConfigError
 from pipeline.evaluation import dataset
 from workers.backbones import DEFAULT, Choice
-from workers.commands import options
+from workers.commands import options, view_options
 from workers.commands.model_page import plain
 from workers.progress_bars import shown
 
@@ -37,7 +37,7 @@ _NAMES = 5  # of pictures that a warning names
 @options.presets
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trials with seeds 0, 1, ...")
 @options.without
-@options.view
+@view_options.view
 @options.scratch
 @options.file_to_write("json", "json_file", says="Write the rows there.")
 @options.file_to_write("html", says="Write a page with the worst cases.")
@@ -51,11 +51,7 @@ def command(
     quick: bool,
     seeds: int,
     without: tuple[str, ...],
-    size: int,
-    crop: bool,
-    keep_aspect: bool,
-    tiles: str,
-    even_light: bool,
+    view: "View",
     roi: Path | None,
     rotations: int,
     scratch: Path | None,
@@ -91,7 +87,6 @@ def command(
     from workers.backbones import choose  # noqa: PLC0415
 
     console = Console(stderr=True)
-    view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
     chosen = Choice(
         name=backbone or DEFAULT,
         layers=layers.split(",") if layers else (),
@@ -104,14 +99,14 @@ def command(
     configs = _configs(asked, options.pairs(settings), view, quick=quick, fixtured=fixtured)
     datasets = _datasets(folders, without)
     for folder in datasets:
-        options.check_roi(roi, dataset.goods(folder, without))
+        view_options.check_roi(roi, dataset.goods(folder, without))
     net = choose(chosen, options.optional_settings(config), view.size)
     rows: list[Row] = []
     sections: list[str] = []
     try:
         for folder in datasets:
             with shown(console) as progress:
-                pictures = trial.read(folder, view, Limits(), without=without, progress=progress)
+                pictures = trial.read(folder, view, Limits(), without=without, device=net.device, progress=progress)
             if choosing.AUTO in configs:
                 choosing.check_enough(pictures.learnt_from)
             for warning in evaluation_page.warnings(pictures, most=_NAMES):

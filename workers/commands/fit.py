@@ -26,7 +26,7 @@ from pipeline.guarantee import check_rate
 from pipeline.progress import Progress
 from pipeline.view import View
 from workers.backbones import DEFAULT, Choice, choose
-from workers.commands import options
+from workers.commands import options, view_options
 from workers.commands.model_page import plain
 from workers.progress_bars import shown
 from workers.provenance import PICTURES_MAX, digest, pictures
@@ -44,7 +44,7 @@ _SMALL_REGION = 0.05  # of the pixels that a model sees at once
 @options.setting()
 @options.presets
 @options.without
-@options.view
+@view_options.view
 @click.option("--false-reject-rate", "rate", type=float, help="Share of good parts that may be rejected.  [0.005]")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A line.toml, for false_reject_rate and where weights lie."
@@ -65,11 +65,7 @@ def command(
     fixtured: bool,
     quick: bool,
     without: tuple[str, ...],
-    size: int,
-    crop: bool,
-    keep_aspect: bool,
-    tiles: str,
-    even_light: bool,
+    view: View,
     roi: Path | None,
     rotations: int,
     rate: float | None,
@@ -108,7 +104,7 @@ def command(
     store = open_store(store_url)
     paths = dataset.goods(folder, without)
     selection.check(folder, paths, station=station, recipe=recipe)
-    options.check_roi(roi, paths)
+    view_options.check_roi(roi, paths)
     chosen = Choice(
         name=backbone or DEFAULT,
         layers=layers.split(",") if layers else (),
@@ -118,7 +114,6 @@ def command(
         device=device,
         seed=seed,
     )
-    view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
     net = choose(chosen, line, view.size)
     console = Console(stderr=True)
     _tell_small(view, console)

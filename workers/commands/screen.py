@@ -11,9 +11,10 @@ from pipeline.data import Frame
 from pipeline.decode import Limits
 from pipeline.evaluation import dataset
 from pipeline.screening import Screened
+from pipeline.view import View
 from workers import picture_page, screening_page
 from workers.backbones import DEFAULT, Choice, choose
-from workers.commands import options
+from workers.commands import options, view_options
 from workers.commands.model_page import plain
 from workers.progress_bars import shown
 
@@ -33,7 +34,7 @@ from workers.progress_bars import shown
 @click.option("--top", type=click.IntRange(min=1), default=30, show_default=True, help="Pictures to show.")
 @options.file_to_write("html", says="Write a page with them there.")
 @options.without
-@options.view
+@view_options.view
 @click.option("--config", type=click.Path(path_type=Path), help="A line.toml, for where weights lie.")
 @click.option("--seed", default=0, show_default=True, help="Of the folds, the fits and random weights.")
 @options.backbone
@@ -48,11 +49,7 @@ def command(
     top: int,
     html: Path | None,
     without: tuple[str, ...],
-    size: int,
-    crop: bool,
-    keep_aspect: bool,
-    tiles: str,
-    even_light: bool,
+    view: View,
     roi: Path | None,
     rotations: int,
     config: Path | None,
@@ -82,9 +79,8 @@ def command(
       goldline screen photos/good --html unlike.html
       goldline fit photos/good --without defects.txt --station line-1/top --store file://$PWD/models
     """
-    view = options.view_of(size, tiles, roi, crop=crop, keep_aspect=keep_aspect, even_light=even_light)
     paths = dataset.goods(folder, without)
-    options.check_roi(roi, paths)
+    view_options.check_roi(roi, paths)
     goods = [Frame(frame_id=str(p), image=p.read_bytes()) for p in paths]
     method_name = options.method_or_default(method, fixtured=fixtured)
     method_config = methods.make_config(method_name, options.pairs(settings), quick=quick, fixtured=fixtured)

@@ -185,7 +185,7 @@ class Goldline:
         own: Inspector = self.service.inspector
         goods = [frame for frame in self.goods if sha256(frame) not in self.learnt]
         again = recalibrate(own, goods, rate=own.threshold.guarantee.rate)
-        inspector = Inspector(own.detector, again.threshold, own.view, own.limits, shares=own.shares)
+        inspector = Inspector(own.detector, again.threshold, own.view, own.limits, shares=own.shares, device=own.device)
         self.service.take(inspector, why=f"threshold of night {day.number}")
         self.anchor = self.service.inspector
         self._since_threshold = 0
