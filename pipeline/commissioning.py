@@ -7,7 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -257,11 +257,12 @@ def decode_all(
     parts = []
     for done, frame in enumerate(goods):
         progress("decode", done, len(goods))
-        parts.append(decode([frame], view, limits, place))
+        part = decode([frame], view, limits, place)
+        parts.append(replace(part, images=Images(part.images.pixels.cpu())))
     progress("decode", len(goods), len(goods))
     empty = torch.empty(0, 3, *view.seen, dtype=torch.uint8)
     return Decoded(
-        images=Images(torch.cat([empty, *(p.images.pixels.cpu() for p in parts)])),
+        images=Images(torch.cat([empty, *(p.images.pixels for p in parts)])),
         frame_ids=tuple(i for p in parts for i in p.frame_ids),
         placements=tuple(x for p in parts for x in p.placements),
         failures=tuple(f for p in parts for f in p.failures),

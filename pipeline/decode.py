@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ Made = TypeVar("Made")
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNED = {5, 6, 7, 8}  # orientations that swap width and height
 _UPRIGHT = {None, 1}
+_SAMPLINGS = {((1, 1),), *((luma, (1, 1), (1, 1)) for luma in ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1), (4, 2)))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +160,23 @@ def _whole(image: bytes, limits: Limits) -> nvjpeg.Whole:
         DecodeError: as of `decode_one`.
     """
     with _opened(image, limits) as picture:
-        if picture.format == "JPEG" and picture.mode in {"RGB", "L"} and _orientation(picture) in _UPRIGHT:
-            nvjpeg.check_end(image)
-            return nvjpeg.Whole(image, (picture.height, picture.width))
+        pixels = picture.width * picture.height
+        upright = picture.mode in {"RGB", "L"} and _orientation(picture) in _UPRIGHT
+        if picture.format == "JPEG" and nvjpeg.decodes(image) and upright and _samplings(picture) in _SAMPLINGS:
+            return nvjpeg.Whole(image, pixels)
+        return nvjpeg.Whole(partial(_upright, image, limits), pixels)
+
+
+def _samplings(jpeg: Image.Image) -> tuple[tuple[int, int], ...]:
+    """How often each of its colours is sampled, across and down."""
+    return tuple((each[1], each[2]) for each in getattr(jpeg, "layer", ()))
+
+
+def _upright(image: bytes, limits: Limits) -> NDArray[np.uint8]:
+    """(H, W, 3) of all of it."""
+    with _opened(image, limits) as picture:
         ImageOps.exif_transpose(picture, in_place=True)
-        pixels = np.array(_to_rgb(picture))
-        return nvjpeg.Whole(pixels, (pixels.shape[0], pixels.shape[1]))
+        return np.array(_to_rgb(picture))
 
 
 @contextmanager

@@ -200,18 +200,20 @@ def inspect_together(asked: Sequence[tuple[Inspects, Sequence[Frame]]]) -> Itera
         What became of each inspector's frames, in the order of `asked`; the exception of one that failed, which harms
         no other's.
     """
-    ready: list[tuple[Decoded, float] | None] = []
-    seen: dict[tuple[int, View, Limits], Decoded] = {}
+    ready: list[tuple[Decoded, float] | Exception | None] = []
+    seen: dict[tuple[int, View, Limits, torch.device], Decoded] = {}
     passes: dict[tuple[int, Size], tuple[Backbone, list[Tensor]]] = {}
     for inspector, frames in asked:
         if not isinstance(inspector, Inspector) or inspector.shares is None:
             ready.append(None)
             continue
         started = time.perf_counter()
-        same = (id(frames), inspector.view, inspector.limits)
-        if same not in seen:
-            seen[same] = decode(frames, inspector.view, inspector.limits, inspector.device)
-        decoded = seen[same]
+        same = (id(frames), inspector.view, inspector.limits, inspector.device)
+        try:
+            decoded = seen[same] = seen.get(same) or decode(frames, inspector.view, inspector.limits, inspector.device)
+        except Exception as error:  # noqa: BLE001 - it is the answer for this model's frames
+            ready.append(error)
+            continue
         ready.append((decoded, time.perf_counter() - started))
         if decoded.frame_ids:
             _, batches = passes.setdefault((id(inspector.shares), decoded.images.size), (inspector.shares, []))
@@ -221,13 +223,18 @@ def inspect_together(asked: Sequence[tuple[Inspects, Sequence[Frame]]]) -> Itera
         for backbone, batches in passes.values():
             stack.enter_context(backbone.one_pass(batches))
         for (inspector, frames), each in zip(asked, ready, strict=True):
-            try:
-                if each is not None and isinstance(inspector, Inspector):
-                    yield inspector.judge(each[0], decode_s=each[1])
-                else:
-                    yield inspector.inspect(frames)
-            except Exception as error:  # noqa: BLE001 - it is the answer for this model's frames
-                yield error
+            yield each if isinstance(each, Exception) else _answer(inspector, frames, each)
+
+
+def _answer(
+    inspector: Inspects, frames: Sequence[Frame], decoded: tuple[Decoded, float] | None
+) -> Inspected | Exception:
+    try:
+        if decoded is not None and isinstance(inspector, Inspector):
+            return inspector.judge(decoded[0], decode_s=decoded[1])
+        return inspector.inspect(frames)
+    except Exception as error:  # noqa: BLE001 - it is the answer for this model's frames
+        return error
 
 
 def _read_view(meta: object) -> View:

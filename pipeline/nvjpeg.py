@@ -6,13 +6,16 @@ it, and it is resized there. Which of both depends on the picture alone, so that
 On a CPU the very same code has libjpeg in nvJPEG's place: that is how it is tested, and no model runs so.
 """
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,8 +27,13 @@ from pipeline.view import PAINT, View, laid
 Box: TypeAlias = tuple[float, float, float, float]
 """(x0, y0, x1, y1), in pixels of the picture."""
 
-_PIXELS_AT_ONCE = 64_000_000  # that are decoded together: 200 MB of a GPU's memory
-_START, _SCAN, _END = b"\xff\xd8", b"\xda", b"\xff\xd9"
+_CHANNELS = 3
+_PIXELS_AT_ONCE = 32_000_000  # that are decoded together: 100 MB of a GPU's memory, and six times that to resize them
+_FILTER_MAX = 16  # pixels a side that become one in one step: CUDA's filter has no shared memory for many more
+_SCAN, _END, _FILL = 0xDA, b"\xff\xd9", 0xFF
+_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that say the picture's size
+_DECODED = frozenset({0xC0, 0xC1, 0xC2})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +41,12 @@ class Whole:
     """A picture whose header was checked.
 
     Attributes:
-        data: the JPEG; or what Pillow made of anything else, (H, W, 3) uint8, upright.
-        size: (H, W).
+        data: the JPEG; or what gives anything else as (H, W, 3) uint8, upright, or raises a DecodeError.
+        pixels: how many it has.
     """
 
-    data: bytes | NDArray[np.uint8]
-    size: Size
+    data: bytes | Callable[[], NDArray[np.uint8]]
+    pixels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +64,63 @@ class Seen:
     of: Size
 
 
+_NONE = DecodeError("not decoded")
+
+
 def check(device: torch.device) -> None:
-    """Refuse a device that does not decode.
+    """Refuse a device that does not decode; one that does has decoded a picture afterwards, and is ready.
 
     Raises:
-        ConfigError: it is not a GPU.
+        ConfigError: it is not a GPU, or torchvision decodes nothing there.
     """
     if device.type != "cuda":
         raise ConfigError(
             f"pictures are to be decoded on a GPU, and the model runs on {device.type}: give it a GPU (--device cuda, "
             "[worker] device), or fit one whose pictures the CPU decodes"
         )
+    _tried(device)
 
 
-def check_end(jpeg: bytes) -> None:
-    """Refuse a JPEG whose scans do not end: of those that are truncated nvJPEG makes up the rest.
+@cache
+def _tried(device: torch.device) -> None:
+    """Raises: ConfigError: it does not decode a picture that is all right."""
+    try:
+        _of_jpegs([_good()], device)
+    except RuntimeError as error:
+        raise ConfigError(f"this torchvision decodes no JPEG on {device}: {_plain(error)}") from error
 
-    Headers, which may hold a small picture with an end of its own, are walked over; in a scan nothing looks like it.
+
+@cache
+def _good() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def decodes(jpeg: bytes) -> bool:
+    """Whether nvJPEG decodes this kind: baseline, extended and progressive.
+
+    Of several sizes decoders take the one or the other, and of what is truncated nvJPEG makes up the rest. Headers,
+    which may hold a small picture with an end of its own, are walked over; in a scan nothing looks like it.
 
     Raises:
-        DecodeError: it is truncated.
+        DecodeError: it says its size twice, or its scans do not end.
     """
-    at = len(_START)
-    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != _SCAN:
-        length = int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        at += 2 + max(length, 2)  # it counts itself
-    if jpeg.find(_END, at) < 0:
-        raise DecodeError(f"not a readable picture ({len(jpeg)} bytes): the JPEG is truncated")
+    at = 2
+    sizes: list[int] = []
+    while jpeg[at : at + 1] == b"\xff" and at + 1 < len(jpeg) and jpeg[at + 1] != _SCAN:
+        marker = jpeg[at + 1]
+        sizes += [marker] if marker in _FRAMES else []
+        if marker == _FILL:
+            at += 1
+        elif marker in _ALONE:
+            at += 2
+        else:
+            at += 2 + max(2, int.from_bytes(jpeg[at + 2 : at + 4], "big"))  # the length counts itself
+    if len(sizes) != 1 or jpeg.find(_END, at) < 0:
+        why = "the JPEG is truncated" if len(sizes) == 1 else f"the JPEG has {len(sizes)} sizes"
+        raise DecodeError(f"not a readable picture ({len(jpeg)} bytes): {why}")
+    return sizes[0] in _DECODED
 
 
 @torch.inference_mode()
@@ -110,7 +148,7 @@ def _in_parts(pictures: Sequence[Whole | DecodeError]) -> Iterator[list[Whole | 
     part: list[Whole | DecodeError] = []
     left = _PIXELS_AT_ONCE
     for picture in pictures:
-        area = 0 if isinstance(picture, DecodeError) else picture.size[0] * picture.size[1]
+        area = 0 if isinstance(picture, DecodeError) else picture.pixels
         if part and area > left:
             yield part
             part, left = [], _PIXELS_AT_ONCE
@@ -123,15 +161,33 @@ def _of_part(pictures: Sequence[Whole | DecodeError], view: View, device: torch.
     jpegs = [each.data for each in pictures if isinstance(each, Whole) and isinstance(each.data, bytes)]
     made = iter(_of_jpegs(jpegs, device))
     seen: list[Seen | DecodeError] = []
-    for each in pictures:
-        if isinstance(each, DecodeError):
-            seen.append(each)
-            continue
-        pixels = next(made) if isinstance(each.data, bytes) else torch.from_numpy(each.data).permute(2, 0, 1).to(device)
-        if isinstance(pixels, Tensor) and tuple(pixels.shape) != (3, *each.size):
-            pixels = DecodeError(f"the JPEG's header says {each.size} pixels and it has {tuple(pixels.shape[1:])}")
-        seen.append(pixels if isinstance(pixels, DecodeError) else _seen(pixels, view))
+    alike: dict[Size, list[tuple[int, Tensor]]] = {}  # pictures of one size are resized together
+    for place, each in enumerate(pictures):
+        try:
+            pixels = _pixels(each, made, device)
+            alike.setdefault((int(pixels.shape[1]), int(pixels.shape[2])), []).append((place, pixels))
+            seen.append(_NONE)
+        except DecodeError as error:
+            seen.append(error)
+    for size, placed in alike.items():
+        together, box = _seen(torch.stack([pixels for _, pixels in placed]), view)
+        for (place, _), pixels in zip(placed, together, strict=True):
+            seen[place] = Seen(pixels, box, size)
     return seen
+
+
+def _pixels(picture: Whole | DecodeError, made: Iterator[Tensor | DecodeError], device: torch.device) -> Tensor:
+    """(3, H, W) on the device; of JPEGs the next that was made."""
+    if isinstance(picture, DecodeError):
+        raise picture
+    if not isinstance(picture.data, bytes):
+        return torch.from_numpy(picture.data()).to(device).permute(2, 0, 1)
+    pixels = next(made)
+    if isinstance(pixels, DecodeError):
+        raise pixels
+    if pixels.shape[0] != _CHANNELS or pixels[0].numel() != picture.pixels:
+        raise DecodeError(f"the JPEG says {picture.pixels} pixels and has {tuple(pixels.shape)}")
+    return pixels
 
 
 def _of_jpegs(jpegs: Sequence[bytes], device: torch.device) -> list[Tensor | DecodeError]:
@@ -142,28 +198,51 @@ def _of_jpegs(jpegs: Sequence[bytes], device: torch.device) -> list[Tensor | Dec
     wait_for(device)
     try:
         return list(_torchvisions()([torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in jpegs], device))
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise  # no picture's fault
     except RuntimeError as error:
         if len(jpegs) > 1:  # one of them is at fault, and torchvision does not say which
-            return [_of_jpegs([each], device)[0] for each in jpegs]
+            half = len(jpegs) // 2
+            return _of_jpegs(jpegs[:half], device) + _of_jpegs(jpegs[half:], device)
+        if _of_the_device(error, jpegs[0], device):
+            raise
         return [DecodeError(f"not a readable picture ({len(jpegs[0])} bytes): {_plain(error)}")]
 
 
-def _seen(picture: Tensor, view: View) -> Seen:
-    """What a view has of a picture (3, H, W); what is cut out of it is cut at whole pixels."""
-    size = int(picture.shape[1]), int(picture.shape[2])
+def _of_the_device(error: RuntimeError, jpeg: bytes, device: torch.device) -> bool:
+    """Whether it is no picture's fault. Some of torchvision's errors say only in words what they come from."""
+    words = "out of memory" in str(error) or "CUDA error" in str(error)
+    if words or jpeg == _good() or issubclass(type(error), torch.OutOfMemoryError | torch.AcceleratorError):
+        return True
+    _of_jpegs([_good()], device)  # raises where not even that is decoded
+    return False
+
+
+def _seen(pictures: Tensor, view: View) -> tuple[Tensor, Box]:
+    """What a view has of pictures (N, 3, H, W), and its box; what is cut out of them is cut at whole pixels."""
+    size = int(pictures.shape[2]), int(pictures.shape[3])
     box = view.box(size)
     inner, (left, top, right, bottom) = laid(box, size, view.seen)
     x0, y0, x1, y1 = (round(each) for each in inner)
-    cut = picture[:, y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)].unsqueeze(0).float()
-    made = functional.interpolate(cut, size=(bottom - top, right - left), mode="bilinear", antialias=True)
-    margins = (left, view.seen[1] - right, top, view.seen[0] - bottom)
-    if any(margins):
-        made = functional.pad(made, margins, mode="replicate")
-    else:
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    made = pictures[..., y0:y1, x0:x1].float()
+    for step in _steps((y1 - y0, x1 - x0), (bottom - top, max(right - left, 2))):
+        made = functional.interpolate(made, size=step, mode="bilinear", antialias=True)
+    if right - left == 1:  # torch's filter on a CPU makes one column of its first value alone
+        made = made.mean(dim=3, keepdim=True)
+    if made.shape[2:] == view.seen:
         box = float(x0), float(y0), float(x1), float(y1)
-    return Seen(made[0].round_().clamp_(0, 255).to(torch.uint8), box, size)
+    else:
+        down, across = (
+            (torch.arange(side, device=made.device) - first).clamp_(0, last - first - 1)
+            for side, first, last in zip(view.seen, (top, left), (bottom, right), strict=True)
+        )
+        made = made[..., down.unsqueeze(1), across]
+    return made.round_().clamp_(0, 255).to(torch.uint8), box
+
+
+def _steps(given: Size, wanted: Size) -> list[Size]:
+    """Sizes to filter a picture to, one after the other."""
+    coarse = min(given[0], _FILTER_MAX * wanted[0]), min(given[1], _FILTER_MAX * wanted[1])
+    return [wanted] if coarse == given else [coarse, wanted]
 
 
 def _torchvisions() -> Callable[[list[Tensor], torch.device], list[Tensor]]:
@@ -178,6 +257,8 @@ def _torchvisions() -> Callable[[list[Tensor], torch.device], list[Tensor]]:
         raise ConfigError("this torchvision decodes no JPEG on a GPU: install an older one, or fit anew") from error
 
     def decode(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
+        if str(device) == "cuda":  # torchvision makes a decoder for each name of a device
+            device = torch.device("cuda", torch.cuda.current_device())
         made: list[Tensor] = decode_jpeg(jpegs, mode=ImageReadMode.RGB, device=device)
         return made
 

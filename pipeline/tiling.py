@@ -271,8 +271,9 @@ def _resized(images: Tensor, size: Size) -> Tensor:
     """(B, C, H, W) uint8 or (B, H, W) float32, resampled without aliasing."""
     if images.shape[-2:] == size:
         return images
-    if images.dtype == torch.uint8:
-        return interpolate(images.float(), size=size, mode="bilinear", antialias=True).round_().to(torch.uint8)
+    if images.dtype == torch.uint8:  # on the host, wherever they are: a fit's are there, and a GPU rounds otherwise
+        made = interpolate(images.cpu().float(), size=size, mode="bilinear", antialias=True)
+        return made.round_().to(images.device, torch.uint8)
     return interpolate(images.unsqueeze(1), size=size, mode="bilinear", antialias=True).squeeze(1)
 
 

@@ -7,7 +7,7 @@ what brings the frames and takes the verdicts.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -64,10 +64,10 @@ class Row:
     decode_on: str
     at_once: int
     frame_bytes: int
-    frames_per_s: float
-    per_s_low: float
-    per_s_high: float
     turns: int
+    frames_per_s: float = 0.0
+    per_s_low: float = 0.0
+    per_s_high: float = 0.0
 
 
 def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
@@ -77,6 +77,8 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
         ConfigError: a name is unknown, there are fewer threads than batches at the same time, or no such device.
     """
     device = resolve_device(asked.device)
+    if asked.engine and asked.engine not in engines.ENGINES:
+        raise ConfigError(f"no engine {asked.engine!r}; there are {', '.join(engines.ENGINES)}")
     there = threads.cores()
     if max(asked.at_once) > there:
         raise ConfigError(f"{max(asked.at_once)} batches at once want as many threads: there are {there}")
@@ -88,30 +90,29 @@ def run(asked: Asked, *, progress: Progress = silent) -> list[Row]:
     frames = [Frame(frame_id=str(i), image=images[i % _PICTURES]) for i in range(batch)]
     variants: dict[str, Callable[[], float]] = {}
     rows: dict[str, Row] = {}
-    for at_once in asked.at_once:
-        with _shared(there, at_once):
-            net = score.net_of(asked.backbone, engine, str(device))
-            inspector = score.inspector_of("patchcore", net, asked.bank_rows, asked.size, PatchCoreConfig())
-        for decode_on in ("cpu", "gpu") if device.type == "cuda" else ("cpu",):
-            name = f"{decode_on} {at_once}"
-            variants[name] = partial(_once, _decoding(inspector, decode_on), frames, there, at_once)
-            rows[name] = Row(
-                method="patchcore",
-                backbone=asked.backbone,
-                bank_rows=asked.bank_rows,
-                batch=batch,
-                size=asked.size,
-                device=str(device),
-                precision=engine,
-                decode_on=decode_on,
-                at_once=at_once,
-                frame_bytes=round(sum(map(len, images)) / _PICTURES),
-                frames_per_s=0.0,
-                per_s_low=0.0,
-                per_s_high=0.0,
-                turns=asked.repeats,
-            )
-    took = turns.measured(variants, repeats=asked.repeats, progress=progress)
+    with ExitStack() as pools:
+        for at_once in asked.at_once:
+            with _shared(there, at_once):
+                net = score.net_of(asked.backbone, engine, str(device))
+                inspector = score.inspector_of("patchcore", net, asked.bank_rows, asked.size, PatchCoreConfig())
+            for decode_on in ("cpu", "gpu") if device.type == "cuda" else ("cpu",):
+                name = f"{decode_on} {at_once}"
+                pool = pools.enter_context(ThreadPoolExecutor(at_once))
+                variants[name] = partial(_once, _decoding(inspector, decode_on), frames, there, at_once, pool)
+                rows[name] = Row(
+                    method="patchcore",
+                    backbone=asked.backbone,
+                    bank_rows=asked.bank_rows,
+                    batch=batch,
+                    size=asked.size,
+                    device=str(device),
+                    precision=engine,
+                    decode_on=decode_on,
+                    at_once=at_once,
+                    frame_bytes=round(sum(map(len, images)) / _PICTURES),
+                    turns=asked.repeats,
+                )
+        took = turns.measured(variants, repeats=asked.repeats, progress=progress)
     return [_with(rows[name], each, batch * _BATCHES * rows[name].at_once) for name, each in took.items()]
 
 
@@ -125,9 +126,9 @@ def _decoding(inspector: Inspector, decode_on: str) -> Inspector:
     return Inspector(inspector.detector, inspector.threshold, view, inspector.limits, device=inspector.device)
 
 
-def _once(inspector: Inspector, frames: Sequence[Frame], there: int, at_once: int) -> float:
-    """Seconds of so many batches, each thread's one after the other."""
-    with _shared(there, at_once), ThreadPoolExecutor(at_once) as pool:
+def _once(inspector: Inspector, frames: Sequence[Frame], there: int, at_once: int, pool: ThreadPoolExecutor) -> float:
+    """Seconds of so many batches, each thread's one after the other; the pool's threads stay, and what is theirs."""
+    with _shared(there, at_once):
         started = time.perf_counter()
         for inspected in pool.map(inspector.inspect, [frames] * (_BATCHES * at_once)):
             assert not inspected.failures  # noqa: S101 - they are our own pictures

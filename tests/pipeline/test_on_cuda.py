@@ -201,18 +201,21 @@ def test_smoothing_and_the_way_to_the_host():
     assert torch.equal(back, scores[:, ::2])
 
 
-def test_pictures_on_their_way_in_are_pinned_and_arrive_whole_while_the_gpu_is_busy():
+def test_pictures_on_their_way_in_are_pinned_and_what_is_under_way_is_overwritten_by_nobody():
     busy = torch.rand(4000, 4000, device=CUDA)
+    torch.cuda.synchronize()
     wrong = []
 
     def work(seed):
         for k in range(40):
+            with beside(CUDA):
+                torch.mm(busy, busy)  # the copy that follows on this stream waits for it
             shown = staging((16, 64, 64, 3), CUDA)
             assert shown.is_pinned()
             shown.fill_((seed * 40 + k) % 251)
-            torch.mm(busy, busy)
             there = sent(shown.permute(0, 3, 1, 2), CUDA)
             del shown  # what comes next may have its memory once it was fetched, not before
+            staging((16, 64, 64, 3), CUDA).fill_(255)
             wrong.extend([k] if not bool((there == (seed * 40 + k) % 251).all()) else [])
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -223,11 +226,15 @@ def test_pictures_on_their_way_in_are_pinned_and_arrive_whole_while_the_gpu_is_b
     assert not wrong
 
 
-def test_what_is_made_beside_is_there_afterwards_and_its_memory_stays_its_own():
-    for _ in range(50):
+def test_what_is_made_beside_is_waited_for_and_its_memory_stays_its_own_until_it_was_used():
+    busy = torch.rand(4000, 4000, device=CUDA)
+    torch.cuda.synchronize()
+    for _ in range(20):
         with beside(CUDA) as hand:
             assert torch.cuda.current_stream() != torch.cuda.default_stream()
+            torch.mm(busy, busy)  # what is handed over is not there yet when the block ends
             made = hand(torch.full((1 << 22,), 3.0, device=CUDA).mul_(2))
+        torch.mm(busy, busy)  # what uses it waits, too, while it is given up and the other stream goes on
         total = made.sum()
         del made
         with beside(CUDA):
