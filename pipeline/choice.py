@@ -8,6 +8,8 @@ import msgspec
 
 ERRORS = 2.0
 """Standard errors that a candidate must lead by."""
+FEW = 0.75
+"""AUROC of planted defects below which a model finds few: chance is 0.5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,17 @@ class MethodChoice:
     def __str__(self) -> str:
         """As lines for people."""
         return "\n".join(self.rows())
+
+    @property
+    def doubt(self) -> str | None:
+        """What to think of a choice of which none is good."""
+        (best,) = (each for each in self.tried if each.candidate == self.taken)
+        if best.auroc >= FEW:
+            return None
+        return (
+            f"it tells few planted defects from good parts: AUROC {best.auroc:.2f}, where chance is 0.5. Score known "
+            "defects before you trust it; then look closer (--size 320, --tiles 1,2) or with another --backbone"
+        )
 
     def rows(self) -> list[str]:
         """A line for each that was tried."""

@@ -39,8 +39,13 @@ class Guarantee:
     def __str__(self) -> str:
         wanted = f"{self.rate:.3g} of good parts rejected, with {self.confidence:.0%} confidence"
         if self.holds:
-            return f"at most {wanted}: {self.allowed} of {self.goods} calibration goods may lie above the threshold"
-        return f"no guarantee: {self.goods} calibration goods, {self.goods_needed} are needed for {wanted}"
+            return (
+                f"at most {wanted}, as at most {self.allowed} of {self.goods} calibration goods lie above the threshold"
+            )
+        return (
+            f"no guarantee: {self.goods} calibration goods, {self.goods_needed} are needed for {wanted}; it may reject "
+            "several times as many"
+        )
 
 
 def is_rate(rate: float) -> bool:

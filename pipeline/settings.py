@@ -68,7 +68,7 @@ class Store(Section, frozen=True):
 class Worker(Section, frozen=True):
     """How a worker batches and when it gives up."""
 
-    device: str = "auto"
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")] = "auto"
     batch_max: Annotated[int, Meta(ge=1, le=1024)] = 16
     wait_ms: Annotated[float, Meta(ge=0.0, le=1000.0)] = 5.0
     threads: Annotated[int, Meta(ge=0)] = 0
@@ -250,7 +250,8 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Settings:
     except OSError as error:
         raise ConfigError(f"cannot read settings {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+        hint = '; names with a slash want quotes: [stations."line-1/top"]' if "table declaration" in str(error) else ""
+        raise ConfigError(f"{path} is not TOML: {error}{hint}") from error
     return build(tree, source=str(path), environment=os.environ if environment is None else environment)
 
 

@@ -59,5 +59,7 @@ def _leaf(value: object, kind: Any, path: str) -> list[str]:
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        return [f"{path.lstrip('.')}: {error} (saw {value!r})"]
+        among = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        said = f"choose {', '.join(among[:-1])} or {among[-1]}" if among else str(error)
+        return [f"{path.lstrip('.')}: {said} (saw {value!r})"]
     return []

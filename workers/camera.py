@@ -14,6 +14,7 @@ from model_store.frames import Reference, open_roots
 from pipeline.errors import ConfigError, GoldlineError, StoreUnavailable
 from pipeline.settings import Settings
 from workers import clients, logs, topics, wire
+from workers.outages import Outages
 from workers.shots import Shot
 from workers.spans import Spans
 
@@ -108,6 +109,7 @@ class Camera:
         self._run = uuid.uuid4().hex[:8]
         self._on_their_way_bytes = 0
         self._fewer = threading.Condition()
+        self._outage = Outages()
         self.sent = Sent()
 
     def send(self, shot: Shot, *, stopped: Callable[[], bool] = lambda: False) -> str | None:
@@ -205,14 +207,22 @@ class Camera:
         until = time.monotonic() + OUTAGE_S
         while True:
             try:
-                return self._roots.put(shot.image)
+                reference = self._roots.put(shot.image)
             except GoldlineError as error:
                 last = not isinstance(error, StoreUnavailable) or time.monotonic() > until or stopped()
-                log.error("a picture was not stored", picture=shot.name, bytes=size, again=not last, error=str(error))
+                self._outage.fails("roots", str(error))
+                if self._outage.to_tell() or last:
+                    log.error(
+                        "a picture was not stored", picture=shot.name, bytes=size, again=not last, error=str(error)
+                    )
                 if last:
                     self.sent.sent += 1
                     self.sent.failed += 1
                     return None
+            else:
+                self._outage.works("roots")
+                self._outage.to_tell()  # if it fails again, that is another outage
+                return reference
             time.sleep(_AGAIN_S)
 
     def _take_room(self, size: int, stopped: Callable[[], bool]) -> None:

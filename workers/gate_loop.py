@@ -22,6 +22,7 @@ from workers.health import Heart
 from workers.hooks import Hooks
 from workers.metrics import GateMetrics
 from workers.spans import Spans
+from workers.trigger import lines
 from workers.wire import Arrival, Record
 
 log = logs.get(__name__)
@@ -42,7 +43,7 @@ def run(
     *,
     write: Callable[[Action], None],
     stopped: Callable[[], bool],
-    trigger: IO[str] | None = None,
+    trigger: int | None = None,
     metrics: GateMetrics | None = None,
     heart: Heart | None = None,
     spans: Spans | None = None,
@@ -54,8 +55,8 @@ def run(
         stations: those this gate stands behind.
         write: told of each action.
         stopped: asked many times a second.
-        trigger: instead of the frames' messages, lines of JSON, {"part_id", "station"?}, one for each part as it
-            passes the barrier; its deadline runs from the line's arrival.
+        trigger: instead of the frames' messages, a descriptor of lines of JSON, {"part_id", "station"?}, one for each
+            part as it passes the barrier; its deadline runs from the line's arrival.
         metrics: told of what the gate does.
         heart: beats while it does.
         spans: told of each action too.
@@ -68,8 +69,8 @@ def run(
     events, traces = Events(), Traces(stations)
     metrics.watch(gate)
     results = _tail(settings, "results")
-    if trigger:
-        _beside(_triggers, settings, gate, stations, trigger, events)
+    if trigger is not None:
+        _beside(_triggers, settings, gate, stations, trigger, events, stopped)
     else:
         frames = _tail(settings, "frames", fetch_max_bytes=2 * topics.frame_max_bytes(settings))
         _beside(_frames, settings, gate, traces, frames, events, stopped)
@@ -199,13 +200,14 @@ def _triggers(
     settings: Settings,
     gate: Gate,
     stations: frozenset[str],
-    lines: IO[str],
+    source: int,
     events: Events,
+    stopped: Callable[[], bool],
 ) -> None:
     """Parts as a light barrier or a PLC announces them, one JSON object a line."""
     one_decision = len(stations) == 1 or settings.gate.fuse != "none"
     any_station = next(iter(stations)) if one_decision else None
-    for line in lines:
+    for line in lines(source, stopped):
         try:
             said = json.loads(line)
             part_id, station = str(said["part_id"]), str(said.get("station") or any_station or "")
@@ -216,7 +218,8 @@ def _triggers(
             log.error("a trigger names no station of this gate", station=station)
             continue
         events.put(partial(gate.see_trigger, part_id, station, time.time()))
-    log.error("the trigger ended: no further part is known, and the actuator stays at rest")
+    if not stopped():
+        log.error("the trigger ended: no further part is known, and the actuator stays at rest")
 
 
 def writer(output: Path | None, *, as_json: bool) -> Callable[[Action], None]:

@@ -44,12 +44,16 @@ def frames(pictures: Iterable[tuple[NDArray[np.uint8], NDArray[np.float32], str]
     for pixels, scores, caption in pictures:
         picture = pixels.transpose(1, 2, 0)
         coloured = overlay(picture, scores, low=low, high=max(high, low + 1e-9))
-        figures.append(
-            f"<figure><div>{image(picture)}{image(coloured)}</div><figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
+        figures.append(figure(picture, coloured, html.escape(caption)))
     return f"<div class=frames>{''.join(figures)}</div>"
 
 
-def image(picture: NDArray[np.uint8]) -> str:
-    """A picture (H, W, 3) as an element that carries its own data."""
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(encode_picture(picture)).decode()}">'
+def figure(picture: NDArray[np.uint8], coloured: NDArray[np.uint8], caption: str) -> str:
+    """A picture (H, W, 3) beside the same under its heatmap; the caption is HTML already."""
+    pair = _image(picture, "picture") + _image(coloured, "the same under its heatmap")
+    return f"<figure><div>{pair}</div><figcaption>{caption}</figcaption></figure>"
+
+
+def _image(picture: NDArray[np.uint8], alt: str) -> str:
+    """A picture as an element that carries its own data."""
+    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(encode_picture(picture)).decode()}">'

@@ -157,7 +157,7 @@ def test_a_trigger_tells_of_parts_that_no_camera_saw(make_rig: Callable[..., Rig
             barrier.write(json.dumps({"part_id": part_id}) + "\n")
         barrier.write("nonsense\n")
         actions = {a["part_id"]: a for a in line.actions(2)}
-    ended = line.end()
+        ended = line.end()  # while somebody could still write
     assert len(line.output.read_text().splitlines()) == 2, "light was never announced"
     assert (actions["unseen"]["action"], actions["unseen"]["why"]) == ("reject", "no_verdict_in_time")
     assert (actions["heavy"]["action"], actions["heavy"]["part_id"]) == ("reject", "heavy")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline import choosing
 from pipeline.backbone import resolve
-from pipeline.choice import Candidate, read
+from pipeline.choice import FEW, Candidate, MethodChoice, Tried, read
 from pipeline.choosing import best, candidates, choose_method, config_of
 from pipeline.commissioning import commission
 from pipeline.data import Frame, Images
@@ -205,6 +205,18 @@ def test_pictures_that_calibrate_have_no_say(frames, backbone):
     (seen,) = asked
     assert len(seen) == made.frames["fit"] == 30 - len(kept)
     assert not any(torch.equal(one, other) for one in seen.pixels for other in kept)
+
+
+def test_a_choice_of_which_none_is_good_is_doubted():
+    def of(*aurocs):
+        tried = tuple(
+            Tried(candidate=each, auroc=auroc, lead=0.0, lead_error=0.1)
+            for each, auroc in zip([ONE, OTHER], aurocs, strict=True)
+        )
+        return MethodChoice(taken=OTHER, tried=tried)
+
+    assert of(0.99, FEW).doubt is None
+    assert "AUROC 0.61, where chance is 0.5" in of(0.99, 0.605).doubt
 
 
 def test_a_choice_is_read_as_it_was_kept():

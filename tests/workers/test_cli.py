@@ -121,6 +121,24 @@ def test_each_command_of_a_group_has_help(goldline, group, name):
     assert "Usage:" in shown.out
 
 
+def test_a_mistyped_command_is_told_the_nearest(goldline):
+    assert "did you mean score?" in goldline("scor").refused()
+    assert "see goldline --help" in goldline("xyzzy").refused()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[worker]\nheatmaps = "yes"', "worker.heatmaps: choose all, reject or none (saw 'yes')"),
+        ('[defaults]\non_no_decision = "rejct"', "defaults.on_no_decision: choose reject or pass (saw 'rejct')"),
+        ('[worker]\ndevice = "gpu"', "worker.device"),
+        ('[store]\nurl = "ftp://x/y"', "no model store speaks 'ftp'"),
+    ],
+)
+def test_a_wrong_setting_is_told_what_it_may_be(goldline, tmp_path, text, says):
+    assert says in goldline("check", line_toml(tmp_path, f'{text}\n[stations."line-1/top"]\n')).refused()
+
+
 def test_as_a_process_it_is_the_same():
     """`python -m workers`, with warnings as they come: nothing of ours may clutter standard error."""
     ran = subprocess.run(
@@ -359,6 +377,29 @@ def test_the_first_fit_is_in_service_and_the_second_is_not(goldline, plant):
     assert (first["promoted"], second["promoted"]) == (True, False)
     assert first["version"] != second["version"]
     assert current(goldline, url) == first["version"]
+
+
+def test_a_store_is_the_lines_own_unless_another_is_named(goldline, plant, pictures, tmp_path, monkeypatch):
+    url, first, second = plant
+    config = line_toml(tmp_path, f'[store]\nurl = "{url}"\n[stations."line-1/top"]\n')
+    assert len(goldline("models", "list", "--config", config, "--json").json()) == 2
+    monkeypatch.chdir(tmp_path)
+    assert len(goldline("models", "list", "--json").json()) == 2, "line.toml here, as for other commands"
+    assert {"version": first["version"]}.items() <= goldline(
+        "thresholds", "explain", "line-1/top", "--json"
+    ).json().items()
+    there = f"file://{tmp_path}/there"
+    assert "holds no model store" in goldline("models", "list", "--store", there).refused()
+    monkeypatch.setenv("GOLDLINE_STORE__URL", there)
+    assert "holds no model store" in goldline("models", "list").refused()
+    assert "holds no model store" in goldline("score", "line-1/top", pictures / "parts", "--config", config).refused()
+    monkeypatch.delenv("GOLDLINE_STORE__URL")
+    made = goldline("fit", pictures / "goods", *FIT, "--seed", "1", "--false-reject-rate", "0.2", "--config", config)
+    assert f"kept in    {url}" in made.out
+    assert "(stored, not promoted)" in made.out
+    told = next(line for line in made.out.splitlines() if line.startswith("to use it"))
+    assert told.endswith(f"--recipe default --store {url}")
+    assert second["version"].startswith(made.out.split()[1]), "the very same model, in the very same store"
 
 
 def test_models_lists_both_and_stars_the_one_in_service(goldline, plant):

@@ -1,6 +1,7 @@
 """`goldline audit`."""
 
 import getpass
+import shlex
 from pathlib import Path
 
 import click
@@ -55,4 +56,5 @@ def sample(settings: Settings, station: str, count: int, out: Path, recipe: str,
     if lost:
         click.echo(f"without a picture, which could not be read or fetched: {lost}")
     click.echo("take out the pictures of parts that are not good, then")
-    click.echo(f"goldline calibrate {station} {out} --recipe {recipe} --verified-by NAME")
+    told = ["goldline", "calibrate", station, str(out), "--recipe", recipe, "--store", settings.store.url]
+    click.echo(f"{shlex.join(told)} --verified-by NAME")

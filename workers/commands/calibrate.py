@@ -22,6 +22,7 @@ from pipeline.inspection import with_threshold
 from pipeline.selection import Selection
 from workers.backbones import open_inspector
 from workers.commands import options
+from workers.commands.model_page import to_use
 from workers.progress_bars import shown
 from workers.provenance import digest, pictures
 
@@ -97,7 +98,7 @@ def command(
     if as_json:
         click.echo(json.dumps(_body(made, version, parent, before, promoted=promote)))
         return
-    _tell(made, key, version, before, promoted=promote)
+    _tell(made, key, version, store_url, before, promoted=promote)
 
 
 def _read(folders: tuple[Path, ...], key: ModelKey) -> tuple[list[Frame], list[Selection | None]]:
@@ -161,7 +162,9 @@ def _body(
     }
 
 
-def _tell(made: Recalibrated, key: ModelKey, version: Version, before: Threshold, *, promoted: bool) -> None:
+def _tell(
+    made: Recalibrated, key: ModelKey, version: Version, store_url: str, before: Threshold, *, promoted: bool
+) -> None:
     threshold, n = made.threshold, len(made.calibrated_on)
     way = "higher: it rejects less" if threshold.image > before.image else "lower: it rejects more"
     way = "as before" if threshold.image == before.image else way
@@ -172,4 +175,4 @@ def _tell(made: Recalibrated, key: ModelKey, version: Version, before: Threshold
     if made.unreadable:
         click.echo(f"unreadable {len(made.unreadable)}: {', '.join(made.unreadable[:5])}")
     if not promoted:
-        click.echo(f"to use it  goldline models promote {key.station} {short(version)} --recipe {key.recipe}")
+        click.echo(to_use(key, version, store_url))

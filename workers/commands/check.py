@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from model_store import open_store
 from pipeline.errors import ConfigError
 from workers.commands import findings_page, options
 from workers.words import counted
@@ -24,6 +25,8 @@ def command(ctx: click.Context, path: Path, connect: bool, as_json: bool) -> Non
     """
     try:
         settings = options.read_settings(path)
+        if not settings.store.url.startswith(("redis://", "rediss://")):  # their secrets may be on other machines
+            open_store(settings.store.url)
     except ConfigError as error:
         if not as_json:
             raise

@@ -8,6 +8,7 @@ import click
 
 from pipeline.settings import Settings
 from workers.commands import options
+from workers.words import counted
 
 
 @click.group("dead-letters")
@@ -33,7 +34,7 @@ def list_(settings: Settings, as_json: bool) -> None:
                 f"({letter.size_bytes} bytes, from {letter.origin}, frame {letter.frame_id})"
             )
     if not as_json:
-        click.echo(f"{count} dead letters", err=True)
+        click.echo(counted(count, "dead letter"), err=True)
 
 
 @command.command("show")

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import math
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib import metadata
@@ -27,7 +28,7 @@ from pipeline.progress import Progress
 from pipeline.view import View
 from workers.backbones import DEFAULT, Choice, choose
 from workers.commands import options, view_options
-from workers.commands.model_page import plain
+from workers.commands.model_page import plain, to_use
 from workers.progress_bars import shown
 from workers.provenance import PICTURES_MAX, digest, pictures
 
@@ -163,6 +164,8 @@ def command(
         "code": metadata.version("goldline"),
     }
     choice = planting.choice if planting else None
+    if choice and choice.doubt:
+        console.print(f"[yellow]Doubtful:[/] {choice.doubt}.", soft_wrap=True)
     if choice:
         lineage["choice"] = choice.body()
     version = store.put(key, artifact, lineage=lineage)
@@ -177,7 +180,7 @@ def command(
         return
     if choice:
         click.echo(str(choice))
-    _tell(made, key, version, left_out, artifact.meta["backbone"]["engine"], promoted=promoted)
+    _tell(made, key, version, store_url, left_out, artifact.meta["backbone"]["engine"], promoted=promoted)
 
 
 def _tell_small(view: View, console: Console) -> None:
@@ -245,19 +248,34 @@ def _body(made: Commissioned, version: str, backbone: dict[str, Any], *, promote
     }
 
 
-def _tell(made: Commissioned, key: ModelKey, version: str, left_out: list[str], engine: str, *, promoted: bool) -> None:
+def _tell(
+    made: Commissioned,
+    key: ModelKey,
+    version: Version,
+    store_url: str,
+    left_out: list[str],
+    engine: str,
+    *,
+    promoted: bool,
+) -> None:
     threshold, frames = made.inspector.threshold, made.frames
     click.echo(f"model      {short(version)} of {key}" + ("  (in service)" if promoted else "  (stored, not promoted)"))
+    click.echo(f"kept in    {store_url}")
     click.echo(f"fitted on  {frames['fit']} goods in {made.fit_s:.1f} s, calibrated on {frames['calibrate']}")
     click.echo(f"run by     {engine}")
     if left_out:
         click.echo(f"left out   {len(left_out)}: {', '.join(map(plain, left_out[:5]))}")
     click.echo(f"threshold  {threshold.image:.4g}")
     click.echo(f"promise    {threshold.guarantee}")
+    if not threshold.guarantee.holds:
+        whole = math.ceil(threshold.guarantee.goods_needed / commissioning.CALIBRATE_SHARE)
+        click.echo(
+            f"           (of some {whole} pictures in all: {commissioning.CALIBRATE_SHARE:.0%} of them calibrate)"
+        )
     if made.unreadable:
         click.echo(f"unreadable {len(made.unreadable)}: {', '.join(made.unreadable[:5])}")
     if not promoted:
-        click.echo(f"to use it  goldline models promote {key.station} {short(version)} --recipe {key.recipe}")
+        click.echo(to_use(key, version, store_url))
 
 
 def _current(store: ModelStore, key: ModelKey) -> Version | None:

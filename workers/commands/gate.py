@@ -23,7 +23,6 @@ from workers.commands import options
 @click.option("--output", type=click.Path(path_type=Path), help="Append each action to this file, as JSON lines.")
 @click.option(
     "--trigger",
-    type=click.File("r"),
     help='Learn of parts from JSON lines {"part_id", "station"} of a light barrier (a file, a FIFO, or - for '
     "standard input) instead of from frames: only this notices a part that no camera saw.",
 )
@@ -33,7 +32,7 @@ def command(
     settings: Settings,
     stations: tuple[str, ...],
     output: Path | None,
-    trigger: click.utils.LazyFile | None,
+    trigger: str | None,
     metrics_port: int | None,
     as_json: bool,
 ) -> None:
@@ -66,6 +65,7 @@ def command(
     from workers import gate_loop, spans  # noqa: PLC0415
     from workers.health import Health, Heart  # noqa: PLC0415
     from workers.metrics import GateMetrics  # noqa: PLC0415
+    from workers.trigger import opened  # noqa: PLC0415
 
     metrics, heart, tracing = GateMetrics(settings), Heart(), spans.opened(settings, "gate")
     checks = {"live": lambda: [heart.alive()], "ready": lambda: [heart.started(), heart.alive()]}
@@ -78,7 +78,7 @@ def command(
         frozenset(stations or settings.stations),
         write=gate_loop.writer(output, as_json=as_json),
         stopped=stop.is_set,
-        trigger=trigger,  # type: ignore[arg-type]
+        trigger=opened(trigger) if trigger else None,
         metrics=metrics,
         heart=heart,
         spans=tracing,

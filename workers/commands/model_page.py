@@ -1,8 +1,10 @@
 """What `goldline models show` prints for people."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from model_store import ModelKey, Version, short
 from pipeline import choice as choices
 from pipeline import review as reviewing
 from pipeline.review import Review
@@ -28,6 +30,12 @@ _LINEAGE = (
 def plain(text: object) -> str:
     """Words of people as one line that does nothing to a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def to_use(key: ModelKey, version: Version, store_url: str) -> str:
+    """The line that says how a version that is only stored goes into service."""
+    told = ["goldline", "models", "promote", key.station, short(version), "--recipe", key.recipe, "--store", store_url]
+    return f"to use it  {shlex.join(told)}"
 
 
 def page(body: Mapping[str, Any]) -> str:

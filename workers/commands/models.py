@@ -31,7 +31,7 @@ for _other in (compare.compare, upkeep.history, upkeep.pin, upkeep.shadow, upkee
 @command.command("list")
 @click.argument("station", required=False)
 @options.recipe
-@options.store
+@options.line_store
 @options.as_json
 def list_(station: str | None, recipe: str, store_url: str, as_json: bool) -> None:
     """Versions of STATION, or of every station there is; the one in service has a star.
@@ -61,7 +61,7 @@ def list_(station: str | None, recipe: str, store_url: str, as_json: bool) -> No
 @click.argument("station")
 @click.argument("version", default="current")
 @options.recipe
-@options.store
+@options.line_store
 @options.as_json
 def show(station: str, version: str, recipe: str, store_url: str, as_json: bool) -> None:
     """One VERSION of STATION (its beginning is enough): what it is, what it promises, where it comes from."""
@@ -84,7 +84,7 @@ def show(station: str, version: str, recipe: str, store_url: str, as_json: bool)
 @click.argument("version")
 @options.recipe
 @options.why
-@options.store
+@options.line_store
 def promote(station: str, version: str, recipe: str, why: str, store_url: str) -> None:
     """Put VERSION in service at STATION; workers swap to it between batches."""
     store = open_store(store_url)
@@ -100,7 +100,7 @@ def promote(station: str, version: str, recipe: str, why: str, store_url: str) -
 @click.argument("station")
 @options.recipe
 @options.why
-@options.store
+@options.line_store
 def rollback(station: str, recipe: str, why: str, store_url: str) -> None:
     """Put the version that was in service before back."""
     store = open_store(store_url)
@@ -114,7 +114,7 @@ def rollback(station: str, recipe: str, why: str, store_url: str) -> None:
 @click.argument("version", default="current")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write.")
 @options.recipe
-@options.store
+@options.line_store
 def export(station: str, version: str, out: Path, recipe: str, store_url: str) -> None:
     """One VERSION of STATION as one file with checksums, to carry to a plant without a network."""
     store = open_store(store_url)
@@ -130,7 +130,7 @@ def export(station: str, version: str, out: Path, recipe: str, store_url: str) -
 @click.option("--recipe", help="Another product than the file names.")
 @click.option("--promote", is_flag=True, help="Put it in service. Without, it waits for `goldline models promote`.")
 @options.why
-@options.store
+@options.line_store
 def import_(file: Path, station: str | None, recipe: str | None, promote: bool, why: str, store_url: str) -> None:
     """Put the model in FILE, from `goldline models export`, into the store."""
     store = open_store(store_url)
@@ -153,7 +153,7 @@ def import_(file: Path, station: str | None, recipe: str | None, promote: bool, 
 @click.argument("one")
 @click.argument("other", default="current")
 @options.recipe
-@options.store
+@options.line_store
 @options.as_json
 def diff(station: str, one: str, other: str, recipe: str, store_url: str, as_json: bool) -> None:
     """What differs between version ONE of STATION and OTHER: settings, backbone, threshold, sizes."""

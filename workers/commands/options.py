@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from pipeline.settings import Settings
 from workers import settings_file
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_STORE = settings.Store().url
 
 
 def config(command: F) -> F:
@@ -27,16 +30,34 @@ def config(command: F) -> F:
     )(command)
 
 
-def store(command: F) -> F:
-    """`--store URL`."""
+def store(command: Callable[..., None]) -> Callable[..., None]:
+    """`--store URL`, of a command that has a `--config`: without, where that says."""
+
+    @wraps(command)
+    def with_store(*, store_url: str | None, config: Path | None, **others: Any) -> None:
+        command(store_url=store_url or optional_settings(config).store.url, config=config, **others)
+
     return click.option(
         "--store",
         "store_url",
-        envvar="GOLDLINE_STORE__URL",
-        default="file:///srv/goldline/models",
-        show_default=True,
-        help="Where models are kept: file:///folder, or redis://USER@HOST:PORT/0.",
-    )(command)
+        help="Where models are kept: file:///folder, or redis://USER@HOST:PORT/0.  [as --config says in [store] url; "
+        f"{_STORE}]",
+    )(with_store)
+
+
+def line_store(command: Callable[..., None]) -> Callable[..., None]:
+    """`--store URL` and a `--config` that says no more than where models are kept."""
+
+    @wraps(command)
+    def without_config(*, config: Path | None, **others: Any) -> None:  # noqa: ARG001 - `store` has read it
+        command(**others)
+
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        default=lambda: Path(settings_file.DEFAULT) if Path(settings_file.DEFAULT).is_file() else None,
+        help=f"Settings of the line, for where models are kept.  [{settings_file.DEFAULT}, if there is one here]",
+    )(store(without_config))
 
 
 def backbone(command: F) -> F:

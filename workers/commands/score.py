@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from model_store import ModelKey, ModelStore, Version, open_store, resolve_version
 from pipeline.data import Failure, Frame, Verdict
-from pipeline.decode import decode_one
 from pipeline.errors import ConfigError, ModelNotFound
 from pipeline.evaluation.dataset import pictures
 from pipeline.heatmap import encode_picture, overlay
-from pipeline.inspection import Inspector
+from pipeline.inspection import Inspected, Inspector
 from workers.backbones import open_inspector
 from workers.commands import options
 from workers.words import counted
@@ -117,16 +117,21 @@ def _inspect(
         answers |= {f.frame_id: f for f in inspected.failures}
         for i, path in batch.items():
             if heatmaps and i in inspected.maps:
-                picture = overlay_of(inspector, frames[i].image, inspected.maps[i].numpy())
+                picture = overlay_of(inspector, inspected, i)
                 name = "-".join(filter(None, (f"{int(i):05d}", path.parent.name, path.stem)))
                 name = os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")  # a name on disk may be no text
                 (heatmaps / f"{name}.png").write_bytes(encode_picture(picture))
             yield path, answers[i]
 
 
-def overlay_of(inspector: Inspector, image: bytes, scores: Any) -> Any:
+def picture_of(inspected: Inspected, frame_id: str) -> NDArray[np.uint8]:
+    """(H, W, 3), as the model saw it."""
+    return inspected.pixels[frame_id].permute(1, 2, 0).numpy()
+
+
+def overlay_of(inspector: Inspector, inspected: Inspected, frame_id: str) -> NDArray[np.uint8]:
     """The picture as the model saw it, coloured where the map nears and passes the pixel threshold."""
-    picture, _ = decode_one(image, inspector.view, inspector.limits)
+    picture, scores = picture_of(inspected, frame_id), inspected.maps[frame_id].numpy()
     line = inspector.threshold.pixel
     return overlay(picture, scores, low=0.6 * line, high=max(1.6 * line, float(np.max(scores)) * 0.8))
 

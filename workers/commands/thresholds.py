@@ -32,7 +32,7 @@ def command() -> None:
 @click.argument("station")
 @click.argument("version", default="current")
 @options.recipe
-@options.store
+@options.line_store
 @options.as_json
 def explain(station: str, version: str, recipe: str, store_url: str, as_json: bool) -> None:
     """What the threshold of VERSION at STATION promises, what it does not, and what more parts would buy."""

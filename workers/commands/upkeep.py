@@ -19,7 +19,7 @@ from workers.commands.model_page import plain
 @click.command("history")
 @click.argument("station")
 @options.recipe
-@options.store
+@options.line_store
 @options.as_json
 def history(station: str, recipe: str, store_url: str, as_json: bool) -> None:
     """Every promotion and every change of pins and shadow at STATION: when, what, who and why, oldest first."""
@@ -42,7 +42,7 @@ def history(station: str, recipe: str, store_url: str, as_json: bool) -> None:
 @click.option("--unpin", is_flag=True, help="Let it be deleted again, once nothing else keeps it.")
 @options.recipe
 @options.why
-@options.store
+@options.line_store
 def pin(station: str, version: str, unpin: bool, recipe: str, why: str, store_url: str) -> None:
     """Keep VERSION of STATION for good: `goldline models gc` does not delete it."""
     store = open_store(store_url)
@@ -67,7 +67,7 @@ def pin(station: str, version: str, unpin: bool, recipe: str, why: str, store_ur
 @click.option("--off", is_flag=True, help="No version is tried any more.")
 @options.recipe
 @options.why
-@options.store
+@options.line_store
 def shadow(station: str, version: str | None, canary: float, off: bool, recipe: str, why: str, store_url: str) -> None:
     """Mark VERSION of STATION as the one to be tried beside the one in service."""
     if off == bool(version) or (off and canary):
@@ -98,7 +98,7 @@ def shadow(station: str, version: str | None, canary: float, off: bool, recipe: 
     help="Keep what was put, loaded, promoted or in service in so many days.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
-@options.store
+@options.line_store
 @options.as_json
 def gc(keep_days: int, dry_run: bool, store_url: str, as_json: bool) -> None:
     """Delete versions that nothing keeps, and say of each why it stays or goes.

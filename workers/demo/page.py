@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.data import Frame
-from pipeline.decode import decode_one
 from pipeline.inspection import Inspector
-from workers.commands.score import overlay_of
-from workers.demo.tally import Tally, Truth
+from workers.commands.score import overlay_of, picture_of
+from workers.demo.tally import STAGES, Tally, Truth
 from workers.messages import Result
-from workers.picture_page import image
+from workers.picture_page import figure
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --paper: #fbfaf7; --line: #d9d4c7; --pass: #1d7a46; --reject: #b3261e;
@@ -33,7 +32,7 @@ figcaption { padding: .4rem .6rem; font-size: .85rem; }
 .wrong { font-weight: 600; } svg rect { fill: var(--bar); } svg text { fill: var(--ink); font-size: 11px; }
 """
 _EACH = 6
-_FOUND, _KINDS = "Defects found, one of each kind", 4 * _EACH
+_FOUND, _KINDS = "Defects found, one of each kind at each station", 4 * _EACH
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,8 @@ def render(report: dict[str, Any], tally: Tally, inspectors: dict[str, Inspector
         histogram(tally.latencies_ms().get("total", [])),
         "<h2>Defects by kind</h2>",
         _defects(report),
-        "<p>Of a frame, p is the share of calibration pictures that score as high, itself counted.</p>",
+        "<p>Of each pair the left is the frame as the model saw it, the right the same under its heatmap.</p>",
+        "<p>p is the share of calibration pictures that score as high, itself counted.</p>",
     ]
     for title, picked in pick(tally).items():
         shown = picked[: _KINDS if title == _FOUND else _EACH]
@@ -134,7 +134,7 @@ def _figures(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "verdicts", ", ".join(f"{n} {v}" for v, n in report["verdicts"].items())
     yield "latency", f"p50 {latency['p50']} ms, p99 {latency['p99']} ms, max {latency['max']} ms"
     for stage, q in latency["by_stage"].items():
-        yield f"of which {stage}", f"p50 {q['p50']} ms, p99 {q['p99']} ms"
+        yield f"of which {STAGES[stage]}", f"p50 {q['p50']} ms, p99 {q['p99']} ms"
     yield "gate", ", ".join(f"{report['gate'][k]} {k.replace('_', ' ')}" for k in ("on_time", "late", "defaulted"))
 
 
@@ -155,16 +155,15 @@ def _defects(report: dict[str, Any]) -> str:
 def _figure(picked: Picked, inspector: Inspector) -> str:
     """The frame as the model saw it, beside its heatmap, scored again here by the same code."""
     result, encoded = picked.result, picked.truth.path.read_bytes()
-    picture, _ = decode_one(encoded, inspector.view, inspector.limits)
     inspected = inspector.inspect([Frame(frame_id="shown", image=encoded)])
-    coloured = overlay_of(inspector, encoded, inspected.maps["shown"].numpy())
+    picture, coloured = picture_of(inspected, "shown"), overlay_of(inspector, inspected, "shown")
     wrong = (picked.truth.defect is None) != (result.verdict == "pass")
     caption = (
         f"<span class='{result.verdict}{' wrong' if wrong else ''}'>{result.verdict}</span> "
         f"{_escape(picked.truth.defect or 'good')}<br>{_escape(result.station or '')} {_escape(result.frame_id)}"
         f"<br>score {result.score:.3f}, limit {result.threshold:.3f}, p {result.p_value:.3f}"
     )
-    return f"<figure><div>{image(picture)}{image(coloured)}</div><figcaption>{caption}</figcaption></figure>"
+    return figure(picture, coloured, caption)
 
 
 def _escape(text: str) -> str:

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from workers.demo.tally import Tally
+from workers.demo.tally import STAGES, Tally
 from workers.messages import Result
 
 _COLOURS = {"pass": "green", "reject": "red", "no_decision": "yellow"}
@@ -64,7 +64,9 @@ def summary_table(report: dict[str, Any]) -> Table:
         ("image AUROC", f"{report['image_auroc']}"),
         ("latency", f"p50 {latency['p50']} ms, p99 {latency['p99']} ms, max {latency['max']} ms, from capture on"),
     ]
-    rows += [(f"  {stage}", f"p50 {q['p50']} ms, p99 {q['p99']} ms") for stage, q in latency["by_stage"].items()]
+    rows += [
+        (f"  {STAGES[stage]}", f"p50 {q['p50']} ms, p99 {q['p99']} ms") for stage, q in latency["by_stage"].items()
+    ]
     rows.append(("gate", f"{gate['on_time']} on time, {gate['late']} late, {gate['defaulted']} defaulted"))
     for name, value in rows:
         table.add_row(name, value)

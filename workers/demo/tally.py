@@ -14,7 +14,15 @@ from pipeline.evaluation.figures import auroc
 from workers.messages import Result, decode_result
 from workers.wire import Record
 
-STAGES = ("to_worker", "queue", "decode", "embed", "score", "publish")
+STAGES = {
+    "to_worker": "camera and broker",
+    "queue": "waiting in the worker",
+    "decode": "decoding",
+    "embed": "backbone",
+    "score": "search, map and verdict",
+    "publish": "publishing",
+}
+"""Where a frame's time goes, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
