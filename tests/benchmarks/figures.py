@@ -133,6 +133,17 @@ def _fit(report: Report) -> Iterator[str]:
     )
 
 
+def _frames(report: Report) -> Iterator[str]:
+    rows = [{**row, "range": f"{row['per_s_low']} to {row['per_s_high']}"} for row in report["rows"]]
+    heads = {"backbone": "backbone", "bank": "bank_rows", "frames together": "batch", "run by": "precision"}
+    yield _picked(
+        rows,
+        heads
+        | {"decoded on": "decode_on", "batches at once": "at_once", "frames a second": "frames_per_s"}
+        | {"its quartiles": "range"},
+    )
+
+
 def _bank_search(report: Report) -> Iterator[str]:
     yield _picked(
         [{**row, "ratio_range": _quartiles(row)} for row in report["rows"]],
@@ -530,6 +541,7 @@ _SECTIONS = {
         "python -m tests.benchmarks.bank_search",
         _bank_search,
     ),
+    "frames-amx": ("Frames in a worker's threads", "goldline bench frames --repeats 15", _frames),
     "cost": ("What a picture's cost grows with", "goldline bench cost", _cost),
     "line": ("The highest rate of a line", "goldline bench line", _line),
     "line-two-workers": ("The same with two workers", "goldline bench line --workers 2", _line),
