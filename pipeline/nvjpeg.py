@@ -64,9 +64,6 @@ class Seen:
     of: Size
 
 
-_NONE = DecodeError("not decoded")
-
-
 def check(device: torch.device) -> None:
     """Refuse a device that does not decode; one that does has decoded a picture afterwards, and is ready.
 
@@ -160,20 +157,18 @@ def _in_parts(pictures: Sequence[Whole | DecodeError]) -> Iterator[list[Whole | 
 def _of_part(pictures: Sequence[Whole | DecodeError], view: View, device: torch.device) -> list[Seen | DecodeError]:
     jpegs = [each.data for each in pictures if isinstance(each, Whole) and isinstance(each.data, bytes)]
     made = iter(_of_jpegs(jpegs, device))
-    seen: list[Seen | DecodeError] = []
+    seen: dict[int, Seen | DecodeError] = {}
     alike: dict[Size, list[tuple[int, Tensor]]] = {}  # pictures of one size are resized together
     for place, each in enumerate(pictures):
         try:
             pixels = _pixels(each, made, device)
             alike.setdefault((int(pixels.shape[1]), int(pixels.shape[2])), []).append((place, pixels))
-            seen.append(_NONE)
         except DecodeError as error:
-            seen.append(error)
+            seen[place] = error
     for size, placed in alike.items():
         together, box = _seen(torch.stack([pixels for _, pixels in placed]), view)
-        for (place, _), pixels in zip(placed, together, strict=True):
-            seen[place] = Seen(pixels, box, size)
-    return seen
+        seen |= {place: Seen(pixels, box, size) for (place, _), pixels in zip(placed, together, strict=True)}
+    return [seen[place] for place in range(len(pictures))]
 
 
 def _pixels(picture: Whole | DecodeError, made: Iterator[Tensor | DecodeError], device: torch.device) -> Tensor:

@@ -256,7 +256,17 @@ def jpegs(count, size=(300, 200)):
 )
 def test_a_gpu_decodes_what_the_same_code_decodes_on_a_cpu(monkeypatch, more):
     view = View(size=(64, 64), resized_by="gpu", **more)
-    frames = jpegs(7)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    drawn = Image.fromarray(draw("cap", seed=9, size=(300, 200)).image)
+    others = {
+        "grey": encoded(drawn.convert("L"), "JPEG"),
+        "turned": encoded(drawn, "JPEG", exif=exif),
+        "png": encoded(drawn, "PNG"),
+        "long": encoded(drawn.resize((20_000, 100)), "JPEG", quality=90),  # more than CUDA filters in one step
+        "large": encoded(drawn.resize((4000, 3000)), "JPEG", quality=90),
+    }
+    frames = jpegs(7) + [Frame(frame_id=name, image=image) for name, image in others.items()]
     ours = decode([*frames, Frame(frame_id="bad", image=frames[0].image[:-900])], view, Limits(), CUDA)
     monkeypatch.setattr(nvjpeg, "check", lambda device: None)
     theirs = decode(frames, view, Limits(), CPU)
