@@ -58,12 +58,12 @@ class MethodChoice:
 
     @property
     def doubt(self) -> str | None:
-        """What to think of a choice of which none is good."""
-        (best,) = (each for each in self.tried if each.candidate == self.taken)
-        if best.auroc >= FEW:
+        """What to think of a method that finds few of the planted defects."""
+        taken = next(each for each in self.tried if each.candidate == self.taken)
+        if taken.auroc >= FEW:
             return None
         return (
-            f"it tells few planted defects from good parts: AUROC {best.auroc:.2f}, where chance is 0.5. Score known "
+            f"it tells few planted defects from good parts: AUROC {taken.auroc:.2f}, where chance is 0.5. Score known "
             "defects before you trust it; then look closer (--size 320, --tiles 1,2) or with another --backbone"
         )
 

@@ -43,8 +43,7 @@ class Guarantee:
                 f"at most {wanted}, as at most {self.allowed} of {self.goods} calibration goods lie above the threshold"
             )
         return (
-            f"no guarantee: {self.goods} calibration goods, {self.goods_needed} are needed for {wanted}; it may reject "
-            "several times as many"
+            f"no guarantee: {self.goods} calibration goods, {self.goods_needed} are needed for {wanted}; it may be more"
         )
 
 

@@ -7,6 +7,7 @@ On a CPU the very same code has libjpeg in nvJPEG's place: that is how it is tes
 """
 
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,7 @@ _FILTER_MAX = 16  # pixels a side that become one in one step: CUDA's filter has
 _SCAN, _END, _FILL = 0xDA, b"\xff\xd9", 0xFF
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that say the picture's size
+_OF_THE_DEVICE = "156789"  # of nvJPEG's statuses: not initialised, no memory, failed execution and the like
 _DECODED = frozenset({0xC0, 0xC1, 0xC2})
 
 
@@ -84,6 +86,8 @@ def _tried(device: torch.device) -> None:
     try:
         _of_jpegs([_good()], device)
     except RuntimeError as error:
+        if _has_no_memory(error):
+            raise
         raise ConfigError(f"this torchvision decodes no JPEG on {device}: {_plain(error)}") from error
 
 
@@ -95,7 +99,7 @@ def _good() -> bytes:
 
 
 def decodes(jpeg: bytes) -> bool:
-    """Whether nvJPEG decodes this kind: baseline, extended and progressive.
+    """Whether nvJPEG decodes this kind: baseline, extended and progressive, with nothing between its segments.
 
     Of several sizes decoders take the one or the other, and of what is truncated nvJPEG makes up the rest. Headers,
     which may hold a small picture with an end of its own, are walked over; in a scan nothing looks like it.
@@ -114,6 +118,8 @@ def decodes(jpeg: bytes) -> bool:
             at += 2
         else:
             at += 2 + max(2, int.from_bytes(jpeg[at + 2 : at + 4], "big"))  # the length counts itself
+    if jpeg[at : at + 1] != b"\xff":
+        return False
     if len(sizes) != 1 or jpeg.find(_END, at) < 0:
         why = "the JPEG is truncated" if len(sizes) == 1 else f"the JPEG has {len(sizes)} sizes"
         raise DecodeError(f"not a readable picture ({len(jpeg)} bytes): {why}")
@@ -203,12 +209,18 @@ def _of_jpegs(jpegs: Sequence[bytes], device: torch.device) -> list[Tensor | Dec
 
 
 def _of_the_device(error: RuntimeError, jpeg: bytes, device: torch.device) -> bool:
-    """Whether it is no picture's fault. Some of torchvision's errors say only in words what they come from."""
-    words = "out of memory" in str(error) or "CUDA error" in str(error)
-    if words or jpeg == _good() or issubclass(type(error), torch.OutOfMemoryError | torch.AcceleratorError):
+    """Whether it is no picture's fault."""
+    if _has_no_memory(error) or jpeg == _good():
         return True
     _of_jpegs([_good()], device)  # raises where not even that is decoded
     return False
+
+
+def _has_no_memory(error: RuntimeError) -> bool:
+    """Or is in worse trouble; torchvision's errors say only in words, or by nvJPEG's number, what they come from."""
+    told = str(error).partition("\n")[0].strip()
+    words = "out of memory" in told or "CUDA error" in told or re.search(rf": [{_OF_THE_DEVICE}]$", told) is not None
+    return words or isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError))
 
 
 def _seen(pictures: Tensor, view: View) -> tuple[Tensor, Box]:
@@ -236,8 +248,12 @@ def _seen(pictures: Tensor, view: View) -> tuple[Tensor, Box]:
 
 def _steps(given: Size, wanted: Size) -> list[Size]:
     """Sizes to filter a picture to, one after the other."""
-    coarse = min(given[0], _FILTER_MAX * wanted[0]), min(given[1], _FILTER_MAX * wanted[1])
-    return [wanted] if coarse == given else [coarse, wanted]
+    steps = [wanted]
+    while True:
+        coarse = min(given[0], _FILTER_MAX * steps[0][0]), min(given[1], _FILTER_MAX * steps[0][1])
+        if coarse == given:
+            return steps
+        steps.insert(0, coarse)
 
 
 def _torchvisions() -> Callable[[list[Tensor], torch.device], list[Tensor]]:

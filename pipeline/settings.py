@@ -6,6 +6,7 @@ override the file: `GOLDLINE_WORKER__DEVICE=cpu` is `[worker] device = "cpu"`. S
 
 import copy
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.settings_overrides import overrides
 Positive = Annotated[int, Meta(ge=1)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
 Rate = Annotated[float, Meta(gt=0.0, lt=0.5)]
+_BARE = re.compile(r"^\s*\[\s*stations\.[^\"'\]\n]*/", re.MULTILINE)  # a station without quotes
 Default = Literal["reject", "pass"]
 Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9._-]{1,100}$")]
 RECIPE_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,99}$"
@@ -250,7 +252,8 @@ def read(path: Path, environment: Mapping[str, str] | None = None) -> Settings:
     except OSError as error:
         raise ConfigError(f"cannot read settings {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        hint = '; names with a slash want quotes: [stations."line-1/top"]' if "table declaration" in str(error) else ""
+        bare = isinstance(error, tomllib.TOMLDecodeError) and _BARE.search(path.read_text(encoding="utf-8"))
+        hint = '; names with a slash want quotes: [stations."line-1/top"]' if bare else ""
         raise ConfigError(f"{path} is not TOML: {error}{hint}") from error
     return build(tree, source=str(path), environment=os.environ if environment is None else environment)
 

@@ -55,11 +55,19 @@ def problems_of(value: object, kind: Any, path: str) -> list[str]:
     return found
 
 
+def wrong(value: object, kind: Any, error: msgspec.ValidationError) -> str:
+    """What is wrong with a value, and what it may be."""
+    if typing.get_origin(kind) is tuple and isinstance(value, str):
+        return f'a list is needed, as in ["{value}"]'
+    kinds = [each for each in (kind, *typing.get_args(kind)) if typing.get_origin(each) is typing.Literal]
+    among = typing.get_args(kinds[0]) if kinds else ()
+    said = f"choose {', '.join(among[:-1])} or {among[-1]}" if among else str(error)
+    return f"{said} (saw {value!r})"
+
+
 def _leaf(value: object, kind: Any, path: str) -> list[str]:
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        among = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
-        said = f"choose {', '.join(among[:-1])} or {among[-1]}" if among else str(error)
-        return [f"{path.lstrip('.')}: {said} (saw {value!r})"]
+        return [f"{path.lstrip('.')}: {wrong(value, kind, error)}"]
     return []

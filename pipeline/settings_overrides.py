@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from pipeline.settings_check import fields_of, section_of
+from pipeline.settings_check import fields_of, section_of, wrong
 
 _SHORT = {"GOLDLINE_WEIGHTS": "GOLDLINE_WEIGHTS__FOLDER"}
 
@@ -27,6 +27,7 @@ def overrides(
         prefix: of ours.
     """
     longhand = {_SHORT.get(variable, variable): text for variable, text in environment.items()}
+    yield from _of_one_underscore(settings, environment, prefix)
     for variable, text in sorted(longhand.items()):
         *path, key = variable.removeprefix(prefix).lower().split("__")
         if not variable.startswith(prefix) or not path:
@@ -41,13 +42,22 @@ def overrides(
         try:
             value = msgspec.to_builtins(msgspec.convert(values, wanted, strict=False))
         except msgspec.ValidationError as error:
-            yield f"environment {variable}: {error} (saw {text!r})"
+            yield f"environment {variable}: {wrong(values, wanted, error)}"
             continue
         table: object = tree
         for name in path:
             table = table.setdefault(name, {}) if isinstance(table, dict) else None
         if isinstance(table, dict):  # what is no table is told of with the file
             table[key] = value
+
+
+def _of_one_underscore(settings: type[Struct], environment: Mapping[str, str], prefix: str) -> Iterator[str]:
+    """Settings that somebody meant."""
+    for section in fields_of(settings):
+        table = _table(settings, [section])
+        for key, kind in fields_of(table).items() if table else ():
+            if section_of(kind) is None and (meant := f"{prefix}{section}_{key}".upper()) in environment:
+                yield f"environment {meant}: the setting is {prefix}{section.upper()}__{key.upper()}, two underscores"
 
 
 def _table(kind: type[Struct], path: list[str]) -> type[Struct] | None:

@@ -210,8 +210,9 @@ class Camera:
                 reference = self._roots.put(shot.image)
             except GoldlineError as error:
                 last = not isinstance(error, StoreUnavailable) or time.monotonic() > until or stopped()
-                self._outage.fails("roots", str(error))
-                if self._outage.to_tell() or last:
+                if isinstance(error, StoreUnavailable):
+                    self._outage.fails("roots", str(error))
+                if last or self._outage.to_tell():
                     log.error(
                         "a picture was not stored", picture=shot.name, bytes=size, again=not last, error=str(error)
                     )

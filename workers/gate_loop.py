@@ -211,7 +211,7 @@ def _triggers(
         try:
             said = json.loads(line)
             part_id, station = str(said["part_id"]), str(said.get("station") or any_station or "")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.error("a trigger line is not JSON with a part_id", line=line[:200])
             continue
         if station not in stations:

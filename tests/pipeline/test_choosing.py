@@ -216,7 +216,8 @@ def test_a_choice_of_which_none_is_good_is_doubted():
         return MethodChoice(taken=OTHER, tried=tried)
 
     assert of(0.99, FEW).doubt is None
-    assert "AUROC 0.61, where chance is 0.5" in of(0.99, 0.605).doubt
+    assert "AUROC 0.61, where chance is 0.5" in of(0.99, 0.612).doubt
+    assert "AUROC 0.55" in of(0.5, 0.55).doubt
 
 
 def test_a_choice_is_read_as_it_was_kept():

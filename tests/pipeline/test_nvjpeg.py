@@ -1,6 +1,7 @@
 """Pictures that a GPU decodes, by the very same code on a CPU, where libjpeg is in nvJPEG's place."""
 
 import io
+import itertools
 import random
 import tracemalloc
 
@@ -230,6 +231,45 @@ def test_fill_bytes_and_markers_without_a_length_are_walked_over():
 
 
 @pytest.mark.usefixtures("as_a_gpu")
+def test_a_status_of_nvjpegs_that_is_a_pictures_fault_is_told_so(monkeypatch):
+    real = nvjpeg._torchvisions()
+
+    def failing(jpegs, device):
+        if any(len(each) > 1000 for each in jpegs):
+            raise RuntimeError("Error while decoding JPEG images: Failed to get image info: 3")
+        return real(jpegs, device)
+
+    monkeypatch.setattr(nvjpeg, "_torchvisions", lambda: failing)
+    assert refused(encoded(noise(), "JPEG")).endswith("Failed to get image info: 3")
+
+
+@pytest.mark.usefixtures("as_a_gpu")
+def test_what_lies_between_segments_is_left_to_pillow(monkeypatch):
+    asked = []
+    real = nvjpeg._of_jpegs
+    monkeypatch.setattr(nvjpeg, "_of_jpegs", lambda jpegs, device: asked.append(len(jpegs)) or real(jpegs, device))
+    data = encoded(noise(), "JPEG")
+    for marker in (b"\xff\xdb", b"\xff\xc0", b"\xff\xc4"):
+        at = data.index(marker)
+        junk = data[:at] + b"\x00\x17" + data[at:]
+        assert not nvjpeg.decodes(junk)
+        assert (seen(junk)[0] == seen(data)[0]).all()
+        assert asked[-2:] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [((1, 50_000_000), (64, 64)), ((50_000_000, 1), (1, 2)), ((7000, 7000), (32, 32)), ((9, 9), (9, 9))],
+)
+def test_no_step_of_the_filter_makes_one_of_more_than_sixteen(given, wanted):
+    steps = nvjpeg._steps(given, wanted)
+    assert steps[-1] == wanted
+    for before, after in itertools.pairwise([given, *steps]):
+        assert all(b <= 16 * a for b, a in zip(before, after, strict=True))
+    assert len(steps) <= 7
+
+
+@pytest.mark.usefixtures("as_a_gpu")
 def test_a_jpeg_that_says_its_size_twice_is_refused(monkeypatch):
     monkeypatch.setattr(nvjpeg, "_of_jpegs", lambda jpegs, device: pytest.fail("decoded") if jpegs else [])
     data = encoded(scene(), "JPEG")
@@ -272,7 +312,7 @@ def test_a_very_large_picture_is_filtered_in_steps_that_a_gpu_has_memory_for(mon
         del asked[steps:]  # the CPU's own
     for (h, w), (to_h, to_w) in asked:  # torch's own sum for a block of 32 x 1 threads, at most 12,288 floats
         assert 32 * (2 * -(-w // to_w) + 1) + 33 * (2 * -(-h // to_h) + 1) <= 12_288
-    assert len(asked) == 6
+    assert len(asked) == 7
 
 
 @pytest.mark.usefixtures("as_a_gpu")
@@ -373,7 +413,12 @@ def test_a_gpu_without_memory_is_no_pictures_fault(monkeypatch, kind):
 @pytest.mark.usefixtures("as_a_gpu")
 @pytest.mark.parametrize(
     "words",
-    ["Error while decoding JPEG images: CUDA out of memory. Tried to allocate", "CUDA error: an illegal address"],
+    [
+        "Error while decoding JPEG images: CUDA out of memory. Tried to allocate",
+        "CUDA error: an illegal address",
+        "Failed to initialize nvjpeg: 1",
+        "Error while decoding JPEG images: Failed to get image info: 5",
+    ],
 )
 def test_nor_where_torchvision_hides_it_in_its_own_words(monkeypatch, words):
     def failing(jpegs, device):

@@ -240,6 +240,42 @@ def test_a_secret_without_a_folder_is_one_that_systemd_passed_on(monkeypatch):
     assert secret_file("/etc/goldline/kafka.password") == Path("/etc/goldline/kafka.password")
 
 
+def test_a_variable_that_lacks_an_underscore_is_told_the_setting(tmp_path):
+    others = ("DATA", "PEERS", "BROKER", "REDIS", "REDIS_PASSWORD", "WEIGHTS", "PICTURES", "KAFKA_SASL")
+    environment = {f"GOLDLINE_{name}": "x" for name in others}
+    found = problems({}, {"GOLDLINE_STORE_URL": "file:///x", **environment})
+    assert found == ["environment GOLDLINE_STORE_URL: the setting is GOLDLINE_STORE__URL, two underscores"]
+
+
+def test_one_text_where_a_list_is_needed_is_told_how_a_list_is_written():
+    assert problems({"kafka": {"brokers": "localhost"}}) == ['kafka.brokers: a list is needed, as in ["localhost"]']
+
+
+@pytest.mark.parametrize(
+    ("tree", "environment", "where"),
+    [
+        ({"defaults": {"on_no_decision": "rejct"}}, {}, "defaults.on_no_decision"),
+        ({"stations": {"l/a": {"on_no_decision": "rejct"}}}, {}, "stations.l/a.on_no_decision"),
+        ({}, {"GOLDLINE_DEFAULTS__ON_NO_DECISION": "rejct"}, "environment GOLDLINE_DEFAULTS__ON_NO_DECISION"),
+    ],
+)
+def test_a_wrong_choice_is_told_the_right_ones_wherever_it_is_made(tree, environment, where):
+    assert problems(tree, environment) == [f"{where}: choose reject or pass (saw 'rejct')"]
+
+
+def test_what_is_no_toml_for_another_reason_is_not_told_of_quotes(tmp_path):
+    (tmp_path / "line.toml").write_text('[stations."line-1/top"\n')
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "line.toml", {})
+    assert "quotes" not in str(caught.value)
+
+
+def test_a_station_without_quotes_is_told_to_have_them(tmp_path):
+    (tmp_path / "line.toml").write_text("[stations.line-1/top]\n")
+    with pytest.raises(ConfigError, match=r'quotes: \[stations\."line-1/top"\]'):
+        read(tmp_path / "line.toml", {})
+
+
 def test_the_process_s_own_environment_counts(tmp_path, monkeypatch):
     (tmp_path / "line.toml").write_text("")
     monkeypatch.setenv("GOLDLINE_WORKER__DEVICE", "cpu")

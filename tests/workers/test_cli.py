@@ -393,7 +393,13 @@ def test_a_store_is_the_lines_own_unless_another_is_named(goldline, plant, pictu
     monkeypatch.setenv("GOLDLINE_STORE__URL", there)
     assert "holds no model store" in goldline("models", "list").refused()
     assert "holds no model store" in goldline("score", "line-1/top", pictures / "parts", "--config", config).refused()
+    (tmp_path / "line.toml").write_text("no TOML")
+    assert "holds no model store" in goldline("models", "list").refused(), "a variable or an option needs no settings"
     monkeypatch.delenv("GOLDLINE_STORE__URL")
+    assert len(goldline("models", "list", "--store", url, "--json").json()) == 2
+    assert "is not TOML" in goldline("models", "list").refused()
+    assert "does not exist" in goldline("models", "list", "--config", "none.toml", "--store", url).refused()
+    config = line_toml(tmp_path, f'[store]\nurl = "{url}"\n[stations."line-1/top"]\n')
     made = goldline("fit", pictures / "goods", *FIT, "--seed", "1", "--false-reject-rate", "0.2", "--config", config)
     assert f"kept in    {url}" in made.out
     assert "(stored, not promoted)" in made.out

@@ -83,6 +83,21 @@ def test_what_cannot_be_read_is_refused_with_its_name(tmp_path):
         trigger.opened(str(tmp_path / "none"))
 
 
+def test_a_folder_is_no_trigger(tmp_path):
+    with pytest.raises(ConfigError, match="it is a folder"):
+        trigger.opened(str(tmp_path))
+    with pytest.raises(ConfigError, match="--trigger"):
+        trigger.opened("")
+
+
+def test_who_writes_to_a_fifo_that_is_read_no_more_is_told_so(fifo):
+    source = trigger.opened(str(fifo))
+    with fifo.open("wb", buffering=0) as writer:
+        assert list(trigger.lines(source, lambda: True)) == []
+        with pytest.raises(BrokenPipeError):
+            writer.write(b"part\n")
+
+
 STANDARD_INPUT = """
 import signal, threading
 from workers import trigger

@@ -44,6 +44,8 @@ def command(ctx: click.Context, path: Path, connect: bool, as_json: bool) -> Non
         click.echo(json.dumps(body | ({"findings": msgspec.to_builtins(found)} if connect else {})))
         ctx.exit(1 if failing else 0)
     click.echo(f"{path}: ok, {counted(len(settings.stations), 'station')}")
+    if not settings.stations:
+        click.echo('a worker needs one: [stations."line-1/top"]', err=True)
     for name, partition in places.items():
         recipes = ", ".join(settings.stations[name].recipes)
         click.echo(

@@ -23,7 +23,11 @@ _BATCH = 8
 @click.option(
     "--frames", "folder", type=click.Path(path_type=Path), help="A folder of pictures to score with both versions."
 )
-@click.option("--config", type=click.Path(path_type=Path), help="The line.toml: what both said while one was tried.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Settings of the line: where models are kept, and what both said while one was tried.",
+)
 @click.option("--examples", default=10, show_default=True, help="Frames to show that they decide differently.")
 @options.recipe
 @options.store

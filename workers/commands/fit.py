@@ -48,7 +48,9 @@ _SMALL_REGION = 0.05  # of the pixels that a model sees at once
 @view_options.view
 @click.option("--false-reject-rate", "rate", type=float, help="Share of good parts that may be rejected.  [0.005]")
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="A line.toml, for false_reject_rate and where weights lie."
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Settings of the line: where models are kept, false_reject_rate, weights.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the split, the coreset and random weights.")
 @options.scratch

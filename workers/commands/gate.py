@@ -78,7 +78,7 @@ def command(
         frozenset(stations or settings.stations),
         write=gate_loop.writer(output, as_json=as_json),
         stopped=stop.is_set,
-        trigger=opened(trigger) if trigger else None,
+        trigger=None if trigger is None else opened(trigger),
         metrics=metrics,
         heart=heart,
         spans=tracing,

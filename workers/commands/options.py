@@ -31,17 +31,19 @@ def config(command: F) -> F:
 
 
 def store(command: Callable[..., None]) -> Callable[..., None]:
-    """`--store URL`, of a command that has a `--config`: without, where that says."""
+    """`--store URL`, of a command that has a `--config`: without, where the line's settings say."""
 
     @wraps(command)
     def with_store(*, store_url: str | None, config: Path | None, **others: Any) -> None:
-        command(store_url=store_url or optional_settings(config).store.url, config=config, **others)
+        here = Path(settings_file.DEFAULT) if os.path.isfile(settings_file.DEFAULT) else None  # noqa: PTH113 - never raises
+        command(store_url=store_url or optional_settings(config or here).store.url, config=config, **others)
 
     return click.option(
         "--store",
         "store_url",
-        help="Where models are kept: file:///folder, or redis://USER@HOST:PORT/0.  [as --config says in [store] url; "
-        f"{_STORE}]",
+        envvar="GOLDLINE_STORE__URL",
+        help="Where models are kept: file:///folder, or redis://USER@HOST:PORT/0.  [as [store] url of --config, or of "
+        f"a {settings_file.DEFAULT} here; else {_STORE}]",
     )(with_store)
 
 
@@ -54,9 +56,8 @@ def line_store(command: Callable[..., None]) -> Callable[..., None]:
 
     return click.option(
         "--config",
-        type=click.Path(path_type=Path),
-        default=lambda: Path(settings_file.DEFAULT) if Path(settings_file.DEFAULT).is_file() else None,
-        help=f"Settings of the line, for where models are kept.  [{settings_file.DEFAULT}, if there is one here]",
+        type=click.Path(path_type=Path, exists=True),
+        help="Settings of the line, for where models are kept.",
     )(store(without_config))
 
 
@@ -92,7 +93,9 @@ def model_backbone(command: F) -> F:
     for option in (
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option(
-            "--config", type=click.Path(path_type=Path), help="Settings that permit backbones and name weights."
+            "--config",
+            type=click.Path(path_type=Path),
+            help="Settings of the line: where models are kept, backbones, weights.",
         ),
         click.option("--backbone", help="Permits this module:factory backbone, if the model names it."),
         click.option(
