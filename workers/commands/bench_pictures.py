@@ -13,6 +13,7 @@ from rich.table import Table
 from workers.commands import options
 from workers.progress_bars import shown
 
+_WIDE = 240
 as_file = click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
 _device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 _peers = click.option(
@@ -271,4 +272,7 @@ def _table(rows: Sequence[Any], columns: Sequence[str]) -> None:
         table.add_column(name.replace("_", " "), justify=side, overflow="fold")  # engines differ in how they end
     for row in rows:
         table.add_row(*("-" if getattr(row, name) is None else str(getattr(row, name)) for name in columns))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file has no edge to fold names at
+        console.width = _WIDE
+    console.print(table)
