@@ -23,7 +23,7 @@ from pipeline.methods import make_config
 from pipeline.refit import Golden, refit
 from pipeline.synthetic import draw
 from pipeline.view import View
-from tests.pipeline.test_decode import TURN, encoded, scene
+from tests.pipeline.test_decode import TURN, encoded, mutated, scene
 
 LIMITS = Limits()
 GPU = View(size=(64, 64), resized_by="gpu")
@@ -483,17 +483,11 @@ def test_a_torchvision_that_decodes_no_more_says_what_to_do(monkeypatch):
 # Pillow warns of some damage; here, as in a worker, that must be neither an error nor a crash.
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_300_mutated_jpegs_raise_nothing_and_leave_their_neighbours_alone():
-    rng = random.Random(0)
     good = encoded(noise((160, 96)), "JPEG")
     truth = seen(good)[0]
     failed = 0
-    for seed in range(300):
-        data = bytearray(good)
-        for _ in range(1 + seed % 8):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        if seed % 5 == 0:
-            del data[rng.randrange(len(data)) :]
-        decoded = decode(frames_of(good, bytes(data), good), GPU, Limits(max_pixels=1_000_000))
+    for data in mutated(good, 300, random.Random(0)):
+        decoded = decode(frames_of(good, data, good), GPU, Limits(max_pixels=1_000_000))
         failed += len(decoded.failures)
         assert {"f0", "f2"} <= set(decoded.frame_ids)
         assert (decoded.images.pixels[[0, -1]].permute(0, 2, 3, 1).numpy() == truth).all()

@@ -90,11 +90,8 @@ def test_threads_on_streams_of_their_own_do_not_mix_their_pictures():
                 made = net(pictures(3, seed=seed))
                 wrong.extend(layer for layer in made if apart(made[layer], truths[seed][layer]) > 1e-3)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))  # what fails in a thread fails here
     assert not wrong
 
 
@@ -218,11 +215,8 @@ def test_pictures_on_their_way_in_are_pinned_and_what_is_under_way_is_overwritte
             staging((16, 64, 64, 3), CUDA).fill_(255)
             wrong.extend([k] if not bool((there == (seed * 40 + k) % 251).all()) else [])
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))  # what fails in a thread fails here
     assert not wrong
 
 
