@@ -39,9 +39,8 @@ class Guarantee:
     def __str__(self) -> str:
         wanted = f"{self.rate:.3g} of good parts rejected, with {self.confidence:.0%} confidence"
         if self.holds:
-            return (
-                f"at most {wanted}, as at most {self.allowed} of {self.goods} calibration goods lie above the threshold"
-            )
+            above = f"at most {self.allowed}" if self.allowed else "none"
+            return f"at most {wanted}, as {above} of {self.goods} calibration goods lie above the threshold"
         return (
             f"no guarantee: {self.goods} calibration goods, {self.goods_needed} are needed for {wanted}; it may be more"
         )

@@ -88,6 +88,7 @@ def test_the_threshold_is_the_k_plus_first_largest_and_rejection_is_strict():
     assert (threshold.goods == np.arange(1_000)).all()
     assert threshold.guarantee == promise(1_000, 0.01)
     assert "at most 4 of 1000 calibration goods lie above the threshold" in str(threshold.guarantee)
+    assert "as none of 60 calibration goods lie above the threshold" in str(promise(60, 0.05))
     verdicts, failures = decide(batch(3), scores([995, np.nextafter(np.float32(995), np.float32(996)), 0]), threshold)
     assert [v.decision for v in verdicts] == [Decision.PASS, Decision.REJECT, Decision.PASS]
     assert failures == []
